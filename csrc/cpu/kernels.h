@@ -1,0 +1,52 @@
+// What an instruction-set unit offers: for a job, the function that runs one chunk of one step.
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+
+namespace segfuse {
+
+
+// Labels that are neither in range nor ignored: how many, and the first.
+struct LabelReport {
+  int64_t count = 0, sample = 0, channel = 0, position = 0, value = 0;
+};
+
+enum class Step : int { statistics, values, gradient };
+
+// A call, reduced to plain data (the units touch no standard container: see math.h).
+struct Job {
+  const Problem* problem;
+  LinkKind link;
+  bool joint;
+  int points, region_sums, region_slopes;
+  PointTerm point[kMaxPoints];
+  const void* class_scale[kMaxPoints];  // joint: C values of the computation's type, or null
+  bool has_ignore;
+  int64_t ignore_index;
+  double ignore_value;
+  const void* slopes;  // units x unit_slopes of the computation's type, the upstream gradient multiplied in
+  int64_t unit_slopes;
+};
+
+// Positions [first, first + count) of one unit.
+struct Chunk {
+  int64_t unit, first, count;
+};
+
+using ChunkFunction = void (*)(const Job&, const Chunk&, double* sums, LabelReport&);
+
+struct Kernels {
+  const char* name;
+  ChunkFunction (*find)(const Job&, Step);
+  // out[i] = f(in[i]), f in exp, log, log1p, log1p_unit, pow (with `parameter`): for the accuracy tests.
+  void (*elementary32)(int function, float parameter, const float* in, float* out, int64_t count);
+  void (*elementary64)(int function, double parameter, const double* in, double* out, int64_t count);
+};
+
+const Kernels& baseline_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+}  // namespace segfuse

@@ -1,0 +1,97 @@
+// Registers of 512 bits.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace segfuse {
+namespace {
+
+template <class T>
+struct Reg;
+
+template <>
+struct Reg<float> {
+  using Mask = __mmask16;
+  static constexpr int lanes = 16;
+  __m512 v;
+  static Reg load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Reg set(float x) { return {_mm512_set1_ps(x)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  // 2^n for integral n in [-126, 127].
+  static Reg power_of_two(Reg n) {
+    const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(i, 23))};
+  }
+  // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
+  static Reg split(Reg x, Reg& e) {
+    const __m512i u = _mm512_castps_si512(x.v);
+    const __m512i exponent = _mm512_srai_epi32(_mm512_sub_epi32(u, _mm512_set1_epi32(0x3f3504f3)), 23);
+    e.v = _mm512_cvtepi32_ps(exponent);
+    return {_mm512_castsi512_ps(_mm512_sub_epi32(u, _mm512_slli_epi32(exponent, 23)))};
+  }
+  static Reg lookup(const float* table, Reg index) {
+    return {_mm512_i32gather_ps(_mm512_cvttps_epi32(index.v), table, 4)};
+  }
+};
+
+template <>
+struct Reg<double> {
+  using Mask = __mmask8;
+  static constexpr int lanes = 8;
+  __m512d v;
+  static Reg load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Reg set(double x) { return {_mm512_set1_pd(x)}; }
+  void store(double* p) const { _mm512_storeu_pd(p, v); }
+  static Reg power_of_two(Reg n) {
+    const __m512i i = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));
+    return {_mm512_castsi512_pd(_mm512_slli_epi64(i, 52))};
+  }
+  static Reg split(Reg x, Reg& e) {
+    const __m512i u = _mm512_castpd_si512(x.v);
+    const __m512i exponent = _mm512_srai_epi64(_mm512_sub_epi64(u, _mm512_set1_epi64(0x3fe6a09e667f3bcd)), 52);
+    e.v = _mm512_cvtepi64_pd(exponent);
+    return {_mm512_castsi512_pd(_mm512_sub_epi64(u, _mm512_slli_epi64(exponent, 52)))};
+  }
+  static Reg lookup(const double* table, Reg index) {
+    return {_mm512_i32gather_pd(_mm512_cvttpd_epi32(index.v), table, 8)};
+  }
+};
+
+inline Reg<float> operator+(Reg<float> a, Reg<float> b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Reg<float> operator-(Reg<float> a, Reg<float> b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Reg<float> operator*(Reg<float> a, Reg<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Reg<float> operator/(Reg<float> a, Reg<float> b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Reg<float> fma(Reg<float> a, Reg<float> b, Reg<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Reg<float> min(Reg<float> a, Reg<float> b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Reg<float> max(Reg<float> a, Reg<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Reg<float> abs(Reg<float> a) { return {_mm512_abs_ps(a.v)}; }
+inline Reg<float> round(Reg<float> a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline __mmask16 less(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+inline __mmask16 greater_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+inline __mmask16 equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+inline __mmask16 not_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ); }
+inline Reg<float> select(__mmask16 m, Reg<float> a, Reg<float> b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+
+inline Reg<double> operator+(Reg<double> a, Reg<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline Reg<double> operator-(Reg<double> a, Reg<double> b) { return {_mm512_sub_pd(a.v, b.v)}; }
+inline Reg<double> operator*(Reg<double> a, Reg<double> b) { return {_mm512_mul_pd(a.v, b.v)}; }
+inline Reg<double> operator/(Reg<double> a, Reg<double> b) { return {_mm512_div_pd(a.v, b.v)}; }
+inline Reg<double> fma(Reg<double> a, Reg<double> b, Reg<double> c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline Reg<double> min(Reg<double> a, Reg<double> b) { return {_mm512_min_pd(a.v, b.v)}; }
+inline Reg<double> max(Reg<double> a, Reg<double> b) { return {_mm512_max_pd(a.v, b.v)}; }
+inline Reg<double> abs(Reg<double> a) { return {_mm512_abs_pd(a.v)}; }
+inline Reg<double> round(Reg<double> a) {
+  return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline __mmask8 less(Reg<double> a, Reg<double> b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ); }
+inline __mmask8 greater_equal(Reg<double> a, Reg<double> b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GE_OQ); }
+inline __mmask8 equal(Reg<double> a, Reg<double> b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
+inline __mmask8 not_equal(Reg<double> a, Reg<double> b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NEQ_UQ); }
+inline Reg<double> select(__mmask8 m, Reg<double> a, Reg<double> b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
+
+}  // namespace
+}  // namespace segfuse

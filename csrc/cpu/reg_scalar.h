@@ -1,0 +1,130 @@
+// A register of one lane: the baseline unit, and what every other register must offer.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace segfuse {
+namespace {
+
+template <class T>
+struct Reg;
+
+template <>
+struct Reg<float> {
+  using Mask = bool;
+  static constexpr int lanes = 1;
+  float v;
+  static Reg load(const float* p) { return {*p}; }
+  static Reg set(float x) { return {x}; }
+  void store(float* p) const { *p = v; }
+  // 2^n for integral n in [-126, 127].
+  static Reg power_of_two(Reg n) {
+    const uint32_t u = uint32_t(int32_t(n.v) + 127) << 23;
+    Reg r;
+    std::memcpy(&r.v, &u, 4);
+    return r;
+  }
+  // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
+  static Reg split(Reg x, Reg& e) {
+    int32_t u;
+    std::memcpy(&u, &x.v, 4);
+    const int32_t offset = u - 0x3f3504f3, exponent = offset >> 23;
+    u -= exponent * (1 << 23);
+    e.v = float(exponent);
+    Reg m;
+    std::memcpy(&m.v, &u, 4);
+    return m;
+  }
+  static Reg lookup(const float* table, Reg index) { return {table[int64_t(index.v)]}; }
+};
+
+template <>
+struct Reg<double> {
+  using Mask = bool;
+  static constexpr int lanes = 1;
+  double v;
+  static Reg load(const double* p) { return {*p}; }
+  static Reg set(double x) { return {x}; }
+  void store(double* p) const { *p = v; }
+  static Reg power_of_two(Reg n) {
+    const uint64_t u = uint64_t(int64_t(n.v) + 1023) << 52;
+    Reg r;
+    std::memcpy(&r.v, &u, 8);
+    return r;
+  }
+  static Reg split(Reg x, Reg& e) {
+    int64_t u;
+    std::memcpy(&u, &x.v, 8);
+    const int64_t offset = u - 0x3fe6a09e667f3bcd, exponent = offset >> 52;
+    u -= exponent * (int64_t(1) << 52);
+    e.v = double(exponent);
+    Reg m;
+    std::memcpy(&m.v, &u, 8);
+    return m;
+  }
+  static Reg lookup(const double* table, Reg index) { return {table[int64_t(index.v)]}; }
+};
+
+template <class T>
+Reg<T> operator+(Reg<T> a, Reg<T> b) {
+  return {a.v + b.v};
+}
+template <class T>
+Reg<T> operator-(Reg<T> a, Reg<T> b) {
+  return {a.v - b.v};
+}
+template <class T>
+Reg<T> operator*(Reg<T> a, Reg<T> b) {
+  return {a.v * b.v};
+}
+template <class T>
+Reg<T> operator/(Reg<T> a, Reg<T> b) {
+  return {a.v / b.v};
+}
+// One rounding: the range reductions rely on it. Without the instruction, double holds the exact product of floats.
+inline Reg<float> fma(Reg<float> a, Reg<float> b, Reg<float> c) {
+#ifdef FP_FAST_FMAF
+  return {__builtin_fmaf(a.v, b.v, c.v)};
+#else
+  return {float(double(a.v) * double(b.v) + double(c.v))};
+#endif
+}
+inline Reg<double> fma(Reg<double> a, Reg<double> b, Reg<double> c) { return {__builtin_fma(a.v, b.v, c.v)}; }
+// As the x86 instructions: the second operand where either is NaN.
+template <class T>
+Reg<T> min(Reg<T> a, Reg<T> b) {
+  return {a.v < b.v ? a.v : b.v};
+}
+template <class T>
+Reg<T> max(Reg<T> a, Reg<T> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+inline Reg<float> abs(Reg<float> a) { return {__builtin_fabsf(a.v)}; }
+inline Reg<double> abs(Reg<double> a) { return {__builtin_fabs(a.v)}; }
+inline Reg<float> round(Reg<float> a) { return {__builtin_nearbyintf(a.v)}; }
+inline Reg<double> round(Reg<double> a) { return {__builtin_nearbyint(a.v)}; }
+template <class T>
+bool less(Reg<T> a, Reg<T> b) {
+  return a.v < b.v;
+}
+template <class T>
+bool greater_equal(Reg<T> a, Reg<T> b) {
+  return a.v >= b.v;
+}
+template <class T>
+bool equal(Reg<T> a, Reg<T> b) {
+  return a.v == b.v;
+}
+template <class T>
+bool not_equal(Reg<T> a, Reg<T> b) {
+  return a.v != b.v;
+}
+template <class T>
+Reg<T> select(bool m, Reg<T> a, Reg<T> b) {
+  return m ? a : b;
+}
+
+}  // namespace
+}  // namespace segfuse

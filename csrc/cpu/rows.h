@@ -1,0 +1,177 @@
+// The engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a tile at a time.
+#pragma once
+
+#include "../pixel.h"
+#include "points.h"
+#include "source.h"
+#include "sum.h"
+#include "vec.h"
+
+namespace segfuse {
+namespace {
+
+template <class Real>
+struct RowTile {
+  static constexpr int64_t kSize = 1024;  // 4 KB an array in float32: all of them stay in the first cache
+  alignas(64) Real z[kSize], t[kSize], w[kSize], up[kSize], out[kSize];
+  const Real *z_at, *t_at;
+  Real* out_at;
+  int64_t count, padded;
+
+  // Loads positions [first, first + count); fills the weights if asked or if the last vector is not full.
+  bool load(const Job& job, int64_t n, int64_t c, int64_t first, int64_t n_pixels, LabelReport& bad) {
+    constexpr int64_t lanes = Vec<Real>::lanes;
+    const Problem& p = *job.problem;
+    count = n_pixels;
+    padded = (count + lanes - 1) / lanes * lanes;
+    const bool whole = padded == count;
+    const bool weighted = p.has_weight || job.has_ignore || !whole;
+    if (p.has_weight)
+      load_weight(p.weight, n, c, first, count, w);
+    else
+      for (int64_t i = 0; i < count; ++i) w[i] = 1;
+    z_at = whole ? in_place<Real>(p.logits, n, c, first) : nullptr;
+    if (!z_at) {
+      load_floating(p.logits, n, c, first, count, z);
+      z_at = z;
+    }
+    t_at = t;
+    if (p.hard_target) {
+      load_labels(p.target, n, c, first, count, 2, job.has_ignore, job.ignore_index, t, w, bad);
+    } else {
+      const Real* direct = whole && !job.has_ignore ? in_place<Real>(p.target, n, c, first) : nullptr;
+      if (direct)
+        t_at = direct;
+      else
+        load_soft_labels(p.target, n, c, first, count, job.has_ignore, job.ignore_value, t, w);
+    }
+    if (p.has_upstream) load_floating(p.upstream, n, c, first, count, up);
+    for (int64_t i = count; i < padded; ++i) z[i] = t[i] = w[i] = up[i] = 0;
+    return weighted;
+  }
+
+  void aim(const Job& job, int64_t n, int64_t c, int64_t first) {
+    out_at = padded == count ? in_place<Real>(job.problem->output, n, c, first) : nullptr;
+    if (!out_at) out_at = out;
+  }
+  void flush(const Job& job, int64_t n, int64_t c, int64_t first) {
+    if (out_at == out) store_floating(job.problem->output, n, c, first, count, out);
+  }
+};
+
+// Pixels of weight 0 are selected out before the link: what stands there is not read into anything.
+template <bool kWeighted, class V>
+inline void select_valid(const V& w, V& z, V& t) {
+  if (!kWeighted) return;
+  const auto valid = w != V(0);
+  z = select(valid, z, V(0));
+  t = select(valid, t, V(0));
+}
+
+template <class Real, class Link, class Points, bool kExtra>
+struct Rows {
+  using V = Vec<Real>;
+
+  template <bool kWeighted>
+  static void sum_tile(const Job& job, const RowTile<Real>& tile, Sum<Real>& weight, Sum<Real>* region,
+                       Sum<Real> (*point)[2]) {
+    const bool regions = job.region_sums > 0;
+    for (int64_t i = 0; i < tile.padded; i += V::lanes) {
+      V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
+      const V w = kWeighted ? V::load(tile.w + i) : V(1);
+      select_valid<kWeighted>(w, z, t);
+      const Pixel<V> x = Link::pixel(z);
+      if (kWeighted) weight.add(w);
+      if (regions) region_sums<kExtra>(w, x.p, x.q, t, [&](int s, const V& v) { region[s].add(v); });
+      Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+        const Parts<V> parts = loss(x, t);
+        point[k][0].add(kWeighted ? w * parts.positive : parts.positive);
+        point[k][1].add(kWeighted ? w * parts.negative : parts.negative);
+      });
+    }
+  }
+
+  static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
+    const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
+    Sum<Real> weight, region[7], point[kMaxPoints][2];
+    double whole = 0;
+    int64_t groups = 0;
+    RowTile<Real> tile;
+    const auto flush = [&] {
+      weight.flush();
+      for (int s = 0; s < job.region_sums; ++s) region[s].flush();
+      for (int k = 0; k < job.points; ++k) point[k][0].flush(), point[k][1].flush();
+      groups = 0;
+    };
+    for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
+      const int64_t count = smaller(RowTile<Real>::kSize, chunk.count - done);
+      if (groups + RowTile<Real>::kSize / V::lanes > kAddsPerFlush) flush();
+      if (tile.load(job, n, c, chunk.first + done, count, bad)) {
+        sum_tile<true>(job, tile, weight, region, point);
+      } else {
+        sum_tile<false>(job, tile, weight, region, point);
+        whole += double(count);
+      }
+      groups += tile.padded / V::lanes;
+    }
+    flush();
+    *sums++ = whole + weight.total;
+    for (int k = 0; k < job.points; ++k) *sums++ = point[k][0].total, *sums++ = point[k][1].total;
+    for (int s = 0; s < job.region_sums; ++s) *sums++ = region[s].total;
+  }
+
+  // The loss of each pixel (kGradient = false) or its gradient.
+  template <bool kGradient, bool kWeighted>
+  static void write_tile(const Job& job, const RowTile<Real>& tile, const Real* slopes) {
+    const bool regions = kGradient && job.region_slopes > 0, has_upstream = kGradient && job.problem->has_upstream;
+    const Real* r = slopes + 2 * job.points;
+    const RowSlopes<V> row = regions ? RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4])} : RowSlopes<V>{};
+    for (int64_t i = 0; i < tile.padded; i += V::lanes) {
+      V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
+      const V w = kWeighted ? V::load(tile.w + i) : V(1);
+      select_valid<kWeighted>(w, z, t);
+      const Pixel<V> x = Link::pixel(z);
+      V out = V(0);
+      if constexpr (kGradient) {
+        const Pixel<Dual<V>> dual = Link::seed(x);
+        if (regions) out = region_slope<kExtra>(row, x.p, x.q, t) * dual.p.d[0];
+        Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+          const Parts<Dual<V>> parts = loss(dual, t);
+          out = out + V(slopes[2 * k]) * parts.positive.d[0] + V(slopes[2 * k + 1]) * parts.negative.d[0];
+        });
+        if (has_upstream) out = out * V::load(tile.up + i);
+      } else {
+        Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+          const Parts<V> parts = loss(x, t);
+          out = out + V(slopes[2 * k]) * parts.positive + V(slopes[2 * k + 1]) * parts.negative;
+        });
+      }
+      if (kWeighted) out = select(w != V(0), w * out, V(0));
+      out.store(tile.out_at + i);
+    }
+  }
+
+  template <bool kGradient>
+  static void write(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
+    const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
+    const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
+    RowTile<Real> tile;
+    for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
+      const int64_t first = chunk.first + done, count = smaller(RowTile<Real>::kSize, chunk.count - done);
+      const bool weighted = tile.load(job, n, c, first, count, bad);
+      tile.aim(job, n, c, first);
+      if (weighted)
+        write_tile<kGradient, true>(job, tile, slopes);
+      else
+        write_tile<kGradient, false>(job, tile, slopes);
+      tile.flush(job, n, c, first);
+    }
+  }
+
+  static ChunkFunction step(Step s) {
+    return s == Step::statistics ? &statistics : s == Step::values ? &write<false> : &write<true>;
+  }
+};
+
+}  // namespace
+}  // namespace segfuse

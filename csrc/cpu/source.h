@@ -1,0 +1,229 @@
+// Strided source and sink: a tile of positions of one (sample, class) to a plain array and back. The engines see neither
+// strides, nor sizes, nor element types.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtype.h"
+#include "../problem.h"
+#include "kernels.h"
+
+#if defined(SEGFUSE_AVX2) || defined(SEGFUSE_AVX512)
+#include <immintrin.h>
+#endif
+
+namespace segfuse {
+namespace {
+
+// Standard-library templates stay out of these units: what the linker keeps of them may hold AVX-512 (see math.h).
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+template <class T>
+struct Pointee;
+template <class T>
+struct Pointee<T*> {
+  using type = T;
+};
+
+template <class Real, class Element>
+inline Real load_element(Element x) {
+  return Real(x);
+}
+template <class Real>
+inline Real load_element(Half x) {
+  return Real(widen(x));
+}
+template <class Real>
+inline Real load_element(Bfloat16 x) {
+  return Real(widen(x));
+}
+
+template <class Element, class Real>
+inline Element store_element(Real x) {
+  return Element(x);
+}
+template <>
+inline Half store_element<Half, float>(float x) {
+  return narrow_half(x);
+}
+template <>
+inline Bfloat16 store_element<Bfloat16, float>(float x) {
+  return narrow_bfloat16(x);
+}
+template <>
+inline Half store_element<Half, double>(double x) {
+  return narrow_half(float(x));
+}
+template <>
+inline Bfloat16 store_element<Bfloat16, double>(double x) {
+  return narrow_bfloat16(float(x));
+}
+
+template <class Element, class Real>
+inline void load_run(const Element* p, int64_t stride, int64_t count, Real* out) {
+  if (stride == 1)
+    for (int64_t i = 0; i < count; ++i) out[i] = load_element<Real>(p[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) out[i] = load_element<Real>(p[i * stride]);
+}
+
+template <class Element, class Real>
+inline void store_run(Element* p, int64_t stride, int64_t count, const Real* in) {
+  for (int64_t i = 0; i < count; ++i) p[i * stride] = store_element<Element>(in[i]);
+}
+
+#if defined(SEGFUSE_AVX2) || defined(SEGFUSE_AVX512)
+inline void load_run(const Half* p, int64_t stride, int64_t count, float* out) {
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + 8 <= count; i += 8)
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i))));
+  for (; i < count; ++i) out[i] = widen(p[i * stride]);
+}
+// The instruction makes subnormal halves whatever the flush mode is.
+inline void store_run(Half* p, int64_t stride, int64_t count, const float* in) {
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + 8 <= count; i += 8)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i),
+                       _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+  for (; i < count; ++i) p[i * stride] = narrow_half(in[i]);
+}
+#endif
+
+// f(pointer to element 0 typed as the view's dtype).
+template <class Function>
+inline void with_floating(Dtype dtype, void* data, const Function& f) {
+  switch (dtype) {
+    case Dtype::f32: return f(static_cast<float*>(data));
+    case Dtype::f64: return f(static_cast<double*>(data));
+    case Dtype::f16: return f(static_cast<Half*>(data));
+    case Dtype::bf16: return f(static_cast<Bfloat16*>(data));
+    default: return;
+  }
+}
+template <class Function>
+inline void with_integer(Dtype dtype, void* data, const Function& f) {
+  switch (dtype) {
+    case Dtype::boolean:
+    case Dtype::u8: return f(static_cast<uint8_t*>(data));
+    case Dtype::i8: return f(static_cast<int8_t*>(data));
+    case Dtype::i16: return f(static_cast<int16_t*>(data));
+    case Dtype::i32: return f(static_cast<int32_t*>(data));
+    case Dtype::i64: return f(static_cast<int64_t*>(data));
+    case Dtype::u16: return f(static_cast<uint16_t*>(data));
+    case Dtype::u32: return f(static_cast<uint32_t*>(data));
+    case Dtype::u64: return f(static_cast<uint64_t*>(data));
+    default: return;
+  }
+}
+
+// Runs of constant stride: f(offset of the run in elements, its stride, its first place in the tile, its length).
+template <class Function>
+inline void for_runs(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, const Function& f) {
+  int64_t index[kMaxDims];
+  int64_t offset = n * v.sample_stride + c * v.class_stride, rest = first;
+  for (int d = v.dims - 1; d > 0; --d) {
+    index[d] = rest % v.size[d];
+    rest /= v.size[d];
+    offset += index[d] * v.stride[d];
+  }
+  index[0] = rest;
+  offset += rest * v.stride[0];
+  const int last = v.dims - 1;
+  for (int64_t done = 0; done < count;) {
+    const int64_t run = smaller(count - done, v.size[last] - index[last]);
+    f(offset, v.stride[last], done, run);
+    done += run;
+    index[last] += run;
+    offset += run * v.stride[last];
+    for (int d = last; d > 0 && index[d] == v.size[d]; --d) {
+      offset += v.stride[d - 1] - index[d] * v.stride[d];
+      index[d] = 0;
+      ++index[d - 1];
+    }
+  }
+}
+
+template <class Real>
+inline void load_floating(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, Real* out) {
+  with_floating(v.dtype, v.data, [&](auto* data) {
+    for_runs(v, n, c, first, count, [&](int64_t offset, int64_t stride, int64_t at, int64_t run) {
+      load_run(data + offset, stride, run, out + at);
+    });
+  });
+}
+
+template <class Real>
+inline void store_floating(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, const Real* in) {
+  with_floating(v.dtype, v.data, [&](auto* data) {
+    for_runs(v, n, c, first, count, [&](int64_t offset, int64_t stride, int64_t at, int64_t run) {
+      store_run(data + offset, stride, run, in + at);
+    });
+  });
+}
+
+// The tile in place where it already is an array of Real, else null.
+template <class Real>
+inline Real* in_place(const View& v, int64_t n, int64_t c, int64_t first) {
+  const bool same = v.dtype == (sizeof(Real) == 4 ? Dtype::f32 : Dtype::f64);
+  if (!same || v.dims != 1 || v.stride[0] != 1) return nullptr;
+  return static_cast<Real*>(v.data) + n * v.sample_stride + c * v.class_stride + first;
+}
+
+// Integer labels as Real, and which of them count: `weight` is set to 0 where the label is ignored or out of range.
+template <class Real>
+inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, int64_t classes,
+                        bool has_ignore, int64_t ignore, Real* out, Real* weight, LabelReport& bad) {
+  with_integer(v.dtype, v.data, [&](auto* data) {
+    using Element = typename Pointee<decltype(data)>::type;
+    // An ignored value that the type cannot hold matches nothing: -100 is not the uint8 156.
+    const Element ignored = Element(ignore);
+    const bool can_match = has_ignore && int64_t(ignored) == ignore && (ignored < Element(1)) == (ignore < 1);
+    for_runs(v, n, c, first, count, [&](int64_t offset, int64_t stride, int64_t at, int64_t run) {
+      const auto* p = data + offset;
+      uint64_t worst = 0;
+      for (int64_t i = 0; i < run; ++i) {
+        const Element y = p[i * stride];
+        const bool ignore_it = can_match && y == ignored;
+        const uint64_t place = ignore_it ? 0 : uint64_t(int64_t(y));
+        worst = place > worst ? place : worst;
+        out[at + i] = Real(int64_t(place));
+        weight[at + i] = ignore_it ? Real(0) : weight[at + i];
+      }
+      if (worst < uint64_t(classes)) return;
+      for (int64_t i = 0; i < run; ++i) {
+        const Element y = p[i * stride];
+        if ((can_match && y == ignored) || uint64_t(int64_t(y)) < uint64_t(classes)) continue;
+        if (bad.count++ == 0) bad = {1, n, c, first + at + i, int64_t(y)};
+        out[at + i] = 0;
+        weight[at + i] = 0;
+      }
+    });
+  });
+}
+
+// Float labels; NaN weight stays, an ignored element loses its weight.
+template <class Real>
+inline void load_soft_labels(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, bool has_ignore,
+                             double ignore, Real* out, Real* weight) {
+  load_floating(v, n, c, first, count, out);
+  if (!has_ignore) return;
+  for (int64_t i = 0; i < count; ++i)
+    if (double(out[i]) == ignore) {
+      weight[i] = 0;
+      out[i] = 0;
+    }
+}
+
+template <class Real>
+inline void load_weight(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, Real* out) {
+  if (is_floating(v.dtype)) return load_floating(v, n, c, first, count, out);
+  with_integer(v.dtype, v.data, [&](auto* data) {
+    for_runs(v, n, c, first, count, [&](int64_t offset, int64_t stride, int64_t at, int64_t run) {
+      load_run(data + offset, stride, run, out + at);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace segfuse

@@ -1,0 +1,245 @@
+#include "steps.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <stdexcept>
+
+#include "../head.h"
+#include "flush.h"
+#include "threads.h"
+
+namespace segfuse {
+namespace {
+
+// ------------------------------------------------------------------------------------------------------ instruction set
+
+std::vector<const Kernels*> available() {
+  std::vector<const Kernels*> list{&baseline_kernels()};
+#ifdef SEGFUSE_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    list.push_back(&avx2_kernels());
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    list.push_back(&avx512_kernels());
+#endif
+  return list;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels{available().back()};
+  return kernels;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- trace
+
+std::mutex trace_mutex;
+std::atomic<bool> tracing{false};
+std::vector<TraceEvent> trace;
+
+int64_t elements(const View& v, const Problem& p, bool per_class) {
+  return v.data ? p.samples * p.pixels * (per_class ? p.classes : 1) : 0;
+}
+
+void record(const char* kernel, const Plan& plan, const Problem& p, bool writes) {
+  if (!tracing) return;
+  const bool target_classes = !p.label_map, weight_classes = !plan.joint;
+  const int64_t read = elements(p.logits, p, true) * size_of(p.logits.dtype) +
+                       elements(p.target, p, target_classes) * size_of(p.target.dtype) +
+                       (p.has_weight ? elements(p.weight, p, weight_classes) * size_of(p.weight.dtype) : 0);
+  const int64_t written = writes ? elements(p.output, p, !plan.joint || p.output.class_stride) *
+                                       size_of(p.output.dtype)
+                                 : 0;
+  std::lock_guard<std::mutex> lock(trace_mutex);
+  trace.push_back({kernel, kernels().name, read, written});
+}
+
+// ------------------------------------------------------------------------------------------------------------- chunks
+
+// Units cut into chunks of pixels by the sizes alone: the number of threads never moves a sum.
+struct Cut {
+  int64_t units, pixels, chunk, per_unit;
+
+  Cut(const Layout& layout, const Problem& p) : units(layout.units), pixels(p.pixels) {
+    const int64_t rows = layout.rows_per_unit, sums = layout.unit_sums();
+    chunk = std::max<int64_t>(2048, 65536 / rows);
+    // The partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
+    while (chunk < pixels && units * ((pixels + chunk - 1) / chunk) * sums > 65536) chunk *= 2;
+    per_unit = pixels ? (pixels + chunk - 1) / chunk : 0;
+  }
+  int64_t count() const { return units * per_unit; }
+  Chunk at(int64_t i) const {
+    const int64_t first = i % per_unit * chunk;
+    return {i / per_unit, first, std::min(chunk, pixels - first)};
+  }
+};
+
+// Class factors of joint pointwise terms, in the type of the computation.
+struct ClassScales {
+  std::vector<double> wide[kMaxPoints];
+  std::vector<float> narrow[kMaxPoints];
+};
+
+Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, const double* tables, const void* slopes,
+             ClassScales& scales) {
+  Job job{};
+  job.problem = &problem;
+  job.link = plan.link;
+  job.joint = plan.joint;
+  job.points = layout.points;
+  job.region_sums = layout.region_sums;
+  job.region_slopes = layout.region_slopes;
+  job.has_ignore = plan.has_ignore;
+  job.ignore_index = plan.ignore_index;
+  job.ignore_value = plan.ignore_value;
+  job.slopes = slopes;
+  job.unit_slopes = layout.unit_slopes();
+  for (int k = 0; k < layout.points; ++k) {
+    job.point[k] = plan.points[size_t(k)];
+    if (job.point[k].kind == PointKind::cross_entropy && job.point[k].smooths)
+      job.point[k].parameter[1] = job.point[k].parameter[0] / double(problem.classes);
+    if (!problem.label_map) job.point[k].weighs_the_mean = false;  // as torch: class probabilities are not labels
+    if (!plan.joint || job.point[k].table < 0) continue;
+    const double* row = tables + job.point[k].table * problem.classes;
+    if (problem.wide) {
+      scales.wide[k].assign(row, row + problem.classes);
+      job.class_scale[k] = scales.wide[k].data();
+    } else {
+      scales.narrow[k].assign(row, row + problem.classes);
+      job.class_scale[k] = scales.narrow[k].data();
+    }
+  }
+  return job;
+}
+
+void run(const char* name, Step step, const Plan& plan, const Job& job, const Cut& cut, int threads, double* sums,
+         int64_t n_sums) {
+  const ChunkFunction f = kernels().find(job, step);
+  std::mutex report_mutex;
+  LabelReport report;
+  const int64_t work = std::max<int64_t>(1, std::min(cut.chunk, cut.pixels) * (plan.joint ? job.problem->classes : 1));
+  parallel_for(cut.count(), std::max<int64_t>(1, 32768 / work), threads, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    LabelReport bad;
+    for (int64_t i = begin; i < end; ++i) f(job, cut.at(i), sums ? sums + i * n_sums : nullptr, bad);
+    if (!bad.count) return;
+    std::lock_guard<std::mutex> lock(report_mutex);
+    const auto before = [](const LabelReport& a, const LabelReport& b) {
+      if (a.sample != b.sample) return a.sample < b.sample;
+      if (a.channel != b.channel) return a.channel < b.channel;
+      return a.position < b.position;
+    };
+    const int64_t total = report.count + bad.count;
+    if (!report.count || before(bad, report)) report = bad;
+    report.count = total;
+  });
+  record(name, plan, *job.problem, step != Step::statistics);
+  if (!report.count) return;
+  const int64_t classes = job.problem->label_map ? job.problem->classes : 2;
+  std::string message = "target: label " + std::to_string(report.value) + " is outside [0, " +
+                        std::to_string(classes) + "); " + std::to_string(report.count) +
+                        " such label(s), the first in sample " + std::to_string(report.sample);
+  if (!job.problem->label_map) message += ", channel " + std::to_string(report.channel);
+  message += " at flat position " + std::to_string(report.position);
+  if (report.value == 255 || report.value == -100) {
+    message += "; did you mean ignore_index=" + std::to_string(report.value) + "?";
+    if (!job.problem->label_map && report.value == 255) message += " Or is the mask 0/255: divide it by 255.";
+  }
+  throw LabelError(message);
+}
+
+template <class Real>
+void run_head(Head& head, const double* coefficients, const Outputs& outputs, bool reduced) {
+  std::vector<double> loss(size_t(head.outputs()));
+  head.run(coefficients, loss.data(), outputs.terms, static_cast<Real*>(outputs.slopes));
+  if (reduced) std::copy(loss.begin(), loss.end(), static_cast<Real*>(outputs.loss));
+}
+
+template <class Real>
+std::vector<Real> scaled_slopes(const Plan& plan, const Problem& p, const Layout& layout, const Real* slopes,
+                                const Real* upstream) {
+  std::vector<Real> out(slopes, slopes + layout.units * layout.unit_slopes());
+  if (!upstream) return out;
+  const Head head(plan, p);
+  for (int64_t u = 0; u < layout.units; ++u) {
+    const int64_t n = plan.joint ? u : u / p.classes, c = plan.joint ? 0 : u % p.classes;
+    Real* row = out.data() + u * layout.unit_slopes();
+    for (int k = 0; k < 2 * layout.points; ++k) row[k] *= upstream[head.output_of(n, c)];
+    for (int64_t r = 0; r < layout.rows_per_unit; ++r)
+      for (int s = 0; s < layout.region_slopes; ++s)
+        row[2 * layout.points + r * layout.region_slopes + s] *= upstream[head.output_of(n, c + r)];
+  }
+  return out;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen(); }
+
+void use_instruction_set(const std::string& name) {
+  for (const Kernels* k : available())
+    if (name.empty() || name == k->name) {
+      chosen() = name.empty() ? available().back() : k;
+      return;
+    }
+  throw std::invalid_argument("instruction set '" + name + "' is not available on this machine");
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* k : available()) names.push_back(k->name);
+  return names;
+}
+
+void trace_start() {
+  std::lock_guard<std::mutex> lock(trace_mutex);
+  trace.clear();
+  tracing = true;
+}
+
+std::vector<TraceEvent> trace_stop() {
+  std::lock_guard<std::mutex> lock(trace_mutex);
+  tracing = false;
+  return std::move(trace);
+}
+
+void forward(const Plan& plan, const Problem& problem, const double* tables, const double* coefficients, int threads,
+             const Outputs& outputs) {
+  const Layout layout(plan, problem);
+  const Cut cut(layout, problem);
+  ClassScales scales;
+  const Job job = make_job(plan, problem, layout, tables, outputs.slopes, scales);
+  const int64_t n_sums = layout.unit_sums();
+  std::vector<double> sums(size_t(layout.units * n_sums), 0.0);
+  {
+    std::vector<double> partial(size_t(cut.count() * n_sums));
+    run("statistics", Step::statistics, plan, job, cut, threads, partial.data(), n_sums);
+    for (int64_t i = 0; i < cut.count(); ++i)
+      for (int64_t s = 0; s < n_sums; ++s) sums[size_t(i / cut.per_unit * n_sums + s)] += partial[size_t(i * n_sums + s)];
+  }
+  const bool unreduced = plan.reduction == Reduction::none && plan.regions.empty();
+  Head head(plan, problem, sums.data(), tables);
+  if (problem.wide)
+    run_head<double>(head, coefficients, outputs, !unreduced);
+  else
+    run_head<float>(head, coefficients, outputs, !unreduced);
+  if (unreduced) run("values", Step::values, plan, job, cut, threads, nullptr, 0);
+}
+
+void backward(const Plan& plan, const Problem& problem, const double* tables, const void* slopes, const void* upstream,
+              int threads) {
+  const Layout layout(plan, problem);
+  const Cut cut(layout, problem);
+  ClassScales scales;
+  const auto go = [&](const auto& scaled) {
+    const Job job = make_job(plan, problem, layout, tables, scaled.data(), scales);
+    run("gradient", Step::gradient, plan, job, cut, threads, nullptr, 0);
+  };
+  if (problem.wide)
+    go(scaled_slopes(plan, problem, layout, static_cast<const double*>(slopes), static_cast<const double*>(upstream)));
+  else
+    go(scaled_slopes(plan, problem, layout, static_cast<const float*>(slopes), static_cast<const float*>(upstream)));
+}
+
+}  // namespace segfuse

@@ -1,0 +1,53 @@
+// The three steps on the CPU: statistics, head, gradient, over chunks of fixed size.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../problem.h"
+#include "kernels.h"
+
+namespace segfuse {
+
+// What a step read and wrote, for the tests and the benches.
+struct TraceEvent {
+  std::string kernel, instruction_set;
+  int64_t bytes_read, bytes_written;
+};
+
+void trace_start();
+std::vector<TraceEvent> trace_stop();
+
+// Kernels of this machine's best instruction set, or of the one asked for; throws if it is not there.
+const Kernels& kernels();
+void use_instruction_set(const std::string& name);  // "" for the best
+std::vector<std::string> instruction_sets();
+
+struct Outputs {
+  void* loss;             // float32, or float64 if problem.wide; problem.output for an unreduced pointwise loss
+  double* terms;          // one value per term and loss element
+  void* slopes;           // units * unit_slopes
+};
+
+// An integer label that is neither in range nor ignored.
+class LabelError : public std::exception {
+ public:
+  explicit LabelError(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
+
+// tables: rows of problem.classes doubles; coefficients: one per term.
+void forward(const Plan& plan, const Problem& problem, const double* tables, const double* coefficients, int threads,
+             const Outputs& outputs);
+
+// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream).
+void backward(const Plan& plan, const Problem& problem, const double* tables, const void* slopes, const void* upstream,
+              int threads);
+
+}  // namespace segfuse

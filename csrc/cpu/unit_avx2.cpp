@@ -1,0 +1,11 @@
+#define SEGFUSE_AVX2
+#include "unit.h"
+
+namespace segfuse {
+
+const Kernels& avx2_kernels() {
+  static constexpr Kernels kernels{"avx2", &find_kernel, &elementary<float>, &elementary<double>};
+  return kernels;
+}
+
+}  // namespace segfuse

@@ -1,0 +1,10 @@
+#include "unit.h"
+
+namespace segfuse {
+
+const Kernels& baseline_kernels() {
+  static constexpr Kernels kernels{"baseline", &find_kernel, &elementary<float>, &elementary<double>};
+  return kernels;
+}
+
+}  // namespace segfuse

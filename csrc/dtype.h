@@ -1,0 +1,82 @@
+// Element types, and half and bfloat16 on a host without them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace segfuse {
+
+enum class Dtype : int { f32, f64, f16, bf16, boolean, u8, i8, i16, i32, i64, u16, u32, u64 };
+
+inline int64_t size_of(Dtype t) {
+  switch (t) {
+    case Dtype::boolean:
+    case Dtype::u8:
+    case Dtype::i8: return 1;
+    case Dtype::f16:
+    case Dtype::bf16:
+    case Dtype::i16:
+    case Dtype::u16: return 2;
+    case Dtype::f32:
+    case Dtype::i32:
+    case Dtype::u32: return 4;
+    default: return 8;
+  }
+}
+
+inline bool is_floating(Dtype t) { return t <= Dtype::bf16; }
+
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+inline uint32_t bits_of(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+inline float float_of(uint32_t u) {
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+
+inline float widen(Bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+
+inline float widen(Half h) {
+  const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16, exponent = (h.bits >> 10) & 31u, mantissa = h.bits & 0x3ffu;
+  if (exponent == 31) return float_of(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent) return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  const float magnitude = float(int32_t(mantissa)) * 5.9604644775390625e-8f;  // subnormal: mantissa 2^-24
+  return sign ? -magnitude : magnitude;
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline Bfloat16 narrow_bfloat16(float x) {
+  const uint32_t u = bits_of(x);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return {uint16_t(x != x ? (u >> 16) | 0x40u : rounded)};
+}
+
+// In integers throughout: the result may be subnormal, and the kernels run with denormals flushed.
+inline Half narrow_half(float x) {
+  const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // 65520 and above round to infinity
+  if (magnitude >= 0x38800000u) {
+    const uint32_t rounded = magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u);
+    return {uint16_t(sign | (rounded >> 13))};
+  }
+  if (magnitude < 0x33000000u) return {uint16_t(sign)};  // below half of the smallest subnormal
+  const uint32_t shift = 126u - (magnitude >> 23), mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+  const uint32_t whole = mantissa >> shift, lost = mantissa & ((1u << shift) - 1u), half = 1u << (shift - 1u);
+  return {uint16_t(sign | (whole + (lost > half || (lost == half && (whole & 1u)))))};
+}
+
+}  // namespace
+}  // namespace segfuse

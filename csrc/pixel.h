@@ -1,0 +1,64 @@
+// One pixel (or one vector of pixels) of each step: what is summed, and what its gradient is. The engines of cpu/ and
+// cuda/ bring the pixels here and carry the sums away.
+#pragma once
+
+#include "link.h"
+#include "losses.h"
+#include "math.h"
+
+namespace segfuse {
+namespace {
+
+// p - t without cancellation where p is near 1 (t = 1 gives -q exactly).
+template <class V>
+HD V signed_error(const V& p, const V& q, const V& t) {
+  return select(p > V(0.5), (V(1) - t) - q, p - t);
+}
+
+// Per row: dL/dp where t = 1 and where t = 0 (two floats, for a form a + b t cancels), the slope of the squared error,
+// and those of the L1 statistics below and above the label.
+template <class V>
+struct RowSlopes {
+  V present, absent, squared, below, above;
+};
+
+// dL/dp of the region terms.
+template <bool kExtra, class V>
+HD V region_slope(const RowSlopes<V>& s, const V& p, const V& q, const V& t) {
+  V slope = t * s.present + (V(1) - t) * s.absent;
+  if (kExtra) {
+    const V d = signed_error(p, q, t);
+    slope = slope + V(2) * d * s.squared;
+    slope = slope + select(d < V(0), s.below, select(d > V(0), s.above, V(0.5) * (s.below + s.above)));
+  }
+  return slope;
+}
+
+// The region sums of a pixel of weight w, handed to add(i, value).
+template <bool kExtra, class V, class Add>
+HD void region_sums(const V& w, const V& p, const V& q, const V& t, const Add& add) {
+  const V wt = w * t, wu = w * (V(1) - t);
+  add(0, wt * p);
+  add(1, wu * p);
+  add(2, wt * q);
+  if (kExtra) {
+    const V d = signed_error(p, q, t);
+    add(3, w * d * d);
+    add(4, -(wt * d));
+    add(5, w * max(V(0), d));
+    add(6, w * max(V(0), -d));
+  }
+}
+
+// Softmax, the pull-back. With s_c = dL/dp_c of the regions and D_c = dL/dlog p_c of the pointwise losses,
+//   dL/dz_k = p_k (s_k - Σ p_c s_c) + D_k q_k - p_k Σ_{c≠k} D_c.
+// `reference` is s of the peak class: taken off every s first, the two sides of the first difference stay small, and a
+// saturated pixel, right or wrong, keeps the digits of its gradient.
+template <class V>
+HD V softmax_pull_back(const V& p, const V& q, const V& s_minus_reference, const V& mean_s_minus_reference,
+                       const V& own, const V& others) {
+  return p * (s_minus_reference - mean_s_minus_reference) + (own * q - p * others);
+}
+
+}  // namespace
+}  // namespace segfuse

@@ -1,0 +1,125 @@
+// What a call is: the plan (which loss), the problem (which tensors). Plain data, the only thing that crosses from the
+// binding to the engines and, later, to a device.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dtype.h"
+
+namespace segfuse {
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+enum class LinkKind : int { sigmoid, softmax, identity };
+enum class Reduction : int { mean, sum, none, sample };
+enum class PointKind : int { bce_with_logits, cross_entropy, focal, focal_square };
+enum class RegionKind : int { dice, jaccard, tversky };
+enum class ShapeKind : int { linear, log, log_cosh, power };
+enum class Absent : int { score, zero, skip };
+// Which sums a region loss scores: of products, of squares, or of min(p, t) ("soft label").
+enum class Statistics : int { product, squared, soft_label };
+
+// How the two parts of a pointwise loss are balanced. The last one stands inside the sum, one factor per class.
+enum class Balance : int { none, positive, alpha, balanced, class_weight };
+
+struct PointTerm {
+  PointKind kind;
+  double parameter[2];
+  Balance balance;
+  double balance_value;    // when there is no table
+  int table;               // row of the tables with C values, or -1
+  bool weighs_the_mean;    // class weights of hard labels count in the denominator of the mean
+  bool smooths;            // the label is spread over the classes
+};
+
+struct RegionTerm {
+  RegionKind kind;
+  ShapeKind shape;
+  Statistics statistics;
+  Absent absent;
+  bool pool_batch, pool_classes;
+  double smooth_numerator, smooth_denominator, eps, alpha, beta, shape_parameter;
+  int table;                     // class weights
+  std::vector<int64_t> classes;  // scored classes, in the order of the output; empty: all
+};
+
+struct Term {
+  bool is_region;
+  int index;  // into points or regions
+  double coefficient;
+};
+
+constexpr int kMaxPoints = 4;
+
+struct Plan {
+  LinkKind link;
+  bool joint;  // the classes of a pixel are read together (multiclass); else each (sample, channel) is a row of its own
+  Reduction reduction;
+  bool has_ignore;
+  int64_t ignore_index;  // integer targets
+  double ignore_value;   // float targets
+  std::vector<Term> terms;
+  std::vector<PointTerm> points;
+  std::vector<RegionTerm> regions;
+
+  bool sums_regions() const {
+    if (!regions.empty()) return true;
+    for (const PointTerm& p : points)
+      if (p.balance == Balance::balanced) return true;
+    return false;
+  }
+  bool sums_extra() const {
+    for (const RegionTerm& r : regions)
+      if (r.statistics != Statistics::product) return true;
+    return false;
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------------- problem
+
+constexpr int kMaxDims = 16;
+
+// A tensor seen as (sample, class, position): positions run over the spatial dimensions in row-major order, whatever
+// the strides; dimensions that are contiguous with one another are merged.
+struct View {
+  void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  int64_t sample_stride = 0, class_stride = 0;
+  int dims = 0;
+  int64_t size[kMaxDims], stride[kMaxDims];
+};
+
+struct Problem {
+  int64_t samples, classes, pixels;
+  View logits, target, weight, upstream, output;
+  bool has_weight, has_upstream;  // upstream: the gradient of an unreduced pointwise loss
+  bool label_map;                 // joint: target holds class indices
+  bool hard_target;               // target is integer or bool
+  bool wide;                      // float64 logits: everything in double
+
+  int64_t units(const Plan& plan) const { return plan.joint ? samples : samples * classes; }
+};
+
+// Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
+//   Σ w | per pointwise term: two | per class of the unit: I, FP, FN and, if asked, Σ w d², Σ -w t d, Σ w max(±d, 0)
+// with d = p - t. Slopes of a unit, in the type of the computation:
+//   per pointwise term: of the positive and of the negative part | per class: five, see RowSlopes in pixel.h
+struct Layout {
+  int64_t units, rows_per_unit;
+  int points, region_sums, region_slopes;
+
+  Layout(const Plan& plan, const Problem& problem)
+      : units(problem.units(plan)),
+        rows_per_unit(plan.joint ? problem.classes : 1),
+        points(int(plan.points.size())),
+        region_sums(plan.sums_regions() ? (plan.sums_extra() ? 7 : 3) : 0),
+        region_slopes(plan.regions.empty() ? 0 : 5) {}
+
+  int64_t unit_sums() const { return 1 + 2 * points + rows_per_unit * region_sums; }
+  int64_t unit_slopes() const { return 2 * points + rows_per_unit * region_slopes; }
+  int64_t group_sums() const { return 1 + 2 * points; }
+};
+
+}  // namespace segfuse

@@ -1,0 +1,85 @@
+"""The native modules: what they are, what they ran."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from segfuse import _C
+
+# The codes of csrc/dtype.h, in its order. torch of before 2.3 has no unsigned 16 to 64 bit types; 2.4 does.
+DTYPE_CODE: dict[torch.dtype, int] = {
+    dtype: code
+    for code, dtype in enumerate(
+        (
+            torch.float32,
+            torch.float64,
+            torch.float16,
+            torch.bfloat16,
+            torch.bool,
+            torch.uint8,
+            torch.int8,
+            torch.int16,
+            torch.int32,
+            torch.int64,
+            torch.uint16,
+            torch.uint32,
+            torch.uint64,
+        )
+    )
+}
+
+
+class TraceEvent(NamedTuple):
+    """One pass over the pixels: its kernel, the instruction set, and the bytes that it read and wrote."""
+
+    kernel: str
+    instruction_set: str
+    bytes_read: int
+    bytes_written: int
+
+
+@contextmanager
+def trace() -> Iterator[list[TraceEvent]]:
+    """Collect the kernels that run inside the ``with`` block, in every thread; the list is filled at its end."""
+    events: list[TraceEvent] = []
+    _C.trace_start()
+    try:
+        yield events
+    finally:
+        events.extend(TraceEvent(*event) for event in _C.trace_stop())
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Run the CPU kernels of one instruction set (of ``_C.instruction_sets()``) inside the ``with`` block."""
+    before = _C.instruction_set()
+    _C.use_instruction_set(name)
+    try:
+        yield
+    finally:
+        _C.use_instruction_set(before)
+
+
+def build_info() -> dict[str, Any]:
+    """Versions, native modules and CPU features, as a dict (``python -m segfuse`` prints it)."""
+    from segfuse import __version__
+
+    return {
+        "segfuse": __version__,
+        "torch": torch.__version__,
+        "torch CUDA": torch.version.cuda,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "native CPU module": _C.__file__,
+        "native CUDA module": None,
+        "CPU instruction sets": _C.instruction_sets(),
+        "CPU instruction set in use": _C.instruction_set(),
+        "thread pool": _C.thread_pool(),
+        "threads": torch.get_num_threads(),
+        "CUDA device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

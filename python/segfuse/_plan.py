@@ -1,0 +1,104 @@
+"""A plan: which terms, with which options, over the same two passes.
+
+Its ``spec`` is text (JSON), so it can stand in a traced graph or a pickle; the rest is derived from it, once.
+Options that are tensors (class weights) stand in it as ``{"table": i}``, row i of the tables that each call brings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfuse import _C, reference
+
+# name -> the native term (csrc/cpu/binding.cpp) for its options and the mode. Filled by the loss modules.
+LOWER: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {}
+
+
+def table_of(option: object) -> int:
+    """The row of the tables that holds an option's values, -1 if it has none."""
+    return int(option["table"]) if isinstance(option, dict) else -1
+
+
+class Plan:
+    """What a spec says, ready for the kernels and for the reference."""
+
+    def __init__(self, spec: str) -> None:
+        content = json.loads(spec)
+        self.spec = spec
+        self.mode: str = content["mode"]
+        self.from_logits: bool = content["from_logits"]
+        self.ignore_index: int | None = content["ignore_index"]
+        self.reduction: str = content["reduction"]
+        self.terms: list[dict[str, Any]] = content["terms"]
+        lowered = [{**LOWER[t["name"]](t["options"], self.mode), "coefficient": t["coefficient"]} for t in self.terms]
+        self.native = _C.Plan({**content, "terms": lowered})
+        self.regions = [t for t in lowered if t["family"] == "region"]
+        self.points = len(lowered) - len(self.regions)
+        self.unreduced = self.reduction == "none" and not self.regions
+
+    def __reduce__(self) -> tuple[Callable[[str], Plan], tuple[str]]:
+        return plan_of, (self.spec,)
+
+    def loss_shape(self, shape: torch.Size) -> list[int]:
+        """Shape of the loss for logits of a shape."""
+        if self.reduction == "sample":
+            return [shape[0]]
+        if self.reduction != "none":
+            return []
+        if self.unreduced:
+            return list(shape) if self.mode != "multiclass" else [shape[0], *shape[2:]]
+        region = self.regions[0]
+        classes = len(region["classes"]) or (1 if self.mode == "binary" else shape[1])
+        return [] if region["pool_batch"] and region["pool_classes"] else [
+            *([] if region["pool_batch"] else [shape[0]]),
+            *([] if region["pool_classes"] else [classes]),
+        ]
+
+    def slope_count(self, shape: torch.Size) -> int:
+        """Floats that the head leaves for the gradient pass (Layout in csrc/problem.h)."""
+        classes = 1 if self.mode == "binary" else shape[1]
+        units, rows = (shape[0], classes) if self.mode == "multiclass" else (shape[0] * classes, 1)
+        return units * (2 * self.points + (5 * rows if self.regions else 0))
+
+    def loss_dtype(self, logits: Tensor) -> torch.dtype:
+        """float64 for float64 logits, else float32."""
+        return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+    def reference(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, tables: Tensor | None, coefficients: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and its terms in plain PyTorch (segfuse.reference), differentiable as often as you like."""
+        values = []
+        with torch.autocast(logits.device.type, enabled=False):
+            for term in self.terms:
+                options = {k: tables[table_of(v)] if isinstance(v, dict) and tables is not None else v
+                           for k, v in term["options"].items()}
+                values.append(
+                    getattr(reference, term["name"])(
+                        logits,
+                        target,
+                        mode=self.mode,
+                        weight=weight,
+                        from_logits=self.from_logits,
+                        ignore_index=self.ignore_index,
+                        reduction=self.reduction,
+                        **options,
+                    )
+                )
+            terms = torch.stack(values).to(torch.float64)
+            if coefficients is None:
+                coefficients = terms.new_tensor([t["coefficient"] for t in self.terms])
+            loss = torch.tensordot(coefficients.to(terms), terms, dims=1)
+        return loss.to(self.loss_dtype(logits)), terms.detach()
+
+
+@lru_cache(maxsize=1024)
+def plan_of(spec: str) -> Plan:
+    """The plan of a spec."""
+    return Plan(spec)

@@ -1,0 +1,271 @@
+"""Losses as modules that add and scale: ``0.5 * DiceLoss("multiclass") + CrossEntropyLoss()`` is one fused loss."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from segfuse._options import DATA_DEFAULTS, check_data, check_unknown
+from segfuse._ops import apply
+from segfuse._plan import LOWER, plan_of
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+class Term(NamedTuple):
+    """A loss times a coefficient: a number, times tensors that are read at each call (to the power 1 or -1)."""
+
+    loss: SingleLoss
+    constant: float = 1.0
+    tensors: tuple[tuple[Tensor, int], ...] = ()
+
+    def times(self, factor: float | Tensor, power: int) -> Term:
+        if isinstance(factor, Tensor):
+            return self._replace(tensors=(*self.tensors, (factor, power)))
+        return self._replace(constant=self.constant * float(factor) ** power)
+
+    def coefficient(self, like: Tensor) -> Tensor:
+        """As a float64 scalar on the device of `like`, with the graph of its tensors."""
+        value = torch.tensor(self.constant, dtype=torch.float64, device=like.device)
+        for tensor, power in self.tensors:
+            factor = tensor.to(device=like.device, dtype=torch.float64)
+            value = value * factor if power == 1 else value / factor
+        return value
+
+
+class Loss(nn.Module):
+    """What every loss is: terms over the same two passes.
+
+    ``loss(logits, target, weight=None)`` gives the loss; with ``return_terms=True`` also a dict of its detached,
+    unscaled terms, for logging. Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or
+    by 0-d tensors and Parameters, which are read at each call and get their gradient.
+
+    A data option (``mode``, ``from_logits``, ``ignore_index``, ``reduction``) that a term was not given takes the value
+    that another term was given; two given values that differ are a ValueError.
+    """
+
+    _terms: list[Term]
+
+    def _build(self, terms: list[Term]) -> None:
+        """Called last by constructors: the plan of the terms, with their data options made one."""
+        data = _shared_data([term.loss for term in terms])
+        unreduced = data["reduction"] == "none"
+        if unreduced and len(terms) > 1:
+            raise ValueError('reduction="none" has no meaning for a compound: its terms have different shapes')
+        self._terms = terms
+        self._table_count = 0
+        content: list[dict[str, Any]] = []
+        for term in terms:
+            options = dict(term.loss.options)
+            for name in term.loss.tables:
+                options[name] = {"table": self._table_count}
+                self._table_count += 1
+            # Without a reduction there is one term, and it is scaled outside.
+            constant = 1.0 if unreduced else term.constant
+            content.append({"name": term.loss.name, "coefficient": constant, "options": options})
+        self._scales_outside = unreduced and (terms[0].constant != 1.0 or bool(terms[0].tensors))
+        self._reads_coefficients = not unreduced and any(term.tensors for term in terms)
+        self.plan = plan_of(json.dumps({**data, "terms": content}, sort_keys=True))
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool = False
+    ) -> Any:
+        tables = self._stack_tables(logits) if self._table_count else None
+        coefficients = None
+        if self._reads_coefficients:
+            coefficients = torch.stack([term.coefficient(logits) for term in self._terms])
+        loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
+        values = loss.detach().unsqueeze(0) if self.plan.unreduced else terms
+        if self._scales_outside:
+            loss = loss * self._terms[0].coefficient(logits).to(loss.dtype)
+        if not return_terms:
+            return loss
+        return loss, dict(zip(self.term_names(), values.to(loss.dtype).unbind(0), strict=True))
+
+    def term_names(self) -> list[str]:
+        """Names of the terms, as ``return_terms`` gives them: dice, cross_entropy, dice_2 ..."""
+        names: list[str] = []
+        for loss, *_ in self._terms:
+            short = loss.name.removesuffix("_loss")
+            count = sum(re.fullmatch(rf"{short}(_\d+)?", name) is not None for name in names)
+            names.append(short if count == 0 else f"{short}_{count + 1}")
+        return names
+
+    def _stack_tables(self, logits: Tensor) -> Tensor:
+        classes = 1 if self.plan.mode == "binary" else logits.shape[1]
+        rows = []
+        for loss, *_ in self._terms:
+            for name in loss.tables:
+                table = getattr(loss, name)
+                if table.shape[0] != classes:
+                    raise ValueError(
+                        f"{name} of {type(loss).__name__} has {table.shape[0]} values, "
+                        f"but the logits have {classes} class(es)"
+                    )
+                rows.append(table.to(device=logits.device, dtype=torch.float64))
+        return torch.stack(rows)
+
+    def __add__(self, other: object) -> Loss:
+        if isinstance(other, (int, float)) and other == 0:  # sum() starts at 0
+            return self
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return CompoundLoss([*self._terms, *other._terms])
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: object) -> Loss:
+        if not _is_coefficient(factor):
+            return NotImplemented
+        return CompoundLoss([term.times(factor, 1) for term in self._terms])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> Loss:
+        if not _is_coefficient(divisor):
+            return NotImplemented
+        return CompoundLoss([term.times(divisor, -1) for term in self._terms])
+
+    def __neg__(self) -> Loss:
+        return self * -1.0
+
+    def __sub__(self, other: object) -> Loss:
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return self + -other
+
+
+def _is_coefficient(value: object) -> TypeGuard[float | Tensor]:
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(f"the coefficient of a loss must be a 0-d tensor; got shape {tuple(value.shape)}")
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
+    """The data options of all terms: given values must agree, the rest takes them."""
+    shared: dict[str, Any] = {}
+    giver: dict[str, SingleLoss] = {}
+    for loss in losses:
+        for name, value in {"mode": loss.mode, **loss.data}.items():
+            if name in shared and shared[name] != value:
+                raise ValueError(
+                    f"{type(giver[name]).__name__} was given {name}={shared[name]!r} and {type(loss).__name__} was given "
+                    f"{name}={value!r}: the terms of a compound read the same data"
+                )
+            shared[name] = value
+            giver[name] = loss
+    defaults: dict[str, Any] = dict(DATA_DEFAULTS)
+    for loss in losses:
+        defaults.update(loss.data_defaults)
+    return {**defaults, **shared}
+
+
+class SingleLoss(Loss):
+    """One loss. Subclasses give ``name``, check their options, and lower them to the kernels' term."""
+
+    name: ClassVar[str]
+    data_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        super().__init__()
+        check_unknown(data, DATA_DEFAULTS, type(self).__name__)
+        check_data(data)
+        self.mode = mode
+        self.data = dict(data)
+        self.options = {k: v for k, v in options.items() if not isinstance(v, Tensor)}
+        self.tables = [k for k, v in options.items() if isinstance(v, Tensor)]
+        for name in self.tables:
+            self.register_buffer(name, options[name])
+        if data.get("reduction") == "sample" and options.get("pool_batch"):
+            raise ValueError('reduction="sample" and pool_batch=True exclude each other: one row holds the whole batch')
+        self._build([Term(self)])
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        LOWER[cls.name] = cls.lower
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        """The native term (csrc/problem.h) of the options."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        shown = {**self.options, **{name: getattr(self, name).tolist() for name in self.tables}, **self.data}
+        defaults = inspect.signature(type(self)).parameters
+        given = [f"{k}={v!r}" for k, v in shown.items() if k not in defaults or defaults[k].default != v]
+        return ", ".join([repr(self.mode), *given])
+
+    # A loss is its own only term; it must not hold itself as a submodule, nor copy itself twice.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_terms"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["_terms"] = [Term(self)]
+
+
+class CompoundLoss(Loss):
+    """A weighted sum of losses, computed in one statistics pass and one gradient pass."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList([term.loss for term in terms])
+        trained = (tensor for term in terms for tensor, _ in term.tensors if isinstance(tensor, nn.Parameter))
+        for i, parameter in enumerate(trained):
+            self.register_parameter(f"coefficient_{i}", parameter)
+        self._build(list(terms))
+
+    def __repr__(self) -> str:
+        parts = []
+        for term in self._terms:
+            value = term.constant
+            for tensor, power in term.tensors:
+                value *= float(tensor) ** power
+            text = f"{type(term.loss).__name__}({term.loss.extra_repr()})"
+            parts.append(text if value == 1.0 else f"{value:g} * {text}")
+        return " + ".join(parts)
+
+
+class LossFunction(Protocol):
+    """A loss as a function."""
+
+    def __call__(
+        self, logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any
+    ) -> Tensor: ...
+
+
+@lru_cache(maxsize=256)
+def _made(cls: Callable[..., Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
+    return cls(**dict(options))
+
+
+def function_of(cls: type[Loss], name: str) -> LossFunction:
+    """The function of a loss class: ``dice_loss(logits, target, mode=..., ...)`` is ``DiceLoss(mode, ...)(logits, target)``."""
+
+    def function(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Any:
+        constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
+        if constant and not torch.compiler.is_compiling():
+            loss = _made(cls, tuple(sorted(options.items())))
+        else:
+            loss = cls(**options)
+        return loss(logits, target, weight)
+
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else p
+           for p in inspect.signature(cls).parameters.values()]
+    positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor") for n in ("logits", "target")]
+    extra = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
+    ordered = sorted([*own, extra], key=lambda p: p.kind)
+    function.__signature__ = inspect.Signature([*positional, *ordered], return_annotation="Tensor")  # type: ignore[attr-defined]
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = cls.__module__
+    function.__doc__ = f"{cls.__name__} as a function: ``{name}(logits, target, ..., weight=None)``.\n\n{inspect.getdoc(cls)}"
+    return function
