@@ -42,18 +42,18 @@ inline Slopes3 region_loss(const RegionTerm& term, const double* sums) {
     *slot[i] = constant<double, 3>(sums[i]);
     slot[i]->d[i] = 1;
   }
-  Slopes3 loss = constant<double, 3>(0);
+  Slopes3 loss = constant<double, 3>(0), value = constant<double, 3>(1);  // 0/0: nothing to find and nothing found
   with_region(term.kind, [&](auto region) {
-    const Score<Slopes3> score = region.score(s, parameters);
+    Score<Slopes3> score = region.score(s, parameters);
     if (score.denominator.v < term.eps) {
-      loss = chain((term.eps - score.numerator.v) / term.eps, -1 / term.eps, score.numerator);
-    } else if (score.denominator.v == 0 && score.numerator.v == 0) {
-      loss = constant<double, 3>(0);  // 0/0: nothing to find and nothing found
-    } else {
-      loss = score.difference / score.denominator;
+      score.denominator = constant<double, 3>(term.eps);
+      score.difference = score.denominator - score.numerator;
     }
+    if (score.denominator.v == 0 && score.numerator.v == 0) return;
+    loss = score.difference / score.denominator;
+    value = score.numerator / score.denominator;
   });
-  with_shape(term.shape, [&](auto shape) { loss = shape.shape(loss, term.shape_parameter); });
+  with_shape(term.shape, [&](auto shape) { loss = shape.shape(loss, value, term.shape_parameter); });
   return loss;
 }
 

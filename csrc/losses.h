@@ -129,25 +129,27 @@ struct Tversky {
 
 // ------------------------------------------------------------------------------- shapes: what becomes of L = 1 - score
 
+// Both are given, each accurate in its own right.
 struct Linear {
   template <class T>
-  HD static T shape(const T& loss, double) {
+  HD static T shape(const T& loss, const T&, double) {
     return loss;
   }
 };
 
-// -log max(1 - L, 1e-12).
+// -log max(score, 1e-12).
 struct Log {
   template <int N>
-  HD static Dual<double, N> shape(const Dual<double, N>& loss, double) {
-    if (1 - loss.v < 1e-12) return constant<double, N>(-log(1e-12));
-    return -log1p(-loss);
+  HD static Dual<double, N> shape(const Dual<double, N>& loss, const Dual<double, N>& score, double) {
+    if (score.v < 1e-12) return constant<double, N>(-log(1e-12));
+    if (loss.v < 0.5) return -log1p(-loss);
+    return -chain(log(score.v), 1 / score.v, score);
   }
 };
 
 struct LogCosh {
   template <int N>
-  HD static Dual<double, N> shape(const Dual<double, N>& loss, double) {
+  HD static Dual<double, N> shape(const Dual<double, N>& loss, const Dual<double, N>&, double) {
     return chain(log1p(cosh_minus_one(loss.v)), ::tanh(loss.v), loss);
   }
 };
@@ -155,7 +157,7 @@ struct LogCosh {
 // Focal Tversky, Abraham & Khan 2019: max(0, L)^gamma; slope 0 at 0.
 struct Power {
   template <int N>
-  HD static Dual<double, N> shape(const Dual<double, N>& loss, double gamma) {
+  HD static Dual<double, N> shape(const Dual<double, N>& loss, const Dual<double, N>&, double gamma) {
     if (loss.v <= 0) return constant<double, N>(gamma == 0 ? 1.0 : 0.0);
     const double value = ::pow(loss.v, gamma);
     return chain(value, gamma * value / loss.v, loss);

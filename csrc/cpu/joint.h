@@ -85,14 +85,15 @@ struct JointTile {
       n.peak = select(higher, x, n.peak);
       n.peak_class = select(higher, V(double(c)), n.peak_class);
     }
-    n.rest = V(0);
+    ClassTotal<V> rest;
     for (int64_t c = 0; c < classes; ++c) {
       const V d = V::load(logits + c * size + i) - n.peak;
       const V x = exp_nonpositive(d);
       x.store(e + c * size + i);
       // Of the peak class only its difference is added: 0, or the NaN of inf - inf.
-      n.rest = n.rest + select(n.peak_class == V(double(c)), d, x);
+      rest.add(select(n.peak_class == V(double(c)), d, x));
     }
+    n.rest = rest.total();
     n.finish();
     return n;
   }
@@ -249,13 +250,12 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     const Real* row = slopes + 2 * job.points;
     const V present = V::lookup(row, own.y * V(5));
     const V reference = select(own.is_peak, present, V::lookup(row + 1, n.peak_class * V(5)));
-    V mean = own.x.p * (present - reference);
-    V sum = zero;
+    ClassTotal<V> others;
     for (int64_t c = 0; c < tile.classes; ++c) {
       const V e = V::load(tile.e + c * tile.size + i);
-      sum = sum + select(own.y == V(double(c)), zero, e * (V(row[5 * c + 1]) - reference));
+      others.add(select(own.y == V(double(c)), zero, e * (V(row[5 * c + 1]) - reference)));
     }
-    mean = mean + sum * n.inverse;
+    const V mean = own.x.p * (present - reference) + others.total() * n.inverse;
     const V at_label = w * softmax_pull_back(own.x.p, own.x.q, present - reference, mean, d, zero);
     for (int64_t c = 0; c < tile.classes; ++c) {
       Real* e = tile.e + c * tile.size + i;
@@ -309,6 +309,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
                        Sum<Real> (*point)[2]) {
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       const Group group(tile, i);
+      ClassTotal<V> loss_of[kMaxPoints];
       weight.add(group.w);
       for (int64_t c = 0; c < tile.classes; ++c) {
         const Pixel<V> x = group.pixel(c);
@@ -319,11 +320,13 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
             sum = sum + v.fold();
           });
         AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-          point[k][0].add(masked_product(group.w, class_scale(job, k, c) * loss(x, t).positive));
+          loss_of[k].add(class_scale(job, k, c) * loss(x, t).positive);
         });
       }
-      for (int k = 0; k < job.points; ++k)
+      for (int k = 0; k < job.points; ++k) {
+        point[k][0].add(masked_product(group.w, loss_of[k].total()));
         point[k][1].add(job.point[k].weighs_the_mean ? group.w * Steps::scale(job, k, group.y) : group.w);
+      }
     }
   }
 
@@ -331,7 +334,8 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     const Group group(tile, i);
     const V w = Steps::weighted_upstream(job, tile, i), zero = V(0);
     const bool regions = job.region_slopes > 0;
-    V reference = zero, total = zero;
+    V reference = zero;
+    ClassTotal<V> owns;
     // Each class's slopes take the place of its logit and label.
     for (int64_t c = 0; c < tile.classes; ++c) {
       const Pixel<V> x = group.pixel(c);
@@ -347,7 +351,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       });
       if constexpr (kSoftmax) {
         reference = select(group.n.peak_class == V(double(c)), slope, reference);
-        total = total + own;
+        owns.add(own);
         slope.store(tile.t + c * tile.size + i);
         own.store(tile.z + c * tile.size + i);
       } else {
@@ -355,11 +359,12 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       }
     }
     if constexpr (kSoftmax) {
-      V mean = zero;
+      const V total = owns.total();
+      ClassTotal<V> sum;
       const auto at = [&](int64_t c) { return c * tile.size + i; };
       for (int64_t c = 0; c < tile.classes; ++c)
-        mean = mean + V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference);
-      mean = mean * group.n.inverse;
+        sum.add(V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference));
+      const V mean = sum.total() * group.n.inverse;
       for (int64_t c = 0; c < tile.classes; ++c) {
         const V own = V::load(tile.z + at(c));
         const Pixel<V> x = Softmax::pixel(group.n, V::load(tile.e + at(c)), zero, group.n.peak_class == V(double(c)));
@@ -377,12 +382,12 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       tile.load(chunk.unit, chunk.first + done, smaller(tile.size, chunk.count - done), bad);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
         const Group group(tile, i);
-        V sum = V(0);
+        ClassTotal<V> sum;
         for (int64_t c = 0; c < tile.classes; ++c)
           AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-            sum = sum + V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive;
+            sum.add(V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive);
           });
-        masked_product(group.w, sum).store(tile.out + i);
+        masked_product(group.w, sum.total()).store(tile.out + i);
       }
       store_floating(job.problem->output, chunk.unit, 0, chunk.first + done, tile.count, tile.out);
     }

@@ -74,6 +74,9 @@ inline Reg<float> operator-(Reg<float> a, Reg<float> b) { return {_mm256_sub_ps(
 inline Reg<float> operator*(Reg<float> a, Reg<float> b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Reg<float> operator/(Reg<float> a, Reg<float> b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Reg<float> fma(Reg<float> a, Reg<float> b, Reg<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) {
+  return {_mm256_fmsub_ps(a.v, b.v, c.v)};
+}
 inline Reg<float> min(Reg<float> a, Reg<float> b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Reg<float> max(Reg<float> a, Reg<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Reg<float> abs(Reg<float> a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
@@ -91,6 +94,9 @@ inline Reg<double> operator-(Reg<double> a, Reg<double> b) { return {_mm256_sub_
 inline Reg<double> operator*(Reg<double> a, Reg<double> b) { return {_mm256_mul_pd(a.v, b.v)}; }
 inline Reg<double> operator/(Reg<double> a, Reg<double> b) { return {_mm256_div_pd(a.v, b.v)}; }
 inline Reg<double> fma(Reg<double> a, Reg<double> b, Reg<double> c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+inline Reg<double> product_minus(Reg<double> a, Reg<double> b, Reg<double> c) {
+  return {_mm256_fmsub_pd(a.v, b.v, c.v)};
+}
 inline Reg<double> min(Reg<double> a, Reg<double> b) { return {_mm256_min_pd(a.v, b.v)}; }
 inline Reg<double> max(Reg<double> a, Reg<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
 inline Reg<double> abs(Reg<double> a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }

@@ -64,6 +64,9 @@ inline Reg<float> operator-(Reg<float> a, Reg<float> b) { return {_mm512_sub_ps(
 inline Reg<float> operator*(Reg<float> a, Reg<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Reg<float> operator/(Reg<float> a, Reg<float> b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Reg<float> fma(Reg<float> a, Reg<float> b, Reg<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) {
+  return {_mm512_fmsub_ps(a.v, b.v, c.v)};
+}
 inline Reg<float> min(Reg<float> a, Reg<float> b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Reg<float> max(Reg<float> a, Reg<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Reg<float> abs(Reg<float> a) { return {_mm512_abs_ps(a.v)}; }
@@ -81,6 +84,9 @@ inline Reg<double> operator-(Reg<double> a, Reg<double> b) { return {_mm512_sub_
 inline Reg<double> operator*(Reg<double> a, Reg<double> b) { return {_mm512_mul_pd(a.v, b.v)}; }
 inline Reg<double> operator/(Reg<double> a, Reg<double> b) { return {_mm512_div_pd(a.v, b.v)}; }
 inline Reg<double> fma(Reg<double> a, Reg<double> b, Reg<double> c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline Reg<double> product_minus(Reg<double> a, Reg<double> b, Reg<double> c) {
+  return {_mm512_fmsub_pd(a.v, b.v, c.v)};
+}
 inline Reg<double> min(Reg<double> a, Reg<double> b) { return {_mm512_min_pd(a.v, b.v)}; }
 inline Reg<double> max(Reg<double> a, Reg<double> b) { return {_mm512_max_pd(a.v, b.v)}; }
 inline Reg<double> abs(Reg<double> a) { return {_mm512_abs_pd(a.v)}; }

@@ -83,15 +83,18 @@ template <class T>
 Reg<T> operator/(Reg<T> a, Reg<T> b) {
   return {a.v / b.v};
 }
-// One rounding: the range reductions rely on it. Without the instruction, double holds the exact product of floats.
-inline Reg<float> fma(Reg<float> a, Reg<float> b, Reg<float> c) {
-#ifdef FP_FAST_FMAF
-  return {__builtin_fmaf(a.v, b.v, c.v)};
-#else
-  return {float(double(a.v) * double(b.v) + double(c.v))};
-#endif
+// One rounding where the machine has the instruction, else two: the constants of the range reductions end in zeros.
+template <class T>
+Reg<T> fma(Reg<T> a, Reg<T> b, Reg<T> c) {
+  return {a.v * b.v + c.v};
 }
-inline Reg<double> fma(Reg<double> a, Reg<double> b, Reg<double> c) { return {__builtin_fma(a.v, b.v, c.v)}; }
+// a b - c with one rounding, for c near a b.
+inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) {
+  return {float(double(a.v) * double(b.v) - double(c.v))};
+}
+inline Reg<double> product_minus(Reg<double> a, Reg<double> b, Reg<double> c) {
+  return {__builtin_fma(a.v, b.v, -c.v)};
+}
 // As the x86 instructions: the second operand where either is NaN.
 template <class T>
 Reg<T> min(Reg<T> a, Reg<T> b) {
@@ -103,8 +106,9 @@ Reg<T> max(Reg<T> a, Reg<T> b) {
 }
 inline Reg<float> abs(Reg<float> a) { return {__builtin_fabsf(a.v)}; }
 inline Reg<double> abs(Reg<double> a) { return {__builtin_fabs(a.v)}; }
-inline Reg<float> round(Reg<float> a) { return {__builtin_nearbyintf(a.v)}; }
-inline Reg<double> round(Reg<double> a) { return {__builtin_nearbyint(a.v)}; }
+// To the nearest integer, for |a| below 2^22 (2^51), without a call.
+inline Reg<float> round(Reg<float> a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
+inline Reg<double> round(Reg<double> a) { return {(a.v + 6755399441055744.0) - 6755399441055744.0}; }
 template <class T>
 bool less(Reg<T> a, Reg<T> b) {
   return a.v < b.v;

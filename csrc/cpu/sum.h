@@ -21,5 +21,22 @@ struct Sum {
   }
 };
 
+// The same within a vector, over many classes: blocks of 32, then the blocks.
+template <class V>
+struct ClassTotal {
+  V blocks = V(0), block = V(0);
+  int in_block = 0;
+
+  void add(const V& v) {
+    block = block + v;
+    if (++in_block == 32) {
+      blocks = blocks + block;
+      block = V(0);
+      in_block = 0;
+    }
+  }
+  V total() const { return blocks + block; }
+};
+
 }  // namespace
 }  // namespace segfuse

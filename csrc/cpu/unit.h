@@ -33,9 +33,10 @@ ChunkFunction find_joint(const Job& job, Step step) {
       return of(LabelMap<Real, OnePoint<CrossEntropy>>());
     return of(LabelMap<Real, AnyPoints>());
   }
-  if (job.link == LinkKind::identity) return any(AnyJoint<Real, Identity, true>());
-  if (job.region_sums > 3) return any(AnyJoint<Real, Softmax, true>());
-  return any(AnyJoint<Real, Softmax, false>());
+  const bool extra = job.region_sums > 3;
+  if (job.link == LinkKind::identity)
+    return extra ? any(AnyJoint<Real, Identity, true>()) : any(AnyJoint<Real, Identity, false>());
+  return extra ? any(AnyJoint<Real, Softmax, true>()) : any(AnyJoint<Real, Softmax, false>());
 }
 
 inline ChunkFunction find_kernel(const Job& job, Step step) {

@@ -73,6 +73,10 @@ template <class T>
 inline Vec<T> fma(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c) {
   return Vec<T>::each([&](int i) { return fma(a.r[i], b.r[i], c.r[i]); });
 }
+template <class T>
+inline Vec<T> product_minus(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c) {
+  return Vec<T>::each([&](int i) { return product_minus(a.r[i], b.r[i], c.r[i]); });
+}
 // Of two operands the second where either is NaN, so write max(constant, x).
 template <class T>
 inline Vec<T> min(const Vec<T>& a, const Vec<T>& b) {
@@ -225,7 +229,7 @@ inline Vec<T> pow(const Vec<T>& base, T exponent) {
   Vec<T> e;
   const Vec<T> m = split_exponent(base, e);
   const Vec<T> n = round(g * e);
-  const Vec<T> rest = fma(g, e, -n);  // exact
+  const Vec<T> rest = product_minus(g, e, n);  // exact
   const Vec<T> x = fma(rest, Vec<T>(C::ln2_high + C::ln2_low), g * log_mantissa(m));
   // x lies within (1 + exponent) ln2 / 2 of 0 and may be positive: fold it once more.
   const Vec<T> k = round(x * Vec<T>(C::log2_e));

@@ -81,12 +81,12 @@ def check_table(name: str, value: object) -> Tensor:
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} must not require grad: a loss gives it no gradient")
     try:
-        table = torch.as_tensor(value).detach()
+        table = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be numbers, one per class; got {value!r}") from error
     if table.dim() != 1 or table.numel() == 0 or table.is_complex():
         raise ValueError(f"{name} must be a vector with one number per class; got shape {tuple(table.shape)}")
-    return (table if table.is_floating_point() else table.to(torch.get_default_dtype())).clone()
+    return (table if table.is_floating_point() else table.to(torch.float64)).clone()
 
 
 def scalar_or_table(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float | Tensor:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         class_weight: Sequence[float] | Tensor | None
         classes: Sequence[int] | Tensor | None
 
-    class ShapedOptions(RegionOptions, total=False):
+    class ShapeOptions(RegionOptions, total=False):
         shape: str
 
 
@@ -190,14 +190,12 @@ def _prepare(
         bad = ~ignored & ((values < 0) | (values >= limit))
         if bad.device.type == "cpu" and bool(bad.any()):
             raise _index_error(values, bad, limit)
-    channels = 1 if is_map else c
+    channels, grid = 1 if is_map else c, 1 if mode == "multiclass" else c
     values, ignored = values.reshape(n, channels, m), ignored.reshape(n, channels, m)
     if is_map:
         values = values == torch.arange(c, device=values.device)[:, None]
-    w = _pixel_weight(weight, logits, mode).to(logits.device, dtype).reshape(n, 1 if mode == "multiclass" else c, m)
-    if mode == "multiclass" and not is_map:
-        ignored = torch.zeros_like(w, dtype=torch.bool)
-    valid = ~ignored & (w != 0)
+    w = _pixel_weight(weight, logits, mode).to(logits.device, dtype).reshape(n, grid, m)
+    valid = ~ignored[:, :grid] & (w != 0)
     z = torch.where(valid, logits.reshape(n, c, m).to(dtype), 0.0)
     if bad.device.type != "cpu":  # reading `bad` would wait for the device, so a bad label makes everything NaN
         z = z * torch.where(bad.any(), math.nan, 1.0).to(dtype)
@@ -225,7 +223,7 @@ def _reduce(values: Tensor, weights: Tensor, reduction: str) -> Tensor:
 
 
 def _reduce_pixels(data: _Data, loss: Tensor, class_weight: Tensor | float = 1.0) -> Tensor:
-    """Of (N, C, M), or of (N, 1, M) where the classes were summed; class_weight counts in the denominator alone."""
+    """Of (N, C, M), or of (N, 1, M) where the classes were summed; class_weight enters the denominator alone."""
     values = data.w * loss
     if data.reduction == "none":
         per_class = values.shape[1] == data.p.shape[1]
@@ -342,7 +340,8 @@ def bce_with_logits_loss(
     _require(not balanced or pos_weight is None, "balanced and pos_weight exclude each other")
     d = _prepare(logits, target, mode=mode, **data)
     t = d.t * (1 - label_smoothing) + label_smoothing / 2
-    b, c = torch.ones_like(d.t[:1, :, :1]), torch.ones_like(d.t[:1, :, :1])
+    b: Tensor | float = 1.0
+    c: Tensor | float = 1.0
     if pos_weight is not None:
         b = _vector("pos_weight", pos_weight, t.shape[1], t, scalar=True)
     if balanced:
@@ -369,7 +368,7 @@ def cross_entropy_loss(
     _require(0 <= label_smoothing <= 1, f"label_smoothing must be in [0, 1], got {label_smoothing}")
     d = _prepare(logits, target, mode=mode, **data)
     count = d.t.shape[1]
-    v = _vector("class_weight", [1.0] * count if class_weight is None else class_weight, count, d.t)
+    v = 1.0 if class_weight is None else _vector("class_weight", class_weight, count, d.t)
     t = d.t * (1 - label_smoothing) + label_smoothing / count
     loss = _nll(v * t, d.log_p, d.log_q).sum(1, keepdim=True)
     return _reduce_pixels(d, loss, (v * d.t).sum(1, keepdim=True) if d.is_map else 1.0)
@@ -390,19 +389,15 @@ def focal_loss(
     """
     _require(gamma >= 0, f"gamma must be >= 0, got {gamma}")
     d = _prepare(logits, target, mode=mode, **data)
-    count, multiclass = d.t.shape[1], mode == "multiclass"
-    if alpha is None:
-        a, b = torch.ones_like(d.t[:1, :, :1]), torch.ones_like(d.t[:1, :, :1])
-    else:
-        a = _vector("alpha", alpha, count, d.t, scalar=not multiclass)
-        b = 1 - a
-    loss = _nll(a * d.t, d.log_p, d.log_q, gamma)
-    if multiclass:
+    a = None if alpha is None else _vector("alpha", alpha, d.t.shape[1], d.t, scalar=mode != "multiclass")
+    b = 1.0 if a is None else 1 - a
+    loss = _nll(d.t if a is None else a * d.t, d.log_p, d.log_q, gamma)
+    if mode == "multiclass":
         return _reduce_pixels(d, loss.sum(1, keepdim=True))
     return _reduce_pixels(d, loss + _nll(b * (1 - d.t), d.log_q, d.log_p, gamma))
 
 
-def dice_loss(logits: Tensor, target: Tensor, *, mode: str, **options: Unpack[ShapedOptions]) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, *, mode: str, **options: Unpack[ShapeOptions]) -> Tensor:
     """1 - (2 I + nr) / max(2 I + FP + FN + dr, eps) per row.
 
     I = sum(w t p), FP = sum(w (1-t) p), FN = sum(w t (1-p)); squared: P = sum(w p^2), T = sum(w t^2), FP = P - I,
@@ -411,7 +406,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, mode: str, **options: Unpack[Sh
     return _region(logits, target, lambda i, fp, fn, e: (2 * i, e), mode=mode, **options)
 
 
-def jaccard_loss(logits: Tensor, target: Tensor, *, mode: str, **options: Unpack[ShapedOptions]) -> Tensor:
+def jaccard_loss(logits: Tensor, target: Tensor, *, mode: str, **options: Unpack[ShapeOptions]) -> Tensor:
     """1 - (I + nr) / max(I + FP + FN + dr, eps) per row; the sums are those of `dice_loss`."""
     return _region(logits, target, lambda i, fp, fn, e: (i, e), mode=mode, **options)
 
@@ -423,13 +418,7 @@ def _tversky(alpha: float, beta: float) -> Index:
 
 
 def tversky_loss(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    mode: str,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    **options: Unpack[ShapedOptions],
+    logits: Tensor, target: Tensor, *, mode: str, alpha: float = 0.5, beta: float = 0.5, **options: Unpack[ShapeOptions]
 ) -> Tensor:
     """1 - TI with TI = (I + nr) / max(I + alpha FP + beta FN + dr, eps) per row; the sums are those of `dice_loss`."""
     return _region(logits, target, _tversky(alpha, beta), mode=mode, **options)

@@ -1,0 +1,172 @@
+"""The case table: losses with their options, the inputs they are run on, and how exact each dtype must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import segfuse
+
+# Largest relative error of the loss, and of the gradient relative to its largest element, against float64.
+TOLERANCE = {
+    torch.float32: (1e-6, 2e-5),
+    torch.float64: (1e-12, 1e-10),
+    torch.float16: (1e-6, 2e-3),
+    torch.bfloat16: (1e-6, 1.6e-2),
+}
+
+MODES = ("binary", "multilabel", "multiclass")
+CLASSES = 5
+PER_CLASS = (0.2, 1.5, 0.7, 2.0, 1.1)  # asymmetric on purpose
+REGIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "focal_tversky_loss")
+CLASS_NAME = {
+    "bce_with_logits_loss": "BCEWithLogitsLoss",
+    "cross_entropy_loss": "CrossEntropyLoss",
+    "focal_loss": "FocalLoss",
+    "dice_loss": "DiceLoss",
+    "jaccard_loss": "JaccardLoss",
+    "tversky_loss": "TverskyLoss",
+    "focal_tversky_loss": "FocalTverskyLoss",
+}
+
+
+@dataclass
+class Case:
+    """A loss, by name, with its options."""
+
+    loss: str
+    mode: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        shown = "-".join(f"{k}={'table' if isinstance(v, (tuple, list)) and len(v) == CLASSES else v}"
+                         for k, v in self.options.items())
+        return f"{self.loss}-{self.mode}-{shown}".replace(" ", "")
+
+    def module(self, **data: Any) -> segfuse.Loss:
+        cls = getattr(segfuse, CLASS_NAME[self.loss])
+        mode = {} if self.loss == "cross_entropy_loss" else {"mode": self.mode}
+        return cls(**mode, **self.options, **data)
+
+    def reference(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, **data: Any) -> Tensor:
+        """The oracle, in float64."""
+        if target.is_floating_point():
+            target = target.double()
+        if weight is not None:
+            weight = weight.double()
+        function = getattr(segfuse.reference, self.loss)
+        return function(logits.double(), target, mode=self.mode, weight=weight, **self.options, **data)
+
+    @property
+    def is_region(self) -> bool:
+        return self.loss in REGIONS
+
+
+def point_cases() -> Iterator[Case]:
+    for mode in ("binary", "multilabel"):
+        one = mode == "binary"
+        yield Case("bce_with_logits_loss", mode)
+        yield Case("bce_with_logits_loss", mode, {"pos_weight": 2.5})
+        yield Case("bce_with_logits_loss", mode, {"balanced": True})
+        yield Case("bce_with_logits_loss", mode, {"label_smoothing": 0.15, "pos_weight": (3.0,) if one else PER_CLASS})
+        yield Case("bce_with_logits_loss", mode, {"label_smoothing": 0.3, "balanced": True})
+        for gamma in (0.0, 0.5, 2.0, 2.5):
+            yield Case("focal_loss", mode, {"gamma": gamma, "alpha": 0.3})
+        yield Case("focal_loss", mode, {"alpha": (0.8,) if one else (0.2, 0.9, 0.7, 0.4, 0.5)})
+    yield Case("cross_entropy_loss", "multiclass")
+    yield Case("cross_entropy_loss", "multiclass", {"class_weight": PER_CLASS})
+    yield Case("cross_entropy_loss", "multiclass", {"label_smoothing": 0.2})
+    yield Case("cross_entropy_loss", "multiclass", {"label_smoothing": 0.1, "class_weight": PER_CLASS})
+    for gamma in (0.0, 0.5, 2.0, 2.5):
+        yield Case("focal_loss", "multiclass", {"gamma": gamma})
+    yield Case("focal_loss", "multiclass", {"gamma": 1.5, "alpha": PER_CLASS})
+
+
+def region_cases() -> Iterator[Case]:
+    tversky = {"alpha": 0.3, "beta": 0.7}
+    for mode in MODES:
+        many = mode != "binary"
+        weights: dict[str, Any] = {"class_weight": PER_CLASS} if many else {"class_weight": (0.6,)}
+        for loss in REGIONS:
+            own = tversky if "tversky" in loss else {}
+            yield Case(loss, mode, dict(own))
+            yield Case(loss, mode, {**own, "smooth": (0.5, 2.0), "pool_batch": True, **weights})
+            yield Case(loss, mode, {**own, "squared": True, "smooth": 1.0, "absent": "skip"})
+            yield Case(loss, mode, {**own, "soft_label": True, "absent": "zero"})
+            yield Case(loss, mode, {**own, "pool_classes": True, "smooth": 0.0, "eps": 1e-7})
+            if many:
+                yield Case(loss, mode, {**own, "classes": [3, 1], "absent": "skip", **weights})
+                yield Case(loss, mode, {**own, "classes": [1, 2, 4], "pool_classes": True, "pool_batch": True})
+        for shape in ("log", "log_cosh"):
+            yield Case("tversky_loss", mode, {**tversky, "shape": shape, **weights})
+        yield Case("focal_tversky_loss", mode, {**tversky, "gamma": 1.6, "smooth": 1.0})
+        yield Case("dice_loss", mode, {"eps": 1e5})  # a floor that is always active
+
+
+CASES = [*point_cases(), *region_cases()]
+
+
+def shape_of(mode: str, *space: int) -> tuple[int, ...]:
+    """Logits of three samples."""
+    return (3, 1, *space) if mode == "binary" else (3, CLASSES, *space)
+
+
+def make_logits(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 3.0) -> Tensor:
+    return (torch.randn(shape) * scale).to(dtype)
+
+
+def make_target(mode: str, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, soft: bool = False) -> Tensor:
+    """Labels for logits of a shape: one class is left out of one sample, so absent rows occur."""
+    if mode == "multiclass":
+        if soft:
+            return torch.rand(shape).softmax(1).to(dtype)
+        labels = torch.randint(0, min(shape[1], 2 if dtype == torch.bool else shape[1]), (shape[0], *shape[2:]))
+        labels[0][labels[0] == 1] = 0
+        return labels.to(dtype)
+    if soft:
+        return torch.rand(shape).to(dtype)
+    labels = torch.rand(shape) < 0.3
+    labels[0, 0] = False
+    return labels.to(dtype)
+
+
+def make_weight(mode: str, shape: tuple[int, ...]) -> Tensor:
+    """Weights with zeros among them, one value per pixel (per element in multilabel)."""
+    grid = (shape[0], *shape[2:]) if mode == "multiclass" else shape
+    return torch.rand(grid) * (torch.rand(grid) > 0.2)
+
+
+def check_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Both the same, to a tolerance relative to the largest element (NaN where NaN)."""
+    assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} against {tuple(expected.shape)}"
+    if actual.numel() == 0:
+        return
+    expected = expected.double()
+    scale = expected.abs().max().item()
+    error = (actual.double() - expected).abs().max().item()
+    assert math.isfinite(scale), f"{what}: the oracle gives {scale}"
+    assert error <= tolerance * scale + 1e-300, f"{what}: off by {error:.3g} of {scale:.3g}, {error / (scale or 1):.3g}"
+
+
+def check_case(
+    case: Case, logits: Tensor, target: Tensor, weight: Tensor | None = None, slack: float = 1.0, **data: Any
+) -> None:
+    """Value and gradient of a case against the oracle, under a random upstream gradient."""
+    loss_tolerance, gradient_tolerance = (slack * t for t in TOLERANCE[logits.dtype])
+    logits = logits.detach().requires_grad_()
+    value = case.module(**data)(logits, target, weight)
+    exact_logits = logits.detach().double().requires_grad_()
+    exact = case.reference(exact_logits, target, weight, **data)
+    wide = logits.dtype == torch.float64
+    assert value.dtype == (torch.float64 if wide else torch.float32)
+    check_close(value.detach(), exact.detach(), loss_tolerance, "loss")
+    upstream = torch.rand(exact.shape, dtype=value.dtype) + 0.3
+    (gradient,) = torch.autograd.grad(value, logits, upstream)
+    (exact_gradient,) = torch.autograd.grad(exact, exact_logits, upstream.double())
+    assert gradient.dtype == logits.dtype
+    check_close(gradient, exact_gradient, gradient_tolerance, "gradient")
