@@ -12,15 +12,19 @@ inline int64_t size_of(Dtype t) {
   switch (t) {
     case Dtype::boolean:
     case Dtype::u8:
-    case Dtype::i8: return 1;
+    case Dtype::i8:
+      return 1;
     case Dtype::f16:
     case Dtype::bf16:
     case Dtype::i16:
-    case Dtype::u16: return 2;
+    case Dtype::u16:
+      return 2;
     case Dtype::f32:
     case Dtype::i32:
-    case Dtype::u32: return 4;
-    default: return 8;
+    case Dtype::u32:
+      return 4;
+    default:
+      return 8;
   }
 }
 

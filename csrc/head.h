@@ -16,7 +16,8 @@ template <class Function>
 void with_region(RegionKind kind, const Function& f) {
   switch (kind) {
 #define SEGFUSE_CASE(name, type) \
-  case RegionKind::name: return f(type{});
+  case RegionKind::name:         \
+    return f(type{});
     SEGFUSE_REGION(SEGFUSE_CASE)
 #undef SEGFUSE_CASE
   }
@@ -25,7 +26,8 @@ template <class Function>
 void with_shape(ShapeKind kind, const Function& f) {
   switch (kind) {
 #define SEGFUSE_CASE(name, type) \
-  case ShapeKind::name: return f(type{});
+  case ShapeKind::name:          \
+    return f(type{});
     SEGFUSE_SHAPE(SEGFUSE_CASE)
 #undef SEGFUSE_CASE
   }
@@ -116,9 +118,7 @@ class Head {
     return slopes_.data() + u * layout_.unit_slopes() + 2 * layout_.points +
            (plan_.joint ? c : 0) * layout_.region_slopes;
   }
-  int64_t scored(const RegionTerm& r) const {
-    return r.classes.empty() ? problem_.classes : int64_t(r.classes.size());
-  }
+  int64_t scored(const RegionTerm& r) const { return r.classes.empty() ? problem_.classes : int64_t(r.classes.size()); }
   int64_t scored_class(const RegionTerm& r, int64_t i) const { return r.classes.empty() ? i : r.classes[size_t(i)]; }
   int64_t scored_index(const RegionTerm& r, int64_t c) const {
     if (r.classes.empty()) return c;

@@ -28,10 +28,10 @@ struct PointTerm {
   PointKind kind;
   double parameter[2];
   Balance balance;
-  double balance_value;    // when there is no table
-  int table;               // row of the tables with C values, or -1
-  bool weighs_the_mean;    // class weights of hard labels count in the denominator of the mean
-  bool smooths;            // the label is spread over the classes
+  double balance_value;  // when there is no table
+  int table;             // row of the tables with C values, or -1
+  bool weighs_the_mean;  // class weights of hard labels count in the denominator of the mean
+  bool smooths;          // the label is spread over the classes
 };
 
 struct RegionTerm {

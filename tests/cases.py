@@ -44,8 +44,10 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        shown = "-".join(f"{k}={'table' if isinstance(v, (tuple, list)) and len(v) == CLASSES else v}"
-                         for k, v in self.options.items())
+        shown = "-".join(
+            f"{k}={'table' if isinstance(v, (tuple, list)) and len(v) == CLASSES else v}"
+            for k, v in self.options.items()
+        )
         return f"{self.loss}-{self.mode}-{shown}".replace(" ", "")
 
     def module(self, **data: Any) -> segfuse.Loss:

@@ -129,7 +129,9 @@ def test_one_hot_integers_equal_the_label_map(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "space", [(), (1,), (7,), (64,), (65,), (2049,), (3, 5, 7), (2, 3, 4, 5)], ids=lambda s: "x".join(map(str, s)) or "0d"
+    "space",
+    [(), (1,), (7,), (64,), (65,), (2049,), (3, 5, 7), (2, 3, 4, 5)],
+    ids=lambda s: "x".join(map(str, s)) or "0d",
 )
 @pytest.mark.parametrize("case", PATHS, ids=str)
 def test_any_number_of_dimensions(case: Case, space: tuple[int, ...]) -> None:

@@ -35,9 +35,8 @@ constexpr Name<Balance> kBalances[] = {{"none", Balance::none},
                                        {"balanced", Balance::balanced},
                                        {"class_weight", Balance::class_weight}};
 constexpr Name<Absent> kAbsents[] = {{"score", Absent::score}, {"zero", Absent::zero}, {"skip", Absent::skip}};
-constexpr Name<Statistics> kStatistics[] = {{"product", Statistics::product},
-                                            {"squared", Statistics::squared},
-                                            {"soft_label", Statistics::soft_label}};
+constexpr Name<Statistics> kStatistics[] = {
+    {"product", Statistics::product}, {"squared", Statistics::squared}, {"soft_label", Statistics::soft_label}};
 
 template <class Enum, size_t N>
 Enum named(const Name<Enum> (&list)[N], const py::dict& d, const char* key) {
@@ -113,8 +112,8 @@ struct PyPlan {
       plan.terms.push_back({is_region, index, field<double>(term, "coefficient")});
     }
     if (plan.points.size() > size_t(kMaxPoints))
-      throw std::invalid_argument("a compound holds at most " + std::to_string(kMaxPoints) +
-                                  " pointwise losses, got " + std::to_string(plan.points.size()));
+      throw std::invalid_argument("a compound holds at most " + std::to_string(kMaxPoints) + " pointwise losses, got " +
+                                  std::to_string(plan.points.size()));
   }
 };
 
@@ -130,9 +129,7 @@ View view(const py::object& tensor, const char* argument, bool has_classes, int6
   v.data = reinterpret_cast<void*>(py::cast<uintptr_t>(t[0]));
   v.dtype = static_cast<Dtype>(py::cast<int>(t[1]));
   const size_t first = has_classes ? 2 : 1;
-  const auto fail = [&](const std::string& what) {
-    throw std::invalid_argument(std::string(argument) + ": " + what);
-  };
+  const auto fail = [&](const std::string& what) { throw std::invalid_argument(std::string(argument) + ": " + what); };
   if (shape.size() < first || shape[0] != samples || (has_classes && shape[1] != classes)) fail("unexpected shape");
   v.sample_stride = stride[0];
   v.class_stride = has_classes ? stride[1] : 0;
@@ -145,8 +142,7 @@ View view(const py::object& tensor, const char* argument, bool has_classes, int6
       v.stride[v.dims - 1] = stride[d];
       continue;
     }
-    if (v.dims == kMaxDims)
-      fail("more than " + std::to_string(kMaxDims) + " spatial dimensions that do not merge");
+    if (v.dims == kMaxDims) fail("more than " + std::to_string(kMaxDims) + " spatial dimensions that do not merge");
     v.size[v.dims] = shape[d];
     v.stride[v.dims++] = stride[d];
   }

@@ -319,9 +319,8 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
             Reg<Real>& sum = region.lanes[c * job.region_sums + s];
             sum = sum + v.fold();
           });
-        AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-          loss_of[k].add(class_scale(job, k, c) * loss(x, t).positive);
-        });
+        AnyPoints::for_each<Real>(
+            job, [&](const auto& loss, int k) { loss_of[k].add(class_scale(job, k, c) * loss(x, t).positive); });
       }
       for (int k = 0; k < job.points; ++k) {
         point[k][0].add(masked_product(group.w, loss_of[k].total()));

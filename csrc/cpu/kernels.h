@@ -7,7 +7,6 @@
 
 namespace segfuse {
 
-
 // Labels that are neither in range nor ignored: how many, and the first.
 struct LabelReport {
   int64_t count = 0, sample = 0, channel = 0, position = 0, value = 0;

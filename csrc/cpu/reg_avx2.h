@@ -74,15 +74,11 @@ inline Reg<float> operator-(Reg<float> a, Reg<float> b) { return {_mm256_sub_ps(
 inline Reg<float> operator*(Reg<float> a, Reg<float> b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Reg<float> operator/(Reg<float> a, Reg<float> b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Reg<float> fma(Reg<float> a, Reg<float> b, Reg<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) {
-  return {_mm256_fmsub_ps(a.v, b.v, c.v)};
-}
+inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) { return {_mm256_fmsub_ps(a.v, b.v, c.v)}; }
 inline Reg<float> min(Reg<float> a, Reg<float> b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Reg<float> max(Reg<float> a, Reg<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Reg<float> abs(Reg<float> a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-inline Reg<float> round(Reg<float> a) {
-  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+inline Reg<float> round(Reg<float> a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline MaskF8 less(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 inline MaskF8 greater_equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline MaskF8 equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }

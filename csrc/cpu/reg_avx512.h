@@ -64,9 +64,7 @@ inline Reg<float> operator-(Reg<float> a, Reg<float> b) { return {_mm512_sub_ps(
 inline Reg<float> operator*(Reg<float> a, Reg<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Reg<float> operator/(Reg<float> a, Reg<float> b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Reg<float> fma(Reg<float> a, Reg<float> b, Reg<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) {
-  return {_mm512_fmsub_ps(a.v, b.v, c.v)};
-}
+inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
 inline Reg<float> min(Reg<float> a, Reg<float> b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Reg<float> max(Reg<float> a, Reg<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Reg<float> abs(Reg<float> a) { return {_mm512_abs_ps(a.v)}; }

@@ -1,5 +1,5 @@
-// Strided source and sink: a tile of positions of one (sample, class) to a plain array and back. The engines see neither
-// strides, nor sizes, nor element types.
+// Strided source and sink: a tile of positions of one (sample, class) to a plain array and back. The engines see
+// neither strides, nor sizes, nor element types.
 #pragma once
 
 #include <cstdint>
@@ -94,26 +94,40 @@ inline void store_run(Half* p, int64_t stride, int64_t count, const float* in) {
 template <class Function>
 inline void with_floating(Dtype dtype, void* data, const Function& f) {
   switch (dtype) {
-    case Dtype::f32: return f(static_cast<float*>(data));
-    case Dtype::f64: return f(static_cast<double*>(data));
-    case Dtype::f16: return f(static_cast<Half*>(data));
-    case Dtype::bf16: return f(static_cast<Bfloat16*>(data));
-    default: return;
+    case Dtype::f32:
+      return f(static_cast<float*>(data));
+    case Dtype::f64:
+      return f(static_cast<double*>(data));
+    case Dtype::f16:
+      return f(static_cast<Half*>(data));
+    case Dtype::bf16:
+      return f(static_cast<Bfloat16*>(data));
+    default:
+      return;
   }
 }
 template <class Function>
 inline void with_integer(Dtype dtype, void* data, const Function& f) {
   switch (dtype) {
     case Dtype::boolean:
-    case Dtype::u8: return f(static_cast<uint8_t*>(data));
-    case Dtype::i8: return f(static_cast<int8_t*>(data));
-    case Dtype::i16: return f(static_cast<int16_t*>(data));
-    case Dtype::i32: return f(static_cast<int32_t*>(data));
-    case Dtype::i64: return f(static_cast<int64_t*>(data));
-    case Dtype::u16: return f(static_cast<uint16_t*>(data));
-    case Dtype::u32: return f(static_cast<uint32_t*>(data));
-    case Dtype::u64: return f(static_cast<uint64_t*>(data));
-    default: return;
+    case Dtype::u8:
+      return f(static_cast<uint8_t*>(data));
+    case Dtype::i8:
+      return f(static_cast<int8_t*>(data));
+    case Dtype::i16:
+      return f(static_cast<int16_t*>(data));
+    case Dtype::i32:
+      return f(static_cast<int32_t*>(data));
+    case Dtype::i64:
+      return f(static_cast<int64_t*>(data));
+    case Dtype::u16:
+      return f(static_cast<uint16_t*>(data));
+    case Dtype::u32:
+      return f(static_cast<uint32_t*>(data));
+    case Dtype::u64:
+      return f(static_cast<uint64_t*>(data));
+    default:
+      return;
   }
 }
 

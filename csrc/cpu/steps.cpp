@@ -12,7 +12,8 @@
 namespace segfuse {
 namespace {
 
-// ------------------------------------------------------------------------------------------------------ instruction set
+// ------------------------------------------------------------------------------------------------------ instruction
+// set
 
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> list{&baseline_kernels()};
@@ -32,7 +33,8 @@ std::atomic<const Kernels*>& chosen() {
   return kernels;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- trace
+// ----------------------------------------------------------------------------------------------------------------
+// trace
 
 std::mutex trace_mutex;
 std::atomic<bool> tracing{false};
@@ -48,9 +50,8 @@ void record(const char* kernel, const Plan& plan, const Problem& p, bool writes)
   const int64_t read = elements(p.logits, p, true) * size_of(p.logits.dtype) +
                        elements(p.target, p, target_classes) * size_of(p.target.dtype) +
                        (p.has_weight ? elements(p.weight, p, weight_classes) * size_of(p.weight.dtype) : 0);
-  const int64_t written = writes ? elements(p.output, p, !plan.joint || p.output.class_stride) *
-                                       size_of(p.output.dtype)
-                                 : 0;
+  const int64_t written =
+      writes ? elements(p.output, p, !plan.joint || p.output.class_stride) * size_of(p.output.dtype) : 0;
   std::lock_guard<std::mutex> lock(trace_mutex);
   trace.push_back({kernel, kernels().name, read, written});
 }
@@ -137,9 +138,9 @@ void run(const char* name, Step step, const Plan& plan, const Job& job, const Cu
   record(name, plan, *job.problem, step != Step::statistics);
   if (!report.count) return;
   const int64_t classes = job.problem->label_map ? job.problem->classes : 2;
-  std::string message = "target: label " + std::to_string(report.value) + " is outside [0, " +
-                        std::to_string(classes) + "); " + std::to_string(report.count) +
-                        " such label(s), the first in sample " + std::to_string(report.sample);
+  std::string message = "target: label " + std::to_string(report.value) + " is outside [0, " + std::to_string(classes) +
+                        "); " + std::to_string(report.count) + " such label(s), the first in sample " +
+                        std::to_string(report.sample);
   if (!job.problem->label_map) message += ", channel " + std::to_string(report.channel);
   message += " at flat position " + std::to_string(report.position);
   if (report.value == 255 || report.value == -100) {
@@ -216,7 +217,8 @@ void forward(const Plan& plan, const Problem& problem, const double* tables, con
     std::vector<double> partial(size_t(cut.count() * n_sums));
     run("statistics", Step::statistics, plan, job, cut, threads, partial.data(), n_sums);
     for (int64_t i = 0; i < cut.count(); ++i)
-      for (int64_t s = 0; s < n_sums; ++s) sums[size_t(i / cut.per_unit * n_sums + s)] += partial[size_t(i * n_sums + s)];
+      for (int64_t s = 0; s < n_sums; ++s)
+        sums[size_t(i / cut.per_unit * n_sums + s)] += partial[size_t(i * n_sums + s)];
   }
   const bool unreduced = plan.reduction == Reduction::none && plan.regions.empty();
   Head head(plan, problem, sums.data(), tables);

@@ -27,9 +27,9 @@ void use_instruction_set(const std::string& name);  // "" for the best
 std::vector<std::string> instruction_sets();
 
 struct Outputs {
-  void* loss;             // float32, or float64 if problem.wide; problem.output for an unreduced pointwise loss
-  double* terms;          // one value per term and loss element
-  void* slopes;           // units * unit_slopes
+  void* loss;     // float32, or float64 if problem.wide; problem.output for an unreduced pointwise loss
+  double* terms;  // one value per term and loss element
+  void* slopes;   // units * unit_slopes
 };
 
 // An integer label that is neither in range nor ignored.

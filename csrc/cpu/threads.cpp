@@ -136,8 +136,7 @@ void parallel_for(int64_t n, int64_t grain, int threads, const std::function<voi
     const auto call = [](int64_t begin, int64_t end, void* context) {
       (*static_cast<const std::function<void(int64_t, int64_t)>*>(context))(begin, end);
     };
-    const int32_t status =
-        torch_pool()(0, n, grain, call, const_cast<void*>(static_cast<const void*>(&guarded)));
+    const int32_t status = torch_pool()(0, n, grain, call, const_cast<void*>(static_cast<const void*>(&guarded)));
     if (status != 0) throw std::runtime_error("segfuse: torch_parallel_for failed");
   } else {
     const int64_t parts = (n + grain - 1) / grain;

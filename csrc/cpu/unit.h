@@ -51,7 +51,8 @@ inline ChunkFunction find_kernel(const Job& job, Step step) {
   if (job.points == 1) {
     if (job.point[0].kind == PointKind::bce_with_logits)
       return find_rows<float, Sigmoid, OnePoint<BceWithLogits>>(job, step);
-    if (job.point[0].kind == PointKind::focal_square) return find_rows<float, Sigmoid, OnePoint<FocalSquare>>(job, step);
+    if (job.point[0].kind == PointKind::focal_square)
+      return find_rows<float, Sigmoid, OnePoint<FocalSquare>>(job, step);
   }
   return find_rows<float, Sigmoid, AnyPoints>(job, step);
 }

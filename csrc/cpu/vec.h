@@ -1,5 +1,5 @@
-// The vector on which losses.h, link.h and pixel.h run here: four registers side by side (one alone waits on the latency
-// of its own chain: 1.2 to 1.9 times slower, measured on AVX2 and AVX-512), and the elementary functions on it.
+// The vector on which losses.h, link.h and pixel.h run here: four registers side by side (one alone waits on the
+// latency of its own chain: 1.2 to 1.9 times slower, measured on AVX2 and AVX-512), and the elementary functions on it.
 #pragma once
 
 #include "../math.h"
@@ -54,9 +54,9 @@ struct Vec {
   }
 };
 
-#define SEGFUSE_BINARY(op)                               \
-  template <class T>                                     \
-  inline Vec<T> operator op(const Vec<T>& a, const Vec<T>& b) { \
+#define SEGFUSE_BINARY(op)                                        \
+  template <class T>                                              \
+  inline Vec<T> operator op(const Vec<T>& a, const Vec<T>& b) {   \
     return Vec<T>::each([&](int i) { return a.r[i] op b.r[i]; }); \
   }
 SEGFUSE_BINARY(+)
@@ -214,14 +214,14 @@ inline Vec<T> log1p(const Vec<T>& x) {
 
 // log(1 + x) for x in [0, 1], without a division. 2.9e-8
 inline Vec<float> log1p_unit(const Vec<float>& x) {
-  static constexpr float c[] = {-0.4999999698f, 0.3333284189f,  -0.2498652617f,  0.1985410623f,  -0.1584756572f,
+  static constexpr float c[] = {-0.4999999698f, 0.3333284189f,   -0.2498652617f, 0.1985410623f,   -0.1584756572f,
                                 0.1156184545f,  -0.06675772506f, 0.02522405435f, -0.004466211601f};
   return fma(polynomial(x, c), x * x, x);
 }
 inline Vec<double> log1p_unit(const Vec<double>& x) { return log1p(x); }
 
-// base^exponent for base in [0, 1] and exponent >= 0, as 2^(exponent e) m^exponent, so that the error does not grow with
-// the logarithm of the base. Below the smallest normal number the base counts as 0; 0^0 = 1.
+// base^exponent for base in [0, 1] and exponent >= 0, as 2^(exponent e) m^exponent, so that the error does not grow
+// with the logarithm of the base. Below the smallest normal number the base counts as 0; 0^0 = 1.
 template <class T>
 inline Vec<T> pow(const Vec<T>& base, T exponent) {
   using C = Tables<T>;

@@ -1,8 +1,6 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-__file__: str
-
 # (address, dtype code, shape, strides)
 Tensor: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 

@@ -50,8 +50,10 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
     if plan.mode == "binary":
         if len(x) == 0:
             raise ValueError("logits must have a batch dimension; got a 0-d tensor")
-        if x == t or (len(x) > 1 and x[1] == 1 and t == x[:1] + x[2:]) or (
-            len(t) > 1 and t[1] == 1 and x == t[:1] + t[2:]
+        if (
+            x == t
+            or (len(x) > 1 and x[1] == 1 and t == x[:1] + x[2:])
+            or (len(t) > 1 and t[1] == 1 and x == t[:1] + t[2:])
         ):
             return
         hint = ' (labels of several classes? mode="multiclass")' if len(x) > 1 and t == x[:1] + x[2:] else ""

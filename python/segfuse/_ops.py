@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,7 +32,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def apply(
-    plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, tables: Tensor | None, coefficients: Tensor | None
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    tables: Tensor | None,
+    coefficients: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its (detached, unscaled) terms, float64, one row per term."""
     if torch.compiler.is_compiling():
@@ -86,10 +91,15 @@ def _announce_reference(device: torch.device) -> None:
 # ------------------------------------------------------------------------------------------------------- kernel calls
 
 
-def _native(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, ...]] | None:
-    if tensor is None:
-        return None
+_Native: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+
+def _native(tensor: Tensor) -> _Native:
     return tensor.data_ptr(), DTYPE_CODE[tensor.dtype], tensor.shape, tensor.stride()
+
+
+def _optional(tensor: Tensor | None) -> _Native | None:
+    return None if tensor is None else _native(tensor)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -97,7 +107,12 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _forward(
-    plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, tables: Tensor | None, coefficients: Tensor | None
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    tables: Tensor | None,
+    coefficients: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, terms and slopes."""
     shape = logits.shape
@@ -110,13 +125,11 @@ def _forward(
         tables = tables.contiguous()
     if coefficients is not None:
         coefficients = coefficients.contiguous()
-    native = _native(logits), _native(target)
-    assert native[0] is not None and native[1] is not None
     _C.forward(
         plan.native,
-        native[0],
-        native[1],
-        _native(weight),
+        _native(logits),
+        _native(target),
+        _optional(weight),
         plan.mode == "multiclass" and is_soft(logits, target),
         _address(tables),
         _address(coefficients),
@@ -145,20 +158,18 @@ def _backward(
         grad_loss = grad_loss.contiguous()
     if tables is not None:
         tables = tables.contiguous()
-    native = _native(logits), _native(target), _native(gradient)
-    assert native[0] is not None and native[1] is not None and native[2] is not None
     _C.backward(
         plan.native,
-        native[0],
-        native[1],
-        _native(weight),
+        _native(logits),
+        _native(target),
+        _optional(weight),
         plan.mode == "multiclass" and is_soft(logits, target),
         _address(tables),
         slopes.data_ptr(),
         slopes.numel(),
         0 if plan.unreduced else grad_loss.data_ptr(),
         _native(grad_loss) if plan.unreduced else None,
-        native[2],
+        _native(gradient),
         torch.get_num_threads(),
     )
     return gradient
@@ -175,7 +186,7 @@ class _Loss(torch.autograd.Function):
     """The fast route. Saved: the inputs, and the few floats per row that the head leaves."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         logits: Tensor,
         target: Tensor,
@@ -191,7 +202,7 @@ class _Loss(torch.autograd.Function):
         return loss, terms
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
         wants_logits, wants_coefficients = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
         if torch.is_grad_enabled():  # create_graph=True: this gradient is to be differentiated again
@@ -228,7 +239,7 @@ class _Functorch(torch.autograd.Function):
     generate_vmap_rule = False
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
@@ -246,17 +257,24 @@ class _Functorch(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1], output[2])
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
         gradient = _FunctorchGradient.apply(grad_loss, logits, target, weight, tables, slopes, ctx.spec)
-        return gradient, None, None, None, None if coefficients is None else _coefficient_gradient(grad_loss, terms), None
+        return (
+            gradient,
+            None,
+            None,
+            None,
+            None if coefficients is None else _coefficient_gradient(grad_loss, terms),
+            None,
+        )
 
 
 class _FunctorchGradient(torch.autograd.Function):
     """First order only: its own derivative raises."""
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:  # type: ignore[override]
+    def forward(*arguments: Any) -> Tensor:
         return torch.ops.segfuse.backward(*arguments)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -264,7 +282,7 @@ class _FunctorchGradient(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, _: Tensor) -> Any:
         _no_second_order()
 
 
@@ -278,7 +296,7 @@ def _no_second_order(*_: object) -> Any:
 # ---------------------------------------------------------------------------------------------------------- operators
 
 _library = torch.library.Library("segfuse", "DEF")
-_tags = (torch.Tag.pt2_compliant_tag,)
+_tags: tuple[torch.Tag, ...] = (torch.Tag.pt2_compliant_tag,)
 if hasattr(torch.Tag, "needs_exact_strides"):
     _tags += (torch.Tag.needs_exact_strides,)
 _library.define(

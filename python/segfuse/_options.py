@@ -1,4 +1,4 @@
-"""The options that losses share, and their checks. A wrong value is a ValueError that names the option and the value."""
+"""The options that losses share, and their checks: a wrong value is an error that names the option and the value."""
 
 from __future__ import annotations
 

@@ -55,10 +55,14 @@ class Plan:
             return list(shape) if self.mode != "multiclass" else [shape[0], *shape[2:]]
         region = self.regions[0]
         classes = len(region["classes"]) or (1 if self.mode == "binary" else shape[1])
-        return [] if region["pool_batch"] and region["pool_classes"] else [
-            *([] if region["pool_batch"] else [shape[0]]),
-            *([] if region["pool_classes"] else [classes]),
-        ]
+        return (
+            []
+            if region["pool_batch"] and region["pool_classes"]
+            else [
+                *([] if region["pool_batch"] else [shape[0]]),
+                *([] if region["pool_classes"] else [classes]),
+            ]
+        )
 
     def slope_count(self, shape: torch.Size) -> int:
         """Floats that the head leaves for the gradient pass (Layout in csrc/problem.h)."""
@@ -77,8 +81,10 @@ class Plan:
         values = []
         with torch.autocast(logits.device.type, enabled=False):
             for term in self.terms:
-                options = {k: tables[table_of(v)] if isinstance(v, dict) and tables is not None else v
-                           for k, v in term["options"].items()}
+                options = {
+                    k: tables[table_of(v)] if isinstance(v, dict) and tables is not None else v
+                    for k, v in term["options"].items()
+                }
                 values.append(
                     getattr(reference, term["name"])(
                         logits,

@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from segfuse._options import DATA_DEFAULTS, check_data, check_unknown
 from segfuse._ops import apply
+from segfuse._options import DATA_DEFAULTS, check_data, check_unknown
 from segfuse._plan import LOWER, plan_of
 
 if TYPE_CHECKING:
     from typing import TypeGuard
+
 
 class Term(NamedTuple):
     """A loss times a coefficient: a number, times tensors that are read at each call (to the power 1 or -1)."""
@@ -158,8 +159,8 @@ def _shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
         for name, value in {"mode": loss.mode, **loss.data}.items():
             if name in shared and shared[name] != value:
                 raise ValueError(
-                    f"{type(giver[name]).__name__} was given {name}={shared[name]!r} and {type(loss).__name__} was given "
-                    f"{name}={value!r}: the terms of a compound read the same data"
+                    f"{type(giver[name]).__name__} was given {name}={shared[name]!r} and {type(loss).__name__} was "
+                    f"given {name}={value!r}: the terms of a compound read the same data"
                 )
             shared[name] = value
             giver[name] = loss
@@ -174,6 +175,7 @@ class SingleLoss(Loss):
 
     name: ClassVar[str]
     data_defaults: ClassVar[Mapping[str, Any]] = {}
+    hidden_defaults: ClassVar[Mapping[str, Any]] = {}  # of options that the signature keeps in its **options
 
     def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__()
@@ -200,9 +202,10 @@ class SingleLoss(Loss):
 
     def extra_repr(self) -> str:
         shown = {**self.options, **{name: getattr(self, name).tolist() for name in self.tables}, **self.data}
-        defaults = inspect.signature(type(self)).parameters
-        given = [f"{k}={v!r}" for k, v in shown.items() if k not in defaults or defaults[k].default != v]
-        return ", ".join([repr(self.mode), *given])
+        signature = inspect.signature(type(self)).parameters
+        defaults = {**self.hidden_defaults, **{name: p.default for name, p in signature.items()}}
+        given = [f"{name}={value!r}" for name, value in shown.items() if defaults.get(name) != value]
+        return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
 
     # A loss is its own only term; it must not hold itself as a submodule, nor copy itself twice.
     def __getstate__(self) -> dict[str, Any]:
@@ -238,34 +241,39 @@ class CompoundLoss(Loss):
 class LossFunction(Protocol):
     """A loss as a function."""
 
-    def __call__(
-        self, logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any
-    ) -> Tensor: ...
+    def __call__(self, logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Tensor: ...
 
 
 @lru_cache(maxsize=256)
-def _made(cls: Callable[..., Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
-    return cls(**dict(options))
+def _made(cls: Any, options: tuple[tuple[str, Any], ...]) -> Loss:
+    loss: Loss = cls(**dict(options))
+    return loss
 
 
 def function_of(cls: type[Loss], name: str) -> LossFunction:
-    """The function of a loss class: ``dice_loss(logits, target, mode=..., ...)`` is ``DiceLoss(mode, ...)(logits, target)``."""
+    """The function of a loss class: ``dice_loss(logits, target, mode=m)`` is ``DiceLoss(m)(logits, target)``."""
 
     def function(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Any:
         constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
         if constant and not torch.compiler.is_compiling():
-            loss = _made(cls, tuple(sorted(options.items())))
+            loss = _made(cast(Hashable, cls), tuple(sorted(options.items())))
         else:
             loss = cls(**options)
         return loss(logits, target, weight)
 
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else p
-           for p in inspect.signature(cls).parameters.values()]
-    positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor") for n in ("logits", "target")]
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else p
+        for p in inspect.signature(cls).parameters.values()
+    ]
+    positional = [
+        inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor") for n in ("logits", "target")
+    ]
     extra = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
     ordered = sorted([*own, extra], key=lambda p: p.kind)
     function.__signature__ = inspect.Signature([*positional, *ordered], return_annotation="Tensor")  # type: ignore[attr-defined]
     function.__name__ = function.__qualname__ = name
     function.__module__ = cls.__module__
-    function.__doc__ = f"{cls.__name__} as a function: ``{name}(logits, target, ..., weight=None)``.\n\n{inspect.getdoc(cls)}"
+    function.__doc__ = (
+        f"{cls.__name__} as a function: ``{name}(logits, target, ..., weight=None)``.\n\n{inspect.getdoc(cls)}"
+    )
     return function

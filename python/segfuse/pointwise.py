@@ -9,7 +9,7 @@ an integer label out of range that is not ``ignore_index`` is an IndexError.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from segfuse._options import (
     MODES,
@@ -97,7 +97,7 @@ class CrossEntropyLoss(SingleLoss):
     """
 
     name = "cross_entropy_loss"
-    data_defaults = {"ignore_index": -100}
+    data_defaults: ClassVar[dict[str, Any]] = {"ignore_index": -100}
 
     def __init__(
         self,

@@ -24,9 +24,9 @@ A row that is 0/0 scores 1. If nothing in the whole call is valid the loss is 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from segfuse._options import DATA_DEFAULTS, MODES, Mode, RegionOptions, check_choice, check_number, check_region
+from segfuse._options import MODES, Mode, RegionOptions, check_choice, check_number, check_region
 from segfuse._plan import table_of
 from segfuse.algebra import SingleLoss, function_of
 
@@ -43,6 +43,7 @@ class RegionLoss(SingleLoss):
     """What region losses share: their options, checked and lowered."""
 
     name = "region_loss"
+    hidden_defaults: ClassVar[dict[str, Any]] = check_region({})
 
     def __init__(self, mode: Mode, own: dict[str, Any], options: Options) -> None:
         check_choice("mode", mode, MODES)

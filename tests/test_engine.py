@@ -1,0 +1,179 @@
+"""What the engine promises beside numbers: the same bits, two passes, no memory, its own elementary functions."""
+
+import os
+import subprocess
+import sys
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from cases import Case, make_logits, make_target, make_weight, shape_of
+from test_values import PATHS
+
+import segfuse
+from segfuse import _C, _native
+
+COMPOUNDS = {
+    "dice+bce": (lambda: segfuse.DiceBCELoss("binary"), "binary"),
+    "focal+tversky+bce": (
+        lambda: (
+            20 * segfuse.FocalLoss("multilabel")
+            + segfuse.TverskyLoss("multilabel", alpha=0.3, beta=0.7)
+            + 0.5 * segfuse.BCEWithLogitsLoss("multilabel")
+        ),
+        "multilabel",
+    ),
+    "dice+ce": (segfuse.DiceCELoss, "multiclass"),
+    "dice+jaccard+squared+ce+focal": (
+        lambda: (
+            segfuse.DiceLoss("multiclass")
+            + segfuse.JaccardLoss("multiclass", pool_batch=True)
+            + segfuse.TverskyLoss("multiclass", squared=True)
+            + segfuse.CrossEntropyLoss(label_smoothing=0.1)
+            + segfuse.FocalLoss("multiclass")
+        ),
+        "multiclass",
+    ),
+    "dice_focal": (lambda: segfuse.DiceFocalLoss("multiclass", gamma=1.5), "multiclass"),
+}
+
+
+def run(case: Case, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = inputs[0].detach().clone().requires_grad_()
+    loss = case.module()(logits, *inputs[1:])
+    loss.backward()
+    assert logits.grad is not None
+    return loss.detach(), logits.grad
+
+
+@pytest.mark.parametrize("pool", ["torch", "own"])
+@pytest.mark.parametrize("case", PATHS, ids=str)
+def test_bits_do_not_depend_on_threads(case: Case, pool: str) -> None:
+    shape = shape_of(case.mode, 311, 257)
+    inputs = make_logits(shape), make_target(case.mode, shape), make_weight(case.mode, shape)
+    before = torch.get_num_threads()
+    results = []
+    _C.force_own_pool(pool == "own")
+    try:
+        for threads in (1, 2, 3, 2, 1):
+            torch.set_num_threads(threads)
+            results.append(run(case, inputs))
+    finally:
+        torch.set_num_threads(before)
+        _C.force_own_pool(False)
+    for loss, gradient in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("name", COMPOUNDS)
+def test_every_compound_is_two_passes(name: str) -> None:
+    build, mode = COMPOUNDS[name]
+    shape = shape_of(mode, 64, 48)
+    logits, target = make_logits(shape).requires_grad_(), make_target(mode, shape, torch.uint8)
+    with _native.trace() as events:
+        build()(logits, target).backward()
+    read = logits.numel() * 4 + target.numel()
+    best = _C.instruction_set()
+    assert events == [("statistics", best, read, 0), ("gradient", best, read, logits.numel() * 4)]
+
+
+def test_unreduced_losses_write_once() -> None:
+    logits, target = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8))
+    with _native.trace() as events:
+        segfuse.CrossEntropyLoss(reduction="none")(logits, target)
+    assert [(e.kernel, e.bytes_written) for e in events] == [("statistics", 0), ("values", 4 * target.numel())]
+
+
+MEMORY = """
+import ctypes, sys, torch, segfuse
+from torch.utils._python_dispatch import TorchDispatchMode
+def peak():
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) * 1024
+def resident():
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) * 1024
+crit = eval(sys.argv[1])
+shape = eval(sys.argv[2])
+target = torch.randint(0, 2, (shape[0], *shape[2:]), dtype=torch.uint8)
+small = torch.randn(shape[0], shape[1], 64, 64, requires_grad=True)
+for _ in range(3):
+    crit(small, target[:, :64, :64]).backward()
+logits = torch.randn(shape, requires_grad=True)
+open("/proc/self/clear_refs", "w").write("5")
+before = resident()
+crit(logits, target).backward()
+print(peak() - before - logits.numel() * 4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        ("segfuse.DiceBCELoss('binary')", (4, 1, 1024, 1024)),
+        ("segfuse.DiceCELoss()", (2, 19, 512, 1024)),
+        ("segfuse.DiceCELoss(label_smoothing=0.1) + segfuse.FocalLoss('multiclass')", (2, 19, 512, 512)),
+        ("segfuse.DiceCELoss()", (1, 200, 256, 256)),
+    ],
+)
+def test_memory_is_the_gradient_and_a_megabyte(loss: str, shape: tuple[int, ...]) -> None:
+    """Peak resident memory of forward and backward, measured by the kernel in a process of its own."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not measure peak memory")
+    out = subprocess.run([sys.executable, "-c", MEMORY, loss, str(shape)], capture_output=True, text=True, check=True)
+    assert int(out.stdout) <= 2**20
+
+
+# ------------------------------------------------------------------------------------------------ elementary functions
+
+FUNCTIONS = {
+    # name: code, lowest and highest argument, the exact function, units in the last place
+    "exp_nonpositive": (0, -87.0, 0.0, mpmath.exp, 2.0),
+    "log": (1, 1e-37, 1e30, mpmath.log, 2.5),
+    "log1p": (2, 1e-37, 1e6, mpmath.log1p, 3.5),
+    "log1p_unit": (3, 1e-37, 1.0, mpmath.log1p, 2.5),
+    "pow": (4, 1e-14, 1.0, lambda x: x ** mpmath.mpf(2.5), 4.0),
+}
+
+
+def elementary(function: int, x: np.ndarray, parameter: float = 2.5) -> np.ndarray:
+    x = np.ascontiguousarray(x)
+    out = np.empty_like(x)
+    native = _C.elementary32 if x.dtype == np.float32 else _C.elementary64
+    native(function, parameter, x.ctypes.data, out.ctypes.data, x.size)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("instruction_set", _C.instruction_sets())
+def test_elementary_functions(instruction_set: str, name: str, dtype: type) -> None:
+    code, low, high, exact, ulps = FUNCTIONS[name]
+    rng = np.random.default_rng(0)
+    uniform = rng.uniform(low, high, 400)
+    logarithmic = (
+        np.exp(rng.uniform(np.log(low), np.log(high), 400)) if low > 0 else -np.exp(rng.uniform(-20, 4.4, 400))
+    )
+    x = np.concatenate([uniform, logarithmic, [low, high], 1 + rng.uniform(-1, 0, 50) * 1e-6]).astype(dtype)
+    if name == "exp_nonpositive":
+        x = x[(x <= 0) & (x >= low)]
+    with _native.instruction_set(instruction_set):
+        y = elementary(code, x)
+    with mpmath.workdps(40):
+        expected = [exact(mpmath.mpf(float(v))) for v in x]
+        errors = [float(abs(mpmath.mpf(float(a)) - b) / abs(b)) for a, b in zip(y, expected, strict=True) if b != 0]
+    assert max(errors) <= ulps * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("instruction_set", _C.instruction_sets())
+def test_elementary_functions_at_the_ends(instruction_set: str) -> None:
+    inf, nan = np.inf, np.nan
+    with _native.instruction_set(instruction_set):
+        for dtype in (np.float32, np.float64):
+            a = lambda *v: np.array(v, dtype)  # noqa: B023, E731
+            np.testing.assert_array_equal(elementary(0, a(-inf, -1e4, 0, nan)), a(0, 0, 1, nan))
+            np.testing.assert_array_equal(elementary(1, a(0, inf, 1, -1, nan)), a(-inf, inf, 0, nan, nan))
+            np.testing.assert_array_equal(elementary(2, a(0, inf, nan))[[0, 2]], a(0, nan))
+            np.testing.assert_array_equal(elementary(3, a(0, nan)), a(0, nan))
+            np.testing.assert_array_equal(elementary(4, a(0, 1, nan), 0.5), a(0, 1, nan))
+            np.testing.assert_array_equal(elementary(4, a(0, 0.3, 1), 0.0), a(1, 1, 1))
