@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
@@ -194,6 +194,7 @@ class SingleLoss(Loss):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         LOWER[cls.name] = cls.lower
+        cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -203,8 +204,7 @@ class SingleLoss(Loss):
     def extra_repr(self) -> str:
         shown = {**self.options, **{name: getattr(self, name).tolist() for name in self.tables}, **self.data}
         signature = inspect.signature(type(self)).parameters
-        defaults = {**self.hidden_defaults, **{name: p.default for name, p in signature.items()}}
-        given = [f"{name}={value!r}" for name, value in shown.items() if defaults.get(name) != value]
+        given = [f"{name}={value!r}" for name, value in shown.items() if signature[name].default != value]
         return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
 
     # A loss is its own only term; it must not hold itself as a submodule, nor copy itself twice.
@@ -214,6 +214,15 @@ class SingleLoss(Loss):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__["_terms"] = [Term(self)]
+
+
+def _full_signature(cls: type[SingleLoss]) -> inspect.Signature:
+    """The signature of the constructor with the options that it takes as ``**options`` spelled out, for help()."""
+    signature = inspect.signature(cls.__init__)
+    own = [p for p in list(signature.parameters.values())[1:] if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    shared = {**cls.hidden_defaults, **DATA_DEFAULTS, **cls.data_defaults}
+    rest = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in shared.items()]
+    return inspect.Signature([*own, *rest])
 
 
 class CompoundLoss(Loss):

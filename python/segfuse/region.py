@@ -141,6 +141,7 @@ class FocalTverskyLoss(RegionLoss):
     """
 
     name = "focal_tversky_loss"
+    hidden_defaults: ClassVar[dict[str, Any]] = {k: v for k, v in check_region({}).items() if k != "shape"}
 
     def __init__(
         self, mode: Mode, *, alpha: float = 0.5, beta: float = 0.5, gamma: float = 0.75, **options: Unpack[Options]
