@@ -9,6 +9,7 @@
 #endif
 
 namespace segfuse {
+namespace {  // see math.h: the encoding of its instructions is the unit's
 
 class FlushDenormals {
  public:
@@ -30,4 +31,5 @@ class FlushDenormals {
 #endif
 };
 
+}  // namespace
 }  // namespace segfuse

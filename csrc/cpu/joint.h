@@ -16,7 +16,7 @@ namespace {
 
 template <class Real>
 struct JointTile {
-  using V = Vec<Real>;
+  using V = Vec<Real, kJointRegisters>;
   static constexpr int64_t kBytes = 24576;  // of logits in a tile: with what is beside it, inside the second cache
 
   const Job& job;
@@ -74,35 +74,28 @@ struct JointTile {
     }
   }
 
-  // Exponentials into `e` (from `logits`, which may be `e`), and what the classes of each pixel share.
-  Normaliser<V> normalise(const Real* logits, int64_t i) {
+  // Exponentials into `e` (from `logits`, which may be `e`), and what the classes of each pixel share. On the way,
+  // own_logit gets the logit of class y.
+  Normaliser<V> normalise(const Real* logits, int64_t i, const V& y, V& own_logit) {
     Normaliser<V> n;
-    n.peak = V::load(logits + i);
+    n.peak = own_logit = V::load(logits + i);
     n.peak_class = V(0);
     for (int64_t c = 1; c < classes; ++c) {
-      const V x = V::load(logits + c * size + i);
+      const V x = V::load(logits + c * size + i), label = V(double(c));
       const auto higher = x > n.peak;
       n.peak = select(higher, x, n.peak);
-      n.peak_class = select(higher, V(double(c)), n.peak_class);
+      n.peak_class = select(higher, label, n.peak_class);
+      own_logit = select(y == label, x, own_logit);
     }
-    ClassTotal<V> rest;
-    for (int64_t c = 0; c < classes; ++c) {
+    n.rest = sum_classes(classes, [&](int64_t c) {
       const V d = V::load(logits + c * size + i) - n.peak;
       const V x = exp_nonpositive(d);
       x.store(e + c * size + i);
       // Of the peak class only its difference is added: 0, or the NaN of inf - inf.
-      rest.add(select(n.peak_class == V(double(c)), d, x));
-    }
-    n.rest = rest.total();
+      return select(n.peak_class == V(double(c)), d, x);
+    });
     n.finish();
     return n;
-  }
-
-  // Of each pixel the entry of its own class in a tile array.
-  V at_class(const Real* array, const V& c, int64_t i) const {
-    alignas(64) Real lane[V::lanes];
-    for (int k = 0; k < V::lanes; ++k) lane[k] = Real(i + k);
-    return V::lookup(array, c * V(double(size)) + V::load(lane));
   }
 
   void store(const View& view, int64_t n) const {
@@ -131,7 +124,7 @@ struct ClassSums {
 // The walk over the tiles of a chunk that both engines share: Engine::sum_tile, Engine::gradient_tile.
 template <class Engine, class Real>
 struct JointSteps {
-  using V = Vec<Real>;
+  using V = Vec<Real, kJointRegisters>;
 
   static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
@@ -178,7 +171,7 @@ struct JointSteps {
 
 template <class Real, class Points>
 struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
-  using V = Vec<Real>;
+  using V = Vec<Real, kJointRegisters>;
   using Steps = JointSteps<LabelMap<Real, Points>, Real>;
   static constexpr bool kEverything = false;
 
@@ -190,8 +183,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   static Own own_class(JointTile<Real>& tile, Normaliser<V>& n, int64_t i) {
     Own own;
     own.y = V::load(tile.y + i);
-    const V z = tile.at_class(tile.e, own.y, i);  // before the exponentials take its place
-    n = tile.normalise(tile.e, i);
+    V z;
+    n = tile.normalise(tile.e, i, own.y, z);
     own.is_peak = own.y == n.peak_class;
     own.x = Softmax::pixel(n, exp_nonpositive(z - n.peak), z - n.peak, own.is_peak);
     return own;
@@ -214,17 +207,19 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     }
     if (region.n == 0) return;
     for (int64_t c = 0; c < tile.classes; ++c) {
-      Reg<Real>* sum = region.lanes + c * 3;
-      Reg<Real> tp = sum[0], fp = sum[1], fn = sum[2];
-      const V label = V(double(c)), zero = V(0);
+      const V label = V(double(c));
+      V tp = V(0), fp = V(0), fn = V(0);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
         const auto here = V::load(tile.y + i) == label;
         const V p = V::load(tile.e + c * tile.size + i) * V::load(tile.up + i);
-        tp = tp + select(here, p, zero).fold();
-        fp = fp + select(here, zero, p).fold();
-        fn = fn + select(here, V::load(tile.out + i), zero).fold();
+        tp = add_where(here, tp, p);
+        fp = add_unless(here, fp, p);
+        fn = add_where(here, fn, V::load(tile.out + i));
       }
-      sum[0] = tp, sum[1] = fp, sum[2] = fn;
+      Reg<Real>* sum = region.lanes + c * 3;
+      sum[0] = sum[0] + tp.fold();
+      sum[1] = sum[1] + fp.fold();
+      sum[2] = sum[2] + fn.fold();
     }
   }
 
@@ -250,12 +245,11 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     const Real* row = slopes + 2 * job.points;
     const V present = V::lookup(row, own.y * V(5));
     const V reference = select(own.is_peak, present, V::lookup(row + 1, n.peak_class * V(5)));
-    ClassTotal<V> others;
-    for (int64_t c = 0; c < tile.classes; ++c) {
+    const V others = sum_classes(tile.classes, [&](int64_t c) {
       const V e = V::load(tile.e + c * tile.size + i);
-      others.add(select(own.y == V(double(c)), zero, e * (V(row[5 * c + 1]) - reference)));
-    }
-    const V mean = own.x.p * (present - reference) + others.total() * n.inverse;
+      return select(own.y == V(double(c)), zero, e * (V(row[5 * c + 1]) - reference));
+    });
+    const V mean = own.x.p * (present - reference) + others * n.inverse;
     const V at_label = w * softmax_pull_back(own.x.p, own.x.q, present - reference, mean, d, zero);
     for (int64_t c = 0; c < tile.classes; ++c) {
       Real* e = tile.e + c * tile.size + i;
@@ -268,7 +262,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
 
 template <class Real, class Link, bool kExtra>
 struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
-  using V = Vec<Real>;
+  using V = Vec<Real, kJointRegisters>;
   using Steps = JointSteps<AnyJoint<Real, Link, kExtra>, Real>;
   static constexpr bool kEverything = true;
 
@@ -280,7 +274,8 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     Normaliser<V> n;
 
     Group(JointTile<Real>& t, int64_t at) : tile(t), i(at), w(V::load(t.w + at)), y(V::load(t.y + at)) {
-      if constexpr (kSoftmax) n = t.normalise(t.z, at);
+      V unused;
+      if constexpr (kSoftmax) n = t.normalise(t.z, at, y, unused);
     }
     Pixel<V> pixel(int64_t c) const {
       const V z = V::load(tile.z + c * tile.size + i);

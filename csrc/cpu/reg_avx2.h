@@ -26,10 +26,10 @@ struct Reg<float> {
   static Reg load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Reg set(float x) { return {_mm256_set1_ps(x)}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
-  // 2^n for integral n in [-126, 127].
-  static Reg power_of_two(Reg n) {
+  // y 2^n for integral n in [-127, 127]; 0 for n = -127.
+  static Reg scale(Reg y, Reg n) {
     const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(i, 23))};
+    return {_mm256_mul_ps(y.v, _mm256_castsi256_ps(_mm256_slli_epi32(i, 23)))};
   }
   // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
   static Reg split(Reg x, Reg& e) {
@@ -51,9 +51,9 @@ struct Reg<double> {
   static Reg load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static Reg set(double x) { return {_mm256_set1_pd(x)}; }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
-  static Reg power_of_two(Reg n) {  // n + 1023 appears in the low bits of n + 1023 + 2^52
+  static Reg scale(Reg y, Reg n) {  // n + 1023 appears in the low bits of n + 1023 + 2^52
     const __m256d shifted = _mm256_add_pd(n.v, _mm256_set1_pd(4503599627370496.0 + 1023.0));
-    return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52))};
+    return {_mm256_mul_pd(y.v, _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)))};
   }
   static Reg split(Reg x, Reg& e) {  // the exponent is biased to stay positive: there is no 64-bit arithmetic shift
     const __m256i bias = _mm256_set1_epi64x(int64_t(1023) << 52), u = _mm256_castpd_si256(x.v);
@@ -85,6 +85,14 @@ inline MaskF8 equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v
 inline MaskF8 not_equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ)}; }
 inline Reg<float> select(MaskF8 m, Reg<float> a, Reg<float> b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
 
+// a + (m ? b : 0), a + (m ? 0 : b).
+inline Reg<float> add_where(MaskF8 m, Reg<float> a, Reg<float> b) {
+  return {_mm256_add_ps(a.v, _mm256_and_ps(m.m, b.v))};
+}
+inline Reg<float> add_unless(MaskF8 m, Reg<float> a, Reg<float> b) {
+  return {_mm256_add_ps(a.v, _mm256_andnot_ps(m.m, b.v))};
+}
+
 inline Reg<double> operator+(Reg<double> a, Reg<double> b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline Reg<double> operator-(Reg<double> a, Reg<double> b) { return {_mm256_sub_pd(a.v, b.v)}; }
 inline Reg<double> operator*(Reg<double> a, Reg<double> b) { return {_mm256_mul_pd(a.v, b.v)}; }
@@ -104,6 +112,12 @@ inline MaskD4 greater_equal(Reg<double> a, Reg<double> b) { return {_mm256_cmp_p
 inline MaskD4 equal(Reg<double> a, Reg<double> b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskD4 not_equal(Reg<double> a, Reg<double> b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_NEQ_UQ)}; }
 inline Reg<double> select(MaskD4 m, Reg<double> a, Reg<double> b) { return {_mm256_blendv_pd(b.v, a.v, m.m)}; }
+inline Reg<double> add_where(MaskD4 m, Reg<double> a, Reg<double> b) {
+  return {_mm256_add_pd(a.v, _mm256_and_pd(m.m, b.v))};
+}
+inline Reg<double> add_unless(MaskD4 m, Reg<double> a, Reg<double> b) {
+  return {_mm256_add_pd(a.v, _mm256_andnot_pd(m.m, b.v))};
+}
 
 }  // namespace
 }  // namespace segfuse

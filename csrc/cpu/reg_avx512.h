@@ -19,11 +19,8 @@ struct Reg<float> {
   static Reg load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Reg set(float x) { return {_mm512_set1_ps(x)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  // 2^n for integral n in [-126, 127].
-  static Reg power_of_two(Reg n) {
-    const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(i, 23))};
-  }
+  // y 2^n for integral n in [-127, 127]; 0 for n = -127 (denormals are flushed).
+  static Reg scale(Reg y, Reg n) { return {_mm512_scalef_ps(y.v, n.v)}; }
   // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
   static Reg split(Reg x, Reg& e) {
     const __m512i u = _mm512_castps_si512(x.v);
@@ -44,10 +41,7 @@ struct Reg<double> {
   static Reg load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static Reg set(double x) { return {_mm512_set1_pd(x)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
-  static Reg power_of_two(Reg n) {
-    const __m512i i = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));
-    return {_mm512_castsi512_pd(_mm512_slli_epi64(i, 52))};
-  }
+  static Reg scale(Reg y, Reg n) { return {_mm512_scalef_pd(y.v, n.v)}; }
   static Reg split(Reg x, Reg& e) {
     const __m512i u = _mm512_castpd_si512(x.v);
     const __m512i exponent = _mm512_srai_epi64(_mm512_sub_epi64(u, _mm512_set1_epi64(0x3fe6a09e667f3bcd)), 52);
@@ -76,6 +70,10 @@ inline __mmask16 greater_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_p
 inline __mmask16 equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 inline __mmask16 not_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ); }
 inline Reg<float> select(__mmask16 m, Reg<float> a, Reg<float> b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+inline Reg<float> add_where(__mmask16 m, Reg<float> a, Reg<float> b) { return {_mm512_mask_add_ps(a.v, m, a.v, b.v)}; }
+inline Reg<float> add_unless(__mmask16 m, Reg<float> a, Reg<float> b) {
+  return {_mm512_mask_add_ps(a.v, __mmask16(~m), a.v, b.v)};
+}
 
 inline Reg<double> operator+(Reg<double> a, Reg<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline Reg<double> operator-(Reg<double> a, Reg<double> b) { return {_mm512_sub_pd(a.v, b.v)}; }
@@ -96,6 +94,12 @@ inline __mmask8 greater_equal(Reg<double> a, Reg<double> b) { return _mm512_cmp_
 inline __mmask8 equal(Reg<double> a, Reg<double> b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
 inline __mmask8 not_equal(Reg<double> a, Reg<double> b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NEQ_UQ); }
 inline Reg<double> select(__mmask8 m, Reg<double> a, Reg<double> b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
+inline Reg<double> add_where(__mmask8 m, Reg<double> a, Reg<double> b) {
+  return {_mm512_mask_add_pd(a.v, m, a.v, b.v)};
+}
+inline Reg<double> add_unless(__mmask8 m, Reg<double> a, Reg<double> b) {
+  return {_mm512_mask_add_pd(a.v, __mmask8(~m), a.v, b.v)};
+}
 
 }  // namespace
 }  // namespace segfuse

@@ -19,12 +19,12 @@ struct Reg<float> {
   static Reg load(const float* p) { return {*p}; }
   static Reg set(float x) { return {x}; }
   void store(float* p) const { *p = v; }
-  // 2^n for integral n in [-126, 127].
-  static Reg power_of_two(Reg n) {
+  // y 2^n for integral n in [-127, 127]; 0 for n = -127.
+  static Reg scale(Reg y, Reg n) {
     const uint32_t u = uint32_t(int32_t(n.v) + 127) << 23;
-    Reg r;
-    std::memcpy(&r.v, &u, 4);
-    return r;
+    float power;
+    std::memcpy(&power, &u, 4);
+    return {y.v * power};
   }
   // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
   static Reg split(Reg x, Reg& e) {
@@ -48,11 +48,11 @@ struct Reg<double> {
   static Reg load(const double* p) { return {*p}; }
   static Reg set(double x) { return {x}; }
   void store(double* p) const { *p = v; }
-  static Reg power_of_two(Reg n) {
+  static Reg scale(Reg y, Reg n) {
     const uint64_t u = uint64_t(int64_t(n.v) + 1023) << 52;
-    Reg r;
-    std::memcpy(&r.v, &u, 8);
-    return r;
+    double power;
+    std::memcpy(&power, &u, 8);
+    return {y.v * power};
   }
   static Reg split(Reg x, Reg& e) {
     int64_t u;
@@ -128,6 +128,15 @@ bool not_equal(Reg<T> a, Reg<T> b) {
 template <class T>
 Reg<T> select(bool m, Reg<T> a, Reg<T> b) {
   return m ? a : b;
+}
+// a + (m ? b : 0), a + (m ? 0 : b).
+template <class T>
+Reg<T> add_where(bool m, Reg<T> a, Reg<T> b) {
+  return {a.v + (m ? b.v : T(0))};
+}
+template <class T>
+Reg<T> add_unless(bool m, Reg<T> a, Reg<T> b) {
+  return {a.v + (m ? T(0) : b.v)};
 }
 
 }  // namespace

@@ -68,7 +68,10 @@ inline void load_run(const Element* p, int64_t stride, int64_t count, Real* out)
 
 template <class Element, class Real>
 inline void store_run(Element* p, int64_t stride, int64_t count, const Real* in) {
-  for (int64_t i = 0; i < count; ++i) p[i * stride] = store_element<Element>(in[i]);
+  if (stride == 1)
+    for (int64_t i = 0; i < count; ++i) p[i] = store_element<Element>(in[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) p[i * stride] = store_element<Element>(in[i]);
 }
 
 #if defined(SEGFUSE_AVX2) || defined(SEGFUSE_AVX512)
@@ -184,7 +187,49 @@ inline Real* in_place(const View& v, int64_t n, int64_t c, int64_t first) {
   return static_cast<Real*>(v.data) + n * v.sample_stride + c * v.class_stride + first;
 }
 
-// Integer labels as Real, and which of them count: `weight` is set to 0 where the label is ignored or out of range.
+template <int kBytes>
+struct Unsigned;
+template <>
+struct Unsigned<1> {
+  using type = uint8_t;
+};
+template <>
+struct Unsigned<2> {
+  using type = uint16_t;
+};
+template <>
+struct Unsigned<4> {
+  using type = uint32_t;
+};
+template <>
+struct Unsigned<8> {
+  using type = uint64_t;
+};
+
+// A run of labels: converted, and whether any lies outside [0, classes). Plain loops, each of one width where it can
+// be, so that they vectorise. Labels in range fit 32 bits.
+template <class Real, class Element>
+inline bool load_label_run(const Element* p, int64_t stride, int64_t count, int64_t classes, bool can_match,
+                           Element ignored, Real* out, Real* weight) {
+  using U = typename Unsigned<sizeof(Element)>::type;
+  const bool limited = sizeof(Element) == 8 || uint64_t(classes) <= uint64_t(U(~U(0)));
+  const U limit = limited ? U(classes) : U(0);
+  U outside = 0;
+  if (can_match) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Element y = p[i * stride];
+      outside |= U((y != ignored) & (U(y) >= limit));
+      out[i] = y == ignored ? Real(0) : Real(int32_t(y));
+      weight[i] = y == ignored ? Real(0) : weight[i];
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) outside |= U(U(p[i * stride]) >= limit);
+    for (int64_t i = 0; i < count; ++i) out[i] = Real(int32_t(p[i * stride]));
+  }
+  return limited && outside;
+}
+
+// Integer labels as Real; `weight` is set to 0 where the label is ignored or out of range.
 template <class Real>
 inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, int64_t classes,
                         bool has_ignore, int64_t ignore, Real* out, Real* weight, LabelReport& bad) {
@@ -194,17 +239,11 @@ inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int6
     const Element ignored = Element(ignore);
     const bool can_match = has_ignore && int64_t(ignored) == ignore && (ignored < Element(1)) == (ignore < 1);
     for_runs(v, n, c, first, count, [&](int64_t offset, int64_t stride, int64_t at, int64_t run) {
-      const auto* p = data + offset;
-      uint64_t worst = 0;
-      for (int64_t i = 0; i < run; ++i) {
-        const Element y = p[i * stride];
-        const bool ignore_it = can_match && y == ignored;
-        const uint64_t place = ignore_it ? 0 : uint64_t(int64_t(y));
-        worst = place > worst ? place : worst;
-        out[at + i] = Real(int64_t(place));
-        weight[at + i] = ignore_it ? Real(0) : weight[at + i];
-      }
-      if (worst < uint64_t(classes)) return;
+      const Element* p = data + offset;
+      const bool outside = stride == 1
+                               ? load_label_run(p, 1, run, classes, can_match, ignored, out + at, weight + at)
+                               : load_label_run(p, stride, run, classes, can_match, ignored, out + at, weight + at);
+      if (!outside) return;
       for (int64_t i = 0; i < run; ++i) {
         const Element y = p[i * stride];
         if ((can_match && y == ignored) || uint64_t(int64_t(y)) < uint64_t(classes)) continue;

@@ -2,6 +2,7 @@
 // 2.6e-4 on 2^31 equal predictions; random data would hide it.
 #pragma once
 
+#include "source.h"
 #include "vec.h"
 
 namespace segfuse {
@@ -14,7 +15,10 @@ struct Sum {
   Reg<Real> lanes = Reg<Real>::set(Real(0));
   double total = 0;
 
-  void add(const Vec<Real>& v) { lanes = lanes + v.fold(); }
+  template <int K>
+  void add(const Vec<Real, K>& v) {
+    lanes = lanes + v.fold();
+  }
   void flush() {
     total += sum_lanes(lanes);
     lanes = Reg<Real>::set(Real(0));
@@ -37,6 +41,20 @@ struct ClassTotal {
   }
   V total() const { return blocks + block; }
 };
+
+// The sum of term(c) over the classes, likewise.
+template <class Term>
+inline auto sum_classes(int64_t classes, const Term& term) {
+  auto total = term(0);
+  int64_t c = 1;
+  for (const int64_t end = smaller(classes, 32); c < end; ++c) total = total + term(c);
+  while (c < classes) {
+    auto block = term(c++);
+    for (const int64_t end = smaller(classes, c + 31); c < end; ++c) block = block + term(c);
+    total = total + block;
+  }
+  return total;
+}
 
 }  // namespace
 }  // namespace segfuse

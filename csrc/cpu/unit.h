@@ -1,6 +1,7 @@
 // One instruction-set unit: the engines instantiated, and the choice among them. Included once by each unit_*.cpp.
 #pragma once
 
+#include "flush.h"
 #include "joint.h"
 #include "kernels.h"
 #include "rows.h"
@@ -60,6 +61,7 @@ inline ChunkFunction find_kernel(const Job& job, Step step) {
 template <class Real>
 void elementary(int function, Real parameter, const Real* in, Real* out, int64_t count) {
   using V = Vec<Real>;
+  const FlushDenormals flush;
   alignas(64) Real x[V::lanes], y[V::lanes];
   for (int64_t i = 0; i < count; i += V::lanes) {
     const int64_t n = smaller(V::lanes, count - i);
