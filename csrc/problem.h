@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dtype.h"
+#include "losses.h"
 
 namespace segfuse {
 
@@ -14,9 +15,11 @@ namespace segfuse {
 
 enum class LinkKind : int { sigmoid, softmax, identity };
 enum class Reduction : int { mean, sum, none, sample };
-enum class PointKind : int { bce_with_logits, cross_entropy, focal, focal_square };
-enum class RegionKind : int { dice, jaccard, tversky };
-enum class ShapeKind : int { linear, log, log_cosh, power };
+#define SEGFUSE_ENUMERATOR(name, type) name,
+enum class PointKind : int { SEGFUSE_POINTWISE(SEGFUSE_ENUMERATOR) };
+enum class RegionKind : int { SEGFUSE_REGION(SEGFUSE_ENUMERATOR) };
+enum class ShapeKind : int { SEGFUSE_SHAPE(SEGFUSE_ENUMERATOR) };
+#undef SEGFUSE_ENUMERATOR
 enum class Absent : int { score, zero, skip };
 // Which sums a region loss scores: of products, of squares, or of min(p, t) ("soft label").
 enum class Statistics : int { product, squared, soft_label };
