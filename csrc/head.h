@@ -54,6 +54,13 @@ inline Slopes3 region_loss(const RegionTerm& term, const double* sums) {
     if (score.denominator.v == 0 && score.numerator.v == 0) return;
     loss = score.difference / score.denominator;
     value = score.numerator / score.denominator;
+    // The slopes of both are the same but for the sign; those of the smaller one keep their digits.
+    for (int i = 0; i < 3; ++i) {
+      if (loss.v < 0.5)
+        value.d[i] = -loss.d[i];
+      else
+        loss.d[i] = -value.d[i];
+    }
   });
   with_shape(term.shape, [&](auto shape) { loss = shape.shape(loss, value, term.shape_parameter); });
   return loss;
@@ -134,8 +141,7 @@ class Head {
     if (plan_.joint || term.balance == Balance::none) return;
     if (term.balance == Balance::balanced) {
       const double* s = unit(u);
-      const double* row = s + layout_.group_sums();
-      positive = s[0] == 0 ? 0 : 1 - (row[0] + row[2]) / s[0];
+      positive = s[0] == 0 ? 0 : 1 - s[1 + 2 * layout_.points] / s[0];
       negative = 1 - positive;
       return;
     }

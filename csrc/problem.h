@@ -67,8 +67,7 @@ struct Plan {
   std::vector<PointTerm> points;
   std::vector<RegionTerm> regions;
 
-  bool sums_regions() const {
-    if (!regions.empty()) return true;
+  bool sums_labels() const {
     for (const PointTerm& p : points)
       if (p.balance == Balance::balanced) return true;
     return false;
@@ -106,23 +105,27 @@ struct Problem {
 };
 
 // Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
-//   Σ w | per pointwise term: two | per class of the unit: I, FP, FN and, if asked, Σ w d², Σ -w t d, Σ w max(±d, 0)
+//   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the unit: I, FP, FN and, if asked, Σ w
+//   d², Σ -w t d, Σ w max(±d, 0)
 // with d = p - t. Slopes of a unit, in the type of the computation:
 //   per pointwise term: of the positive and of the negative part | per class: five, see RowSlopes in pixel.h
 struct Layout {
   int64_t units, rows_per_unit;
-  int points, region_sums, region_slopes;
+  int points, label_sums, region_sums, region_slopes;
 
   Layout(const Plan& plan, const Problem& problem)
       : units(problem.units(plan)),
         rows_per_unit(plan.joint ? problem.classes : 1),
         points(int(plan.points.size())),
-        region_sums(plan.sums_regions() ? (plan.sums_extra() ? 7 : 3) : 0),
+        label_sums(plan.sums_labels() ? 1 : 0),
+        region_sums(plan.regions.empty() ? 0
+                    : plan.sums_extra()  ? 7
+                                         : 3),
         region_slopes(plan.regions.empty() ? 0 : 5) {}
 
-  int64_t unit_sums() const { return 1 + 2 * points + rows_per_unit * region_sums; }
+  int64_t unit_sums() const { return group_sums() + rows_per_unit * region_sums; }
   int64_t unit_slopes() const { return 2 * points + rows_per_unit * region_slopes; }
-  int64_t group_sums() const { return 1 + 2 * points; }
+  int64_t group_sums() const { return 1 + 2 * points + label_sums; }
 };
 
 }  // namespace segfuse

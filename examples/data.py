@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 IGNORE = 255
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class DataError(ValueError):
@@ -65,15 +66,20 @@ class Data:
         return int(self.train[0].image.shape[2])
 
     def batch(self, plan: list[int], size: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Random crops, flipped at random, of the training samples in `plan`."""
+        """Random crops of the training samples in `plan`, turned, mirrored and lit at random."""
         images, masks = [], []
         for index in plan:
             height, width = self.train[index].mask.shape
             y, x = (int(rng.integers(max(side - size, 0) + 1)) for side in (height, width))
             image, mask = self.train[index].window(y, x, size, size)
-            steps = [slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(2)]
-            images.append(image[:, steps[0], steps[1]])
-            masks.append(mask[steps[0], steps[1]])
+            # Light varies between photographs, and even within the coins.
+            image = image * np.float32(rng.uniform(0.7, 1.4)) + np.float32(rng.uniform(-0.5, 0.5))
+            rows, columns = (slice(None, None, int(step)) for step in rng.choice((-1, 1), 2))
+            image, mask = image[:, rows, columns], mask[rows, columns]
+            if rng.random() < 0.5:
+                image, mask = image.transpose(0, 2, 1), mask.T
+            images.append(image)
+            masks.append(mask)
         return np.stack(images), np.stack(masks)
 
     def epoch(self, size: int, at_least: int, rng: np.random.Generator) -> list[int]:
@@ -84,7 +90,7 @@ class Data:
         return [int(index) for index in rng.permutation(indices)]
 
 
-# --- made here ---------------------------------------------------------------------------------------------------------
+# --- made here ------------------------------------------------------------------------------------------------------
 
 _FINE = 4  # shapes are drawn this much larger, so that thin vessels get soft edges
 
@@ -94,7 +100,7 @@ def synthetic(count: int, size: int, fraction: float, seed: int, multiclass: boo
     rng = np.random.default_rng(seed)
     samples = [_vessels_and_blobs(f"synthetic {i}", size, rng, multiclass) for i in range(count)]
     kept = min(max(1, round(count * fraction)), count - 1)
-    return Data(samples[kept:], samples[:kept], ["background", "vessel", "blob"] if multiclass else ["background", "vessel"])
+    return Data(samples[kept:], samples[:kept], ["background", "vessel", "blob"][: 3 if multiclass else 2])
 
 
 def _vessels_and_blobs(name: str, size: int, rng: np.random.Generator, multiclass: bool) -> Sample:
@@ -113,6 +119,7 @@ def _draw_vessels(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     canvas = Image.new("L", (size * _FINE, size * _FINE))
     draw = ImageDraw.Draw(canvas)
     branches: list[tuple[float, float, float, float]] = []  # x, y, heading, width, in pixels
+    budget = 6
     for _ in range(int(rng.integers(1, 4))):
         angle = rng.uniform(0, 2 * np.pi)  # enters at the rim of the image, towards somewhere near its middle
         x, y = size / 2 + 0.7 * size * np.cos(angle), size / 2 + 0.7 * size * np.sin(angle)
@@ -121,13 +128,14 @@ def _draw_vessels(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
         x, y, heading, width = branches.pop()
         points, turn = [(x, y)], 0.0
         for _ in range(size):
-            turn = 0.7 * turn + rng.normal(0, 0.08)
+            turn = 0.7 * turn + rng.normal(0, 0.05)
             heading += turn
             x, y = x + 2 * np.cos(heading), y + 2 * np.sin(heading)
             points.append((x, y))
             if np.hypot(x - size / 2, y - size / 2) > 0.75 * size or rng.random() < 0.006:
                 break
-            if width > 1.3 and rng.random() < 0.04:
+            if budget and width > 1.3 and rng.random() < 0.05:
+                budget -= 1
                 side = rng.choice((-1, 1))
                 branches.append((x, y, heading + side * rng.uniform(0.4, 0.9), width * rng.uniform(0.6, 0.85)))
                 width *= 0.93
@@ -146,7 +154,7 @@ def _draw_blobs(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _shrink(canvas: Image.Image, size: int) -> NDArray[np.float32]:
-    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / np.float32(255)
 
 
 def _smooth_noise(size: int, cells: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -154,7 +162,7 @@ def _smooth_noise(size: int, cells: int, rng: np.random.Generator) -> NDArray[np
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32)
 
 
-# --- scikit-image's coins ----------------------------------------------------------------------------------------------
+# --- scikit-image's coins -------------------------------------------------------------------------------------------
 
 
 def coins(fraction: float) -> Data:
@@ -170,15 +178,14 @@ def coins(fraction: float) -> Data:
     markers[image > 150] = 2
     filled = ndimage.binary_fill_holes(segmentation.watershed(filters.sobel(image), markers) == 2)
     mask = filled.astype(np.uint8)
-    cut = round(image.shape[1] * (1 - fraction))
-    if not 8 <= cut <= image.shape[1] - 8:
-        raise DataError(f"--val-fraction {fraction} leaves a part of the coins narrower than 8 pixels")
-    left, right = (Sample(name, image[:, part, None], mask[:, part]) for name, part in
-                   (("coins, left part", slice(cut)), ("coins, right part", slice(cut, None))))
+    wanted = min(max(round(image.shape[1] * (1 - fraction)), 24), image.shape[1] - 24)
+    cut = wanted - 16 + int(mask[:, wanted - 16 : wanted + 16].sum(axis=0).argmin())  # where few coins are cut
+    left = Sample("coins, left part", image[:, :cut, None], mask[:, :cut])
+    right = Sample("coins, right part", image[:, cut:, None], mask[:, cut:])
     return Data([left], [right], ["background", "coin"])
 
 
-# --- a user's folder ---------------------------------------------------------------------------------------------------
+# --- a user's folder ------------------------------------------------------------------------------------------------
 
 
 def folder(root: Path, fraction: float, seed: int, classes: int | None, ignore: int | None) -> Data:
@@ -239,7 +246,7 @@ def _read(path: Path, labels: bool) -> Array:
             if file.mode in ("LA", "La"):
                 return np.asarray(file.convert("L"))
             # The palette of a label map is for the eye: its indices are the labels.
-            plain = file.mode in ("1", "L", "I", "F", "RGB") or file.mode.startswith("I;") or (labels and file.mode == "P")
+            plain = file.mode in ("1", "L", "I", "F", "RGB", "P" if labels else "RGB") or file.mode.startswith("I;")
             return np.asarray(file if plain else file.convert("RGB"))
     except DataError:
         raise
@@ -270,7 +277,7 @@ def _as_labels(path: Path, mask: Array) -> Array:
     elif mask.dtype.kind not in "bui":
         raise DataError(f"{path} holds values of type {mask.dtype}; labels are integers")
     if path.suffix.lower() in (".jpg", ".jpeg"):  # JPEG blurs labels; two far ones can be told apart again
-        if mask.max() < 128:
+        if 0 < mask.max() < 128:
             raise DataError(f"{path}: JPEG does not keep labels exactly; only 0/255 masks may be JPEG, use PNG")
         return np.where(mask < 128, 0, 255)
     return mask.astype(np.int64)
@@ -281,19 +288,20 @@ def _common_labels(
 ) -> tuple[list[NDArray[np.uint8]], int]:
     """Masks as uint8 with IGNORE for the ignored value, and the number of classes."""
     seen = [set(np.unique(mask).tolist()) - {ignore} for mask in masks]
-    values = set().union(*seen)
+    values = set[int]().union(*seen)
     top = max(values, default=0)
-    if top in (255, 65535) and values <= {0, top} and classes in (None, 2):
-        masks, seen = [np.where(mask == top, 1, mask) if top != ignore else mask for mask in masks], []
-        values = {0, 1}
-    count = classes or max(2, int(max(values, default=0)) + 1)
-    for path, found in zip(paths, seen, strict=False):
-        wrong = sorted(v for v in found if not 0 <= v < min(count, IGNORE))
-        if wrong:
-            hint = "--ignore-index if it marks unlabelled pixels" + (", --classes otherwise" if wrong[0] >= count else "")
-            raise DataError(f"{path} holds the label {wrong[0]}; labels are 0 to {min(count, IGNORE) - 1}: give {hint}")
     if not values - {0}:
-        raise DataError("every mask is empty: there is nothing but label 0" + (f" and {ignore}" if ignore is not None else ""))
+        raise DataError("the masks hold no label but 0" + ("" if ignore is None else f" and the ignored {ignore}"))
+    if top in (255, 65535) and values <= {0, top} and classes in (None, 2):  # white on black, the binary custom
+        return [np.where(mask == ignore, IGNORE, mask == top).astype(np.uint8) for mask in masks], 2
+    count = classes or top + 1
+    for path, found in zip(paths, seen, strict=True):
+        wrong = sorted(value for value in found if not 0 <= value < min(count, IGNORE))
+        if wrong:
+            raise DataError(
+                f"{path} holds the label {wrong[0]}, but labels are 0 to {min(count, IGNORE) - 1} "
+                f"(does it mark unlabelled pixels? --ignore-index {wrong[0]})"
+            )
     return [np.where(mask == ignore, IGNORE, mask).astype(np.uint8) for mask in masks], count
 
 

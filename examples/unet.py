@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class UNet(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, widths: tuple[int, ...] = (16, 32, 64, 96)) -> None:
         super().__init__()
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.multiple = 2 ** len(pairs)
         self.first = Block(inputs, widths[0])
         self.down = nn.ModuleList(Block(fine, coarse) for fine, coarse in pairs)

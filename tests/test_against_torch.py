@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from cases import check_close
 from torch.nn import functional
 
 import segfuse
+from cases import check_close
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 

@@ -8,11 +8,11 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from cases import Case, make_logits, make_target, make_weight, shape_of
-from test_values import PATHS
 
 import segfuse
+from cases import Case, make_logits, make_target, make_weight, shape_of
 from segfuse import _C, _native
+from test_values import PATHS
 
 COMPOUNDS = {
     "dice+bce": (lambda: segfuse.DiceBCELoss("binary"), "binary"),

@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
-from cases import CLASS_NAME, CLASSES, REGIONS
 from torch import Tensor
 
 import segfuse as sf
+from cases import CLASS_NAME, CLASSES, REGIONS
 
 # Name, what to call, the error (or errors), a regular expression for its message.
 Bad: TypeAlias = tuple[str, Callable[[], object], Any, str]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from cases import Case, check_case, make_logits, make_target, make_weight, shape_of
 from test_values import PATHS
-from torch import Tensor
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from cases import (
     CASES,
     CLASSES,
@@ -13,7 +14,6 @@ from cases import (
     make_weight,
     shape_of,
 )
-
 from segfuse import _C, _native
 from segfuse._plan import LOWER
 

@@ -19,7 +19,7 @@ struct Job {
   const Problem* problem;
   LinkKind link;
   bool joint;
-  int points, region_sums, region_slopes;
+  int points, label_sums, region_sums, region_slopes;
   PointTerm point[kMaxPoints];
   const void* class_scale[kMaxPoints];  // joint: C values of the computation's type, or null
   bool has_ignore;

@@ -73,8 +73,8 @@ struct Rows {
   using V = Vec<Real>;
 
   template <bool kWeighted>
-  static void sum_tile(const Job& job, const RowTile<Real>& tile, Sum<Real>& weight, Sum<Real>* region,
-                       Sum<Real> (*point)[2]) {
+  static void sum_tile(const Job& job, const RowTile<Real>& tile, Sum<Real>& weight, Sum<Real>& labels,
+                       Sum<Real>* region, Sum<Real> (*point)[2]) {
     const bool regions = job.region_sums > 0;
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
@@ -82,6 +82,7 @@ struct Rows {
       select_valid<kWeighted>(w, z, t);
       const Pixel<V> x = Link::pixel(z);
       if (kWeighted) weight.add(w);
+      if (job.label_sums) labels.add(kWeighted ? w * t : t);
       if (regions) region_sums<kExtra>(w, x.p, x.q, t, [&](int s, const V& v) { region[s].add(v); });
       Points::template for_each<Real>(job, [&](const auto& loss, int k) {
         const Parts<V> parts = loss(x, t);
@@ -93,12 +94,13 @@ struct Rows {
 
   static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
-    Sum<Real> weight, region[7], point[kMaxPoints][2];
+    Sum<Real> weight, labels, region[7], point[kMaxPoints][2];
     double whole = 0;
     int64_t groups = 0;
     RowTile<Real> tile;
     const auto flush = [&] {
       weight.flush();
+      labels.flush();
       for (int s = 0; s < job.region_sums; ++s) region[s].flush();
       for (int k = 0; k < job.points; ++k) point[k][0].flush(), point[k][1].flush();
       groups = 0;
@@ -107,9 +109,9 @@ struct Rows {
       const int64_t count = smaller(RowTile<Real>::kSize, chunk.count - done);
       if (groups + RowTile<Real>::kSize / V::lanes > kAddsPerFlush) flush();
       if (tile.load(job, n, c, chunk.first + done, count, bad)) {
-        sum_tile<true>(job, tile, weight, region, point);
+        sum_tile<true>(job, tile, weight, labels, region, point);
       } else {
-        sum_tile<false>(job, tile, weight, region, point);
+        sum_tile<false>(job, tile, weight, labels, region, point);
         whole += double(count);
       }
       groups += tile.padded / V::lanes;
@@ -117,6 +119,7 @@ struct Rows {
     flush();
     *sums++ = whole + weight.total;
     for (int k = 0; k < job.points; ++k) *sums++ = point[k][0].total, *sums++ = point[k][1].total;
+    if (job.label_sums) *sums++ = labels.total;
     for (int s = 0; s < job.region_sums; ++s) *sums++ = region[s].total;
   }
 

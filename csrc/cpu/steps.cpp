@@ -89,6 +89,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   job.link = plan.link;
   job.joint = plan.joint;
   job.points = layout.points;
+  job.label_sums = layout.label_sums;
   job.region_sums = layout.region_sums;
   job.region_slopes = layout.region_slopes;
   job.has_ignore = plan.has_ignore;

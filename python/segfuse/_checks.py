@@ -25,6 +25,8 @@ def check_inputs(
             raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
         if name != "logits" and tensor.requires_grad:
             raise ValueError(f"{name} requires grad, but a loss gives it no gradient: detach it")
+        if name == "weight" and tensor.dim() == 0 and tensor.is_cpu:
+            weight = tensor = tensor.to(logits.device)  # a number, in effect
         if name != "logits" and tensor.device != logits.device:
             raise ValueError(f"{name} is on {tensor.device}, logits are on {logits.device}")
         if tensor.dtype not in DTYPE_CODE or (name == "logits" and tensor.dtype not in _LOGITS):
@@ -62,6 +64,8 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
         raise ValueError(f'mode="{plan.mode}" wants logits (N, C, ...); got shape {tuple(x)}')
     if x[1] == 0:
         raise ValueError(f"logits have no classes: shape {tuple(x)}")
+    if plan.last_class >= x[1]:
+        raise ValueError(f"classes holds {plan.last_class}, but the logits have {x[1]} classes")
     if plan.mode == "multilabel":
         if x == t:
             return

@@ -98,12 +98,6 @@ def scalar_or_table(name: str, value: object, low: float = -math.inf, high: floa
     return check_table(name, value)
 
 
-def check_unknown(options: Mapping[str, Any], known: Collection[str], loss: str) -> None:
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise TypeError(f"{loss} has no option {unknown[0]!r}; it knows {', '.join(sorted(known))}")
-
-
 def check_data(options: Mapping[str, Any]) -> None:
     if "from_logits" in options:
         check_bool("from_logits", options["from_logits"])
@@ -132,7 +126,7 @@ def check_region(options: RegionOptions) -> dict[str, Any]:
             raise ValueError("class_weight has no meaning with pool_classes=True: all classes make one row")
         given["class_weight"] = check_table("class_weight", given["class_weight"])
     if given["classes"] is not None:
-        classes = list(given["classes"])
+        classes = list(given["classes"]) if isinstance(given["classes"], (list, tuple, range)) else []
         if not classes or any(isinstance(c, bool) or not isinstance(c, int) or c < 0 for c in classes):
             raise ValueError(f"classes must be class indices, at least one; got {given['classes']!r}")
         if len(set(classes)) != len(classes):

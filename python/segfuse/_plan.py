@@ -40,6 +40,7 @@ class Plan:
         self.native = _C.Plan({**content, "terms": lowered})
         self.regions = [t for t in lowered if t["family"] == "region"]
         self.points = len(lowered) - len(self.regions)
+        self.last_class = max((c for r in self.regions for c in r["classes"]), default=-1)
         self.unreduced = self.reduction == "none" and not self.regions
 
     def __reduce__(self) -> tuple[Callable[[str], Plan], tuple[str]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segfuse._ops import apply
-from segfuse._options import DATA_DEFAULTS, check_data, check_unknown
+from segfuse._options import DATA_DEFAULTS, check_data
 from segfuse._plan import LOWER, plan_of
 
 if TYPE_CHECKING:
@@ -179,7 +179,10 @@ class SingleLoss(Loss):
 
     def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__()
-        check_unknown(data, DATA_DEFAULTS, type(self).__name__)
+        unknown = [option for option in data if option not in DATA_DEFAULTS]
+        if unknown:
+            known = ", ".join(inspect.signature(type(self)).parameters)
+            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; it knows {known}")
         check_data(data)
         self.mode = mode
         self.data = dict(data)
@@ -253,9 +256,9 @@ class LossFunction(Protocol):
     def __call__(self, logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Tensor: ...
 
 
-@lru_cache(maxsize=256)
-def _made(cls: Any, options: tuple[tuple[str, Any], ...]) -> Loss:
-    loss: Loss = cls(**dict(options))
+@lru_cache(maxsize=256, typed=True)  # typed: 1 is not True
+def _made(cls: Any, **options: Any) -> Loss:
+    loss: Loss = cls(**options)
     return loss
 
 
@@ -265,7 +268,7 @@ def function_of(cls: type[Loss], name: str) -> LossFunction:
     def function(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Any:
         constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
         if constant and not torch.compiler.is_compiling():
-            loss = _made(cast(Hashable, cls), tuple(sorted(options.items())))
+            loss = _made(cast(Hashable, cls), **options)
         else:
             loss = cls(**options)
         return loss(logits, target, weight)
