@@ -1,0 +1,86 @@
+"""What the README shows runs as it stands: its example, and the main job on each kind of data."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+
+
+def train(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), "--quick", *arguments]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+
+def write_folder(path: Path, classes: int, size: int = 48) -> None:
+    """Four images of bright discs, the masks 0/255 or a label map, in three file formats."""
+    for kind in ("images", "masks"):
+        (path / kind).mkdir(parents=True)
+    y, x = np.mgrid[:size, :size]
+    for i, suffix in enumerate(("png", "tiff", "npy", "png", "png", "tiff")):
+        mask = np.zeros((size, size), np.uint8)
+        for c in range(1, classes):
+            row, column = RNG.integers(10, size - 10, 2)
+            mask[(y - row) ** 2 + (x - column) ** 2 < 64] = c
+        image = (60 * mask + RNG.integers(0, 40, mask.shape)).astype(np.uint8)
+        stored = mask * 255 if classes == 2 else mask
+        for kind, array in (("images", image), ("masks", stored)):
+            name = path / kind / f"disc{i}.{suffix}"
+            np.save(name, array) if suffix == "npy" else Image.fromarray(array).save(name)
+
+
+@pytest.mark.parametrize(
+    ("data", "loss"),
+    [
+        ("synthetic", "dice + 0.5*bce"),
+        ("synthetic-multiclass", "dice + 0.5*ce"),
+        ("coins", "tversky(alpha=0.3, beta=0.7) + 0.5*focal(gamma=2)"),
+        ("folder-2", "jaccard + bce"),
+        ("folder-3", "focal_tversky(gamma=1.3) + ce"),
+    ],
+)
+def test_the_main_job(tmp_path: Path, data: str, loss: str) -> None:
+    if data.startswith("folder"):
+        write_folder(tmp_path / "data", int(data[-1]))
+        data = str(tmp_path / "data")
+    done = train(tmp_path, "--data", data, "--loss", loss, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    files = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert {"curves.png", "predictions.png", "metrics.json"} <= files
+    metrics = json.loads(next((tmp_path / "out").rglob("metrics.json")).read_text())
+    losses = [epoch["loss"] for epoch in metrics["epochs"]]
+    assert losses[-1] < losses[0]
+    for name in ("IoU", "recall", "specificity", "F1"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--loss", "dise"), 'there is no loss "dise"'),
+        (("--loss", "ce"), "bce"),
+        (("--loss", "dice(smooth=-1)"), "smooth must lie in"),
+        (("--loss", "dice * 2 +"), "--loss"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path: Path, arguments: tuple[str, str], message: str) -> None:
+    done = train(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_example_of_the_readme() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 12
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0.5 * DiceLoss('multiclass', ignore_index=255) + CrossEntropyLoss()" in done.stdout
