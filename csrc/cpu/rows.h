@@ -12,7 +12,8 @@ namespace {
 
 template <class Real>
 struct RowTile {
-  static constexpr int64_t kSize = 1024;  // 4 KB an array in float32: all of them stay in the first cache
+  // At most 4 KB an array in float32, so that all of them stay in the first cache.
+  static constexpr int64_t kSize = kAddsPerFlush * Vec<Real>::lanes < 1024 ? kAddsPerFlush * Vec<Real>::lanes : 1024;
   alignas(64) Real z[kSize], t[kSize], w[kSize], up[kSize], out[kSize];
   const Real *z_at, *t_at;
   Real* out_at;

@@ -1,9 +1,10 @@
 // One instruction-set unit: the engines instantiated, and the choice among them. Included once by each unit_*.cpp.
 #pragma once
 
+#include "any_joint.h"
 #include "flush.h"
-#include "joint.h"
 #include "kernels.h"
+#include "label_map.h"
 #include "rows.h"
 #include "vec.h"
 

@@ -1,0 +1,138 @@
+// The engine for every other multiclass plan: soft labels, smoothing, squared and L1 statistics, probabilities.
+#pragma once
+
+#include "joint.h"
+
+namespace segfuse {
+namespace {
+
+template <class Real, class Link, bool kExtra>
+struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
+  using V = Vec<Real, kJointRegisters>;
+  using Steps = JointSteps<AnyJoint<Real, Link, kExtra>, Real>;
+  static constexpr bool kEverything = true;
+
+  // The pixels of a vector, class by class.
+  struct Group {
+    const JointTile<Real>& tile;
+    int64_t i;
+    V w, y;
+    Normaliser<V> n;
+
+    Group(JointTile<Real>& t, int64_t at) : tile(t), i(at), w(V::load(t.w + at)), y(V::load(t.y + at)) {
+      V unused;
+      if constexpr (kSoftmax) n = t.normalise(t.z, at, y, unused);
+    }
+    Pixel<V> pixel(int64_t c) const {
+      const V z = V::load(tile.z + c * tile.size + i);
+      if constexpr (kSoftmax) {
+        return Softmax::pixel(n, V::load(tile.e + c * tile.size + i), z - n.peak, n.peak_class == V(double(c)));
+      } else {
+        return Link::pixel(z);
+      }
+    }
+    V label(int64_t c) const {
+      if (tile.p.label_map) return select(y == V(double(c)), V(1), V(0));
+      return V::load(tile.t + c * tile.size + i);
+    }
+  };
+  struct IsSoftmax {
+    static constexpr bool test(Softmax*) { return true; }
+    static constexpr bool test(Identity*) { return false; }
+  };
+  static constexpr bool kSoftmax = IsSoftmax::test(static_cast<Link*>(nullptr));
+
+  static V class_scale(const Job& job, int k, int64_t c) {
+    return job.class_scale[k] ? V(static_cast<const Real*>(job.class_scale[k])[c]) : V(1);
+  }
+
+  static void sum_tile(const Job& job, JointTile<Real>& tile, Sum<Real>& weight, ClassSums<Real>& region,
+                       Sum<Real> (*point)[2]) {
+    for (int64_t i = 0; i < tile.padded; i += V::lanes) {
+      const Group group(tile, i);
+      ClassTotal<V> loss_of[kMaxPoints];
+      weight.add(group.w);
+      for (int64_t c = 0; c < tile.classes; ++c) {
+        const Pixel<V> x = group.pixel(c);
+        const V t = group.label(c);
+        if (job.region_sums)
+          region_sums<kExtra>(group.w, x.p, x.q, t, [&](int s, const V& v) {
+            Reg<Real>& sum = region.lanes[c * job.region_sums + s];
+            sum = sum + v.fold();
+          });
+        AnyPoints::for_each<Real>(
+            job, [&](const auto& loss, int k) { loss_of[k].add(class_scale(job, k, c) * loss(x, t).positive); });
+      }
+      for (int k = 0; k < job.points; ++k) {
+        point[k][0].add(masked_product(group.w, loss_of[k].total()));
+        point[k][1].add(job.point[k].weighs_the_mean ? group.w * Steps::scale(job, k, group.y) : group.w);
+      }
+    }
+  }
+
+  static void gradient_group(const Job& job, JointTile<Real>& tile, const Real* slopes, int64_t i) {
+    const Group group(tile, i);
+    const V w = Steps::weighted_upstream(job, tile, i), zero = V(0);
+    const bool regions = job.region_slopes > 0;
+    V reference = zero;
+    ClassTotal<V> owns;
+    // Each class's slopes take the place of its logit and label.
+    for (int64_t c = 0; c < tile.classes; ++c) {
+      const Pixel<V> x = group.pixel(c);
+      const Pixel<Dual<V>> dual = Link::seed(x);
+      const V t = group.label(c);
+      V slope = zero, own = zero;
+      if (regions) {
+        const Real* r = slopes + 2 * job.points + c * job.region_slopes;
+        slope = region_slope<kExtra>(RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4])}, x.p, x.q, t);
+      }
+      AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
+        own = own + V(slopes[2 * k]) * class_scale(job, k, c) * loss(dual, t).positive.d[0];
+      });
+      if constexpr (kSoftmax) {
+        reference = select(group.n.peak_class == V(double(c)), slope, reference);
+        owns.add(own);
+        slope.store(tile.t + c * tile.size + i);
+        own.store(tile.z + c * tile.size + i);
+      } else {
+        masked_product(w, slope + own).store(tile.e + c * tile.size + i);
+      }
+    }
+    if constexpr (kSoftmax) {
+      const V total = owns.total();
+      ClassTotal<V> sum;
+      const auto at = [&](int64_t c) { return c * tile.size + i; };
+      for (int64_t c = 0; c < tile.classes; ++c)
+        sum.add(V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference));
+      const V mean = sum.total() * group.n.inverse;
+      for (int64_t c = 0; c < tile.classes; ++c) {
+        const V own = V::load(tile.z + at(c));
+        const Pixel<V> x = Softmax::pixel(group.n, V::load(tile.e + at(c)), zero, group.n.peak_class == V(double(c)));
+        const V g = softmax_pull_back(x.p, x.q, V::load(tile.t + at(c)) - reference, mean, own, total - own);
+        masked_product(w, g).store(tile.e + at(c));
+      }
+    }
+  }
+
+  // The loss of each pixel, its classes added.
+  static void values(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
+    JointTile<Real> tile(job, true);
+    const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
+    for (int64_t done = 0; done < chunk.count; done += tile.size) {
+      tile.load(chunk.unit, chunk.first + done, smaller(tile.size, chunk.count - done), bad);
+      for (int64_t i = 0; i < tile.padded; i += V::lanes) {
+        const Group group(tile, i);
+        ClassTotal<V> sum;
+        for (int64_t c = 0; c < tile.classes; ++c)
+          AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
+            sum.add(V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive);
+          });
+        masked_product(group.w, sum.total()).store(tile.out + i);
+      }
+      store_floating(job.problem->output, chunk.unit, 0, chunk.first + done, tile.count, tile.out);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace segfuse
