@@ -124,6 +124,36 @@ def test_memory_is_the_gradient_and_a_megabyte(loss: str, shape: tuple[int, ...]
     assert int(out.stdout) <= 2**20
 
 
+def test_more_than_two_to_the_31_positions() -> None:
+    """Equal predictions everywhere: a plain float sum of them would be off by 2.6e-4."""
+    count = 2**31 + 12345
+    logits, target = torch.tensor([[0.3]]).expand(1, count), torch.tensor([[True]]).expand(1, count)
+    loss = segfuse.DiceBCELoss("binary", smooth=0.0)(logits, target)
+    p = torch.tensor(0.3, dtype=torch.float64).float().double().sigmoid()
+    expected = 1 - 2 * p / (p + 1) - p.log()
+    assert abs(loss.item() - expected.item()) <= 1e-6 * expected.item()
+
+
+@pytest.mark.parametrize("mode", ["binary", "multilabel", "multiclass"])
+def test_offsets_beyond_two_to_the_31(mode: str) -> None:
+    """Rows that lie 2^31 elements apart, in memory of which only their pages are ever touched."""
+    apart = 2**31 + 7
+    storage = torch.empty(2 * apart, dtype=torch.float16)
+    shape = (2, 64) if mode == "binary" else (1, 2, 64)
+    logits = storage.as_strided(shape, (apart, 1) if mode == "binary" else (1, apart, 1))
+    logits.copy_(torch.randn(shape))
+    target = torch.randint(0, 2, shape[:1] + shape[2:] if mode == "multiclass" else shape)
+    near = logits.clone().requires_grad_()
+    loss = segfuse.DiceLoss(mode)
+    expected = loss(near, target)
+    expected.backward()
+    far = logits.detach().requires_grad_()
+    value = loss(far, target)
+    (gradient,) = torch.autograd.grad(value, far)
+    assert torch.equal(value, expected)
+    assert torch.equal(gradient, near.grad)
+
+
 # ------------------------------------------------------------------------------------------------ elementary functions
 
 FUNCTIONS = {
