@@ -1,7 +1,6 @@
 """The edges: nothing valid, nothing there, not finite, saturated, nearly perfect, very large, very small."""
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -36,15 +35,6 @@ def every(mode: str) -> list[Case]:
 EVERY = [case for mode in ("binary", MULTILABEL, MULTICLASS) for case in every(mode)]
 each = pytest.mark.parametrize("case", EVERY, ids=str)
 each_region = pytest.mark.parametrize("case", [case for case in EVERY if case.is_region], ids=str)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """On a busy machine torch's small operations wait for a second thread a hundred times longer than they run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(
@@ -254,8 +244,7 @@ def test_hopeless_predictions_of_many_pixels(dtype: torch.dtype, count: int) -> 
     case, labels = Case("tversky_loss", MULTICLASS, TVERSKY), torch.arange(3).repeat(count)[None]
     found = run(case, logits.repeat(1, count)[None], labels, upstream=1.0)[1][0, :, :3]
     p, own = logits.double().softmax(0), torch.eye(3) > 0
-    hits = count * p.diag() + 1e-5
-    rest = count * (0.3 * (p * ~own).sum(1) + 0.7 * (p * ~own).sum(0))
+    hits, rest = count * p.diag() + 1e-5, count * (0.3 * (p * ~own).sum(1) + 0.7 * (p * ~own).sum(0))
     slopes = torch.where(own, -(rest + 0.7 * hits), 0.3 * hits[:, None]) / (hits + rest)[:, None] ** 2
     check_close(found, p * (slopes - (p * slopes).sum(0)) / 3, TOLERANCE[dtype][1], "gradient")
 

@@ -144,7 +144,8 @@ void run(const char* name, Step step, const Plan& plan, const Job& job, const Cu
                         std::to_string(report.sample);
   if (!job.problem->label_map) message += ", channel " + std::to_string(report.channel);
   message += " at flat position " + std::to_string(report.position);
-  if (report.value == 255 || report.value == -100) {
+  const bool takes_ignore_index = job.problem->label_map || !plan.joint;
+  if (takes_ignore_index && (report.value == 255 || report.value == -100)) {
     message += "; did you mean ignore_index=" + std::to_string(report.value) + "?";
     if (!job.problem->label_map && report.value == 255) message += " Or is the mask 0/255: divide it by 255.";
   }

@@ -176,7 +176,7 @@ def _backward(
 
 
 def _coefficient_gradient(grad_loss: Tensor, terms: Tensor) -> Tensor:
-    return (terms * grad_loss).flatten(1).sum(1)
+    return (terms * grad_loss).reshape(terms.shape[0], -1).sum(1)
 
 
 # ----------------------------------------------------------------------------------------------------- eager autograd

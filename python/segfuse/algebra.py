@@ -25,18 +25,25 @@ class Term(NamedTuple):
 
     loss: SingleLoss
     constant: float = 1.0
-    tensors: tuple[tuple[Tensor, int], ...] = ()
+    tensors: tuple[tuple[Tensor | str, int], ...] = ()  # a Parameter stands under its name in the compound
 
     def times(self, factor: float | Tensor, power: int) -> Term:
         if isinstance(factor, Tensor):
             return self._replace(tensors=(*self.tensors, (factor, power)))
         return self._replace(constant=self.constant * float(factor) ** power)
 
-    def coefficient(self, like: Tensor) -> Tensor:
-        """As a float64 scalar on the device of `like`, with the graph of its tensors."""
-        value = torch.tensor(self.constant, dtype=torch.float64, device=like.device)
-        for tensor, power in self.tensors:
-            factor = tensor.to(device=like.device, dtype=torch.float64)
+    def resolved(self, owner: Loss) -> Term:
+        """With the Parameters that the compound holds now."""
+        return self._replace(
+            tensors=tuple((getattr(owner, t) if isinstance(t, str) else t, power) for t, power in self.tensors)
+        )
+
+    def coefficient(self, owner: Loss, device: torch.device) -> Tensor:
+        """As a float64 scalar, with the graph of its tensors."""
+        value = torch.tensor(self.constant, dtype=torch.float64, device=device)
+        for tensor, power in self.resolved(owner).tensors:
+            assert isinstance(tensor, Tensor)
+            factor = tensor.to(device=device, dtype=torch.float64)
             value = value * factor if power == 1 else value / factor
         return value
 
@@ -81,14 +88,18 @@ class Loss(nn.Module):
         tables = self._stack_tables(logits) if self._table_count else None
         coefficients = None
         if self._reads_coefficients:
-            coefficients = torch.stack([term.coefficient(logits) for term in self._terms])
+            coefficients = torch.stack([term.coefficient(self, logits.device) for term in self._terms])
         loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
         values = loss.detach().unsqueeze(0) if self.plan.unreduced else terms
         if self._scales_outside:
-            loss = loss * self._terms[0].coefficient(logits).to(loss.dtype)
+            loss = loss * self._terms[0].coefficient(self, logits.device).to(loss.dtype)
         if not return_terms:
             return loss
         return loss, dict(zip(self.term_names(), values.to(loss.dtype).unbind(0), strict=True))
+
+    def terms(self) -> list[Term]:
+        """The terms, with the tensors of their coefficients as they are now."""
+        return [term.resolved(self) for term in self._terms]
 
     def term_names(self) -> list[str]:
         """Names of the terms, as ``return_terms`` gives them: dice, cross_entropy, dice_2 ..."""
@@ -118,21 +129,21 @@ class Loss(nn.Module):
             return self
         if not isinstance(other, Loss):
             return NotImplemented
-        return CompoundLoss([*self._terms, *other._terms])
+        return CompoundLoss([*self.terms(), *other.terms()])
 
     __radd__ = __add__
 
     def __mul__(self, factor: object) -> Loss:
         if not _is_coefficient(factor):
             return NotImplemented
-        return CompoundLoss([term.times(factor, 1) for term in self._terms])
+        return CompoundLoss([term.times(factor, 1) for term in self.terms()])
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Loss:
         if not _is_coefficient(divisor):
             return NotImplemented
-        return CompoundLoss([term.times(divisor, -1) for term in self._terms])
+        return CompoundLoss([term.times(divisor, -1) for term in self.terms()])
 
     def __neg__(self) -> Loss:
         return self * -1.0
@@ -234,17 +245,22 @@ class CompoundLoss(Loss):
     def __init__(self, terms: Sequence[Term]) -> None:
         super().__init__()
         self.losses = nn.ModuleList([term.loss for term in terms])
-        trained = (tensor for term in terms for tensor, _ in term.tensors if isinstance(tensor, nn.Parameter))
-        for i, parameter in enumerate(trained):
-            self.register_parameter(f"coefficient_{i}", parameter)
-        self._build(list(terms))
+        names: dict[int, str] = {}
+        for tensor in (tensor for term in terms for tensor, _ in term.tensors):
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in names:
+                names[id(tensor)] = f"coefficient_{len(names)}"
+                self.register_parameter(names[id(tensor)], tensor)
+        self._build(
+            [
+                term._replace(tensors=tuple((names.get(id(tensor), tensor), power) for tensor, power in term.tensors))
+                for term in terms
+            ]
+        )
 
     def __repr__(self) -> str:
         parts = []
         for term in self._terms:
-            value = term.constant
-            for tensor, power in term.tensors:
-                value *= float(tensor) ** power
+            value = float(term.coefficient(self, torch.device("cpu")).detach())
             text = f"{type(term.loss).__name__}({term.loss.extra_repr()})"
             parts.append(text if value == 1.0 else f"{value:g} * {text}")
         return " + ".join(parts)

@@ -23,7 +23,7 @@ def _data(options: Any) -> Any:
 
 
 def _scaled(factor: float, loss: Loss) -> list[Term]:
-    return list((factor * loss)._terms)
+    return (factor * loss).terms()
 
 
 class DiceBCELoss(CompoundLoss):
