@@ -79,6 +79,13 @@ def test_every_compound_is_two_passes(name: str) -> None:
     assert events == [("statistics", best, read, 0), ("gradient", best, read, logits.numel() * 4)]
 
 
+def test_the_flush_of_denormals_ends_with_the_call() -> None:
+    tiny = torch.tensor([1e-40])
+    run(PATHS[0], (make_logits((2, 1, 300, 300)), make_target("binary", (2, 1, 300, 300))))
+    assert (tiny * 1).item() > 0
+    assert torch.full((4,), 1e-40).sum().item() > 0
+
+
 def test_unreduced_losses_write_once() -> None:
     logits, target = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8))
     with _native.trace() as events:

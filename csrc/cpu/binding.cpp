@@ -189,9 +189,11 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void check_slopes(const PyPlan& plan, const Problem& problem, int64_t count) {
+// The outputs beside views: of the size that the plan gives, and with storage.
+void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, int64_t count) {
   const Layout layout(plan.plan, problem);
   if (count != layout.units * layout.unit_slopes()) throw std::invalid_argument("slopes: unexpected size");
+  if (count && !slopes) throw std::invalid_argument("slopes: has no storage");
 }
 
 void py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
@@ -199,7 +201,8 @@ void py_forward(const PyPlan& plan, const py::object& logits, const py::object& 
                 uintptr_t terms, uintptr_t slopes, int64_t slope_count, int threads) {
   const Problem problem =
       make_problem(plan, logits, target, weight, soft, py::none(), unreduced, plan.mode == Mode::multilabel);
-  check_slopes(plan, problem, slope_count);
+  check_slopes(plan, problem, slopes, slope_count);
+  if (unreduced.is_none() && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
   std::vector<double> constants;
   for (const Term& t : plan.plan.terms) constants.push_back(t.coefficient);
   const double* c = coefficients ? pointer<const double>(coefficients) : constants.data();
@@ -213,7 +216,9 @@ void py_backward(const PyPlan& plan, const py::object& logits, const py::object&
                  const py::object& upstream, const py::object& gradient, int threads) {
   const Problem problem =
       make_problem(plan, logits, target, weight, soft, upstream, gradient, plan.mode != Mode::binary);
-  check_slopes(plan, problem, slope_count);
+  check_slopes(plan, problem, slopes, slope_count);
+  if (upstream.is_none() && problem.samples && !scalar_upstream)
+    throw std::invalid_argument("grad_output: has no storage");
   const py::gil_scoped_release release;
   backward(plan.plan, problem, pointer<const double>(tables), pointer<const void>(slopes),
            pointer<const void>(scalar_upstream), threads);

@@ -109,3 +109,9 @@ class Plan:
 def plan_of(spec: str) -> Plan:
     """The plan of a spec."""
     return Plan(spec)
+
+
+@torch.compiler.assume_constant_result
+def plan_for(content: dict[str, Any]) -> Plan:
+    """The plan of a spec's content. A constant to Dynamo, so a loss may be built inside a compiled function."""
+    return plan_of(json.dumps(content, sort_keys=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from segfuse._ops import apply
 from segfuse._options import DATA_DEFAULTS, check_data
-from segfuse._plan import LOWER, plan_of
+from segfuse._plan import LOWER, plan_for
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -80,7 +79,7 @@ class Loss(nn.Module):
             content.append({"name": term.loss.name, "coefficient": constant, "options": options})
         self._scales_outside = unreduced and (terms[0].constant != 1.0 or bool(terms[0].tensors))
         self._reads_coefficients = not unreduced and any(term.tensors for term in terms)
-        self.plan = plan_of(json.dumps({**data, "terms": content}, sort_keys=True))
+        self.plan = plan_for({**data, "terms": content})
 
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool = False
@@ -260,7 +259,10 @@ class CompoundLoss(Loss):
     def __repr__(self) -> str:
         parts = []
         for term in self._terms:
-            value = float(term.coefficient(self, torch.device("cpu")).detach())
+            value = term.constant
+            for tensor, power in term.resolved(self).tensors:
+                assert isinstance(tensor, Tensor)
+                value *= float(tensor.detach()) ** power
             text = f"{type(term.loss).__name__}({term.loss.extra_repr()})"
             parts.append(text if value == 1.0 else f"{value:g} * {text}")
         return " + ".join(parts)

@@ -49,7 +49,7 @@ class RegionLoss(SingleLoss):
         check_choice("mode", mode, MODES)
         data = {k: v for k, v in options.items() if k not in RegionOptions.__annotations__}
         region: Any = {k: v for k, v in options.items() if k in RegionOptions.__annotations__}
-        checked = check_region(region)
+        checked = {k: v for k, v in check_region(region).items() if k in self.hidden_defaults}
         if mode == "binary" and checked["classes"] is not None:
             raise ValueError('classes has no meaning with mode="binary": there is one class')
         super().__init__(mode, {**own, **checked}, data)
@@ -154,7 +154,6 @@ class FocalTverskyLoss(RegionLoss):
             "gamma": check_number("gamma", gamma, 0),
         }
         super().__init__(mode, own, options)
-        del self.options["shape"]
 
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:

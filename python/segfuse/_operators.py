@@ -1,0 +1,196 @@
+"""The registered operators, for torch.compile, export, fake tensors and subclasses; and their twin for torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfuse import _kernels
+from segfuse._kernels import coefficient_gradient
+from segfuse._plan import plan_of
+
+_library = torch.library.Library("segfuse", "DEF")
+_tags: tuple[torch.Tag, ...] = (torch.Tag.pt2_compliant_tag,)
+if hasattr(torch.Tag, "needs_exact_strides"):
+    _tags += (torch.Tag.needs_exact_strides,)
+_library.define(
+    "forward(Tensor logits, Tensor target, Tensor? weight, Tensor? tables, Tensor? coefficients, str spec)"
+    " -> (Tensor loss, Tensor terms, Tensor slopes)",
+    tags=_tags,
+)
+_library.define(
+    "backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor? tables, Tensor slopes, str spec)"
+    " -> Tensor",
+    tags=_tags,
+)
+
+
+def _forward_op(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
+    return _kernels.forward(plan_of(spec), logits, target, weight, tables, coefficients)
+
+
+def _backward_op(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, weight: Any, tables: Any, slopes: Tensor, spec: str
+) -> Tensor:
+    return _kernels.backward(plan_of(spec), grad_loss, logits, target, weight, tables, slopes)
+
+
+_library.impl("forward", _forward_op, "CPU")
+_library.impl("backward", _backward_op, "CPU")
+
+
+@torch.library.register_fake("segfuse::forward", lib=_library)
+def _(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
+    plan = plan_of(spec)
+    dtype, loss_shape = plan.loss_dtype(logits), plan.loss_shape(logits.shape)
+    return (
+        logits.new_empty(loss_shape, dtype=dtype),
+        logits.new_empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64),
+        logits.new_empty([plan.slope_count(logits.shape)], dtype=dtype),
+    )
+
+
+@torch.library.register_fake("segfuse::backward", lib=_library)
+def _(grad_loss: Tensor, logits: Tensor, target: Tensor, weight: Any, tables: Any, slopes: Tensor, spec: str) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, target, weight, tables, coefficients, spec = inputs
+    _, terms, slopes = output
+    ctx.save_for_backward(logits, target, weight, tables, coefficients, slopes, terms)
+    ctx.mark_non_differentiable(terms, slopes)
+    ctx.spec = spec
+
+
+def _backward_formula(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True, in eager
+        ctx.plan = plan_of(ctx.spec)
+        return reference_gradient(ctx, grad_loss, logits, target, weight, tables, coefficients)
+    gradient = of_coefficients = None
+    if ctx.needs_input_grad[0]:
+        gradient = torch.ops.segfuse.backward(grad_loss, logits, target, weight, tables, slopes, ctx.spec)
+    if ctx.needs_input_grad[4]:
+        of_coefficients = coefficient_gradient(grad_loss, terms)
+    return gradient, None, None, None, of_coefficients, None
+
+
+def _vmap_rule(operator: Callable[..., Any], outputs: Any) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return _one_by_one(operator, info.batch_size, in_dims, arguments), outputs
+
+    return rule
+
+
+def reference_gradient(
+    ctx: Any,
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    tables: Tensor | None,
+    coefficients: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a Function's inputs, to be differentiated again: through the reference."""
+    wanted = {i: (logits, coefficients)[i == 4] for i in (0, 4) if ctx.needs_input_grad[i]}
+    loss, _ = ctx.plan.reference(logits, target, weight, tables, coefficients)
+    inputs = [tensor for tensor in wanted.values() if tensor is not None]
+    found = dict(zip(wanted, torch.autograd.grad(loss, inputs, grad_loss, create_graph=True), strict=True))
+    return found.get(0), None, None, None, found.get(4), None
+
+
+def _one_by_one(function: Callable[..., Any], count: int, dims: tuple[int | None, ...], arguments: Any) -> Any:
+    """The vmap rule: a call for each element, since every element has its own sums."""
+    calls = [
+        function(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, dims, strict=True)))
+        for i in range(count)
+    ]
+    return torch.stack(calls) if isinstance(calls[0], Tensor) else tuple(map(torch.stack, zip(*calls, strict=True)))
+
+
+def _no_second_order(*_: object) -> Any:
+    raise NotImplementedError(
+        "segfuse: the second derivative is available in eager mode (create_graph=True) and by forward over reverse "
+        "(torch.func.hessian), not under torch.compile or by reverse over reverse under torch.func"
+    )
+
+
+torch.library.register_autograd("segfuse::forward", _backward_formula, setup_context=_save, lib=_library)
+torch.library.register_autograd("segfuse::backward", _no_second_order, lib=_library)
+if hasattr(torch.library, "register_vmap"):
+    torch.library.register_vmap("segfuse::forward", _vmap_rule(torch.ops.segfuse.forward, (0, 0, 0)), lib=_library)
+    torch.library.register_vmap("segfuse::backward", _vmap_rule(torch.ops.segfuse.backward, 0), lib=_library)
+
+
+class Functorch(torch.autograd.Function):
+    """For torch.func: the operator's own autograd cannot run under its transforms."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        tables: Tensor | None,
+        coefficients: Tensor | None,
+        spec: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.segfuse.forward(  # type: ignore[no-any-return]
+            logits.detach(), target, weight, tables, None if coefficients is None else coefficients.detach(), spec
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _save(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
+        gradient = _FunctorchGradient.apply(coefficients, grad_loss, logits, target, weight, tables, slopes, ctx.spec)
+        of_coefficients = None if coefficients is None else _FunctorchTerms.apply(grad_loss, terms, logits)
+        return gradient, None, None, None, of_coefficients, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return _one_by_one(Functorch.apply, info.batch_size, in_dims, arguments), (0, 0, 0)
+
+
+class _FunctorchGradient(torch.autograd.Function):
+    """First order only: its own derivative, which would be one in the coefficients too, raises."""
+
+    @staticmethod
+    def forward(coefficients: Tensor | None, *arguments: Any) -> Tensor:
+        return torch.ops.segfuse.backward(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        _no_second_order()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return _one_by_one(_FunctorchGradient.apply, info.batch_size, in_dims, arguments), 0
+
+
+class _FunctorchTerms(torch.autograd.Function):
+    """The gradient in the coefficients. Its derivative would need that of the terms in the logits: it raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad_loss: Tensor, terms: Tensor, logits: Tensor) -> Tensor:
+        return coefficient_gradient(grad_loss, terms)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        _no_second_order()
