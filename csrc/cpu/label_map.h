@@ -60,6 +60,14 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     }
   }
 
+  // row[5 c] for the class c of each pixel. A gather costs as much as comparing with some twenty classes.
+  static V entry(const Real* row, const V& c, int64_t classes) {
+    if (classes > 20) return V::lookup(row, c * V(5));
+    V found = V(row[0]);
+    for (int64_t k = 1; k < classes; ++k) found = select(c == V(double(k)), V(row[5 * k]), found);
+    return found;
+  }
+
   static void gradient_group(const Job& job, JointTile<Real>& tile, const Real* slopes, int64_t i) {
     Normaliser<V> n;
     const Own own = own_class(tile, n, i);
@@ -80,8 +88,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     }
     // Per class [present, absent, ...]: see RowSlopes.
     const Real* row = slopes + 2 * job.points;
-    const V present = V::lookup(row, own.y * V(5));
-    const V reference = select(own.is_peak, present, V::lookup(row + 1, n.peak_class * V(5)));
+    const V present = entry(row, own.y, tile.classes);
+    const V reference = select(own.is_peak, present, entry(row + 1, n.peak_class, tile.classes));
     const V others = sum_classes(tile.classes, [&](int64_t c) {
       const V e = V::load(tile.e + c * tile.size + i);
       return select(own.y == V(double(c)), zero, e * (V(row[5 * c + 1]) - reference));

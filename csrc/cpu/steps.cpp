@@ -64,7 +64,7 @@ struct Cut {
 
   Cut(const Layout& layout, const Problem& p) : units(layout.units), pixels(p.pixels) {
     const int64_t rows = layout.rows_per_unit, sums = layout.unit_sums();
-    chunk = std::max<int64_t>(2048, 65536 / rows);
+    chunk = std::max<int64_t>(4096, (rows == 1 ? 65536 : 262144) / rows);
     // The partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
     while (chunk < pixels && units * ((pixels + chunk - 1) / chunk) * sums > 65536) chunk *= 2;
     per_unit = pixels ? (pixels + chunk - 1) / chunk : 0;
