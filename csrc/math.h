@@ -17,7 +17,6 @@ namespace segfuse {
 namespace {
 
 // Scalars. A vector type (cpu/vec.h) provides the same names.
-HD double exp(double x) { return ::exp(x); }
 HD double log(double x) { return ::log(x); }
 HD double log1p(double x) { return ::log1p(x); }
 HD double cosh_minus_one(double x) {
