@@ -18,17 +18,7 @@ from segfuse import _C, _native
 from segfuse._plan import LOWER
 
 REDUCTIONS = ("mean", "sum", "sample", "none")
-LABEL_DTYPES = (
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)
+LABEL_DTYPES = [dtype for dtype in _native.DTYPE_CODE if not dtype.is_floating_point]
 # One case for each path through the kernels.
 PATHS = [
     Case("bce_with_logits_loss", "binary", {"pos_weight": 2.5}),
@@ -160,5 +150,6 @@ def test_every_instruction_set(case: Case, name: str) -> None:
 
 def test_the_table_is_whole() -> None:
     assert {case.loss for case in CASES} == set(LOWER) - {"region_loss"}
+    assert len(LABEL_DTYPES) == 9
     for mode in MODES:
         assert sum(case.mode == mode for case in CASES) > 20

@@ -100,11 +100,10 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     }
     if constexpr (kSoftmax) {
       const V total = owns.total();
-      ClassTotal<V> sum;
       const auto at = [&](int64_t c) { return c * tile.size + i; };
-      for (int64_t c = 0; c < tile.classes; ++c)
-        sum.add(V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference));
-      const V mean = sum.total() * group.n.inverse;
+      const V sum = sum_classes(
+          tile.classes, [&](int64_t c) { return V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference); });
+      const V mean = sum * group.n.inverse;
       for (int64_t c = 0; c < tile.classes; ++c) {
         const V own = V::load(tile.z + at(c));
         const Pixel<V> x = Softmax::pixel(group.n, V::load(tile.e + at(c)), zero, group.n.peak_class == V(double(c)));

@@ -99,8 +99,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   job.unit_slopes = layout.unit_slopes();
   for (int k = 0; k < layout.points; ++k) {
     job.point[k] = plan.points[size_t(k)];
-    if (job.point[k].kind == PointKind::cross_entropy && job.point[k].smooths)
-      job.point[k].parameter[1] = job.point[k].parameter[0] / double(problem.classes);
+    if (job.point[k].smooths) job.point[k].parameter[1] = job.point[k].parameter[0] / double(problem.classes);
     if (!problem.label_map) job.point[k].weighs_the_mean = false;  // as torch: class probabilities are not labels
     if (!plan.joint || job.point[k].table < 0) continue;
     const double* row = tables + job.point[k].table * problem.classes;

@@ -25,7 +25,7 @@ struct Sum {
   }
 };
 
-// The same within a vector, over many classes: blocks of 32, then the blocks.
+// The same within a vector, over many classes: blocks of 32, then the blocks. For loops that add up more than this.
 template <class V>
 struct ClassTotal {
   V blocks = V(0), block = V(0);

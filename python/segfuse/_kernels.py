@@ -27,6 +27,14 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _inputs(
+    plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[_Native, _Native, _Native | None, bool]:
+    """The arguments that both native calls begin with, after the plan."""
+    soft = plan.mode == "multiclass" and is_soft(logits, target)
+    return _native(logits), _native(target), _optional(weight), soft
+
+
 def forward(
     plan: Plan,
     logits: Tensor,
@@ -49,10 +57,7 @@ def forward(
         coefficients = coefficients.contiguous()
     _C.forward(
         plan.native,
-        _native(logits),
-        _native(target),
-        _optional(weight),
-        plan.mode == "multiclass" and is_soft(logits, target),
+        *_inputs(plan, logits, target, weight),
         _address(tables),
         _address(coefficients),
         _native(loss) if plan.unreduced else None,
@@ -82,10 +87,7 @@ def backward(
         tables = tables.contiguous()
     _C.backward(
         plan.native,
-        _native(logits),
-        _native(target),
-        _optional(weight),
-        plan.mode == "multiclass" and is_soft(logits, target),
+        *_inputs(plan, logits, target, weight),
         _address(tables),
         slopes.data_ptr(),
         slopes.numel(),

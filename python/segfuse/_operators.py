@@ -158,7 +158,19 @@ class Functorch(torch.autograd.Function):
         return _one_by_one(Functorch.apply, info.batch_size, in_dims, arguments), (0, 0, 0)
 
 
-class _FunctorchGradient(torch.autograd.Function):
+class _FirstOrderOnly(torch.autograd.Function):
+    """A derivative that has none itself."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        _no_second_order()
+
+
+class _FunctorchGradient(_FirstOrderOnly):
     """First order only: its own derivative, which would be one in the coefficients too, raises."""
 
     @staticmethod
@@ -166,19 +178,11 @@ class _FunctorchGradient(torch.autograd.Function):
         return torch.ops.segfuse.backward(*arguments)  # type: ignore[no-any-return]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:
-        _no_second_order()
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         return _one_by_one(_FunctorchGradient.apply, info.batch_size, in_dims, arguments), 0
 
 
-class _FunctorchTerms(torch.autograd.Function):
+class _FunctorchTerms(_FirstOrderOnly):
     """The gradient in the coefficients. Its derivative would need that of the terms in the logits: it raises."""
 
     generate_vmap_rule = True
@@ -186,11 +190,3 @@ class _FunctorchTerms(torch.autograd.Function):
     @staticmethod
     def forward(grad_loss: Tensor, terms: Tensor, logits: Tensor) -> Tensor:
         return coefficient_gradient(grad_loss, terms)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:
-        _no_second_order()
