@@ -1,8 +1,9 @@
 // The head: from the sums of the rows to the loss, the terms, and the slopes that the gradient pass multiplies by.
 // A few rows, in double; a region term differentiates its own expression with respect to (I, FP, FN).
+//
+// It is written for a team of threads: one on the CPU, a block on a GPU. A team has rank(), size(), sync(), and
+// sum(n, f): f(0) + ... + f(n - 1) in an order that the team's size alone decides, called and received by all.
 #pragma once
-
-#include <vector>
 
 #include "losses.h"
 #include "math.h"
@@ -11,9 +12,8 @@
 namespace segfuse {
 namespace {
 
-// dispatch.h's way for the head: one region expression, run on dual numbers.
 template <class Function>
-void with_region(RegionKind kind, const Function& f) {
+HD void with_region(RegionKind kind, const Function& f) {
   switch (kind) {
 #define SEGFUSE_CASE(name, type) \
   case RegionKind::name:         \
@@ -23,7 +23,7 @@ void with_region(RegionKind kind, const Function& f) {
   }
 }
 template <class Function>
-void with_shape(ShapeKind kind, const Function& f) {
+HD void with_shape(ShapeKind kind, const Function& f) {
   switch (kind) {
 #define SEGFUSE_CASE(name, type) \
   case ShapeKind::name:          \
@@ -36,14 +36,14 @@ void with_shape(ShapeKind kind, const Function& f) {
 using Slopes3 = Dual<double, 3>;
 
 // The loss of one pooled row and its slopes.
-inline Slopes3 region_loss(const RegionTerm& term, const double* sums) {
+HD Slopes3 region_loss(const RegionTerm& term, const double* sums) {
   const RegionParameters parameters{term.smooth_numerator, term.smooth_denominator, term.alpha, term.beta};
-  RowSums<Slopes3> s;
-  Slopes3* slot[3] = {&s.tp, &s.fp, &s.fn};
-  for (int i = 0; i < 3; ++i) {
-    *slot[i] = constant<double, 3>(sums[i]);
-    slot[i]->d[i] = 1;
-  }
+  const auto seed = [&](int i) {
+    Slopes3 s = constant<double, 3>(sums[i]);
+    s.d[i] = 1;
+    return s;
+  };
+  const RowSums<Slopes3> s{seed(0), seed(1), seed(2)};
   Slopes3 loss = constant<double, 3>(0), value = constant<double, 3>(1);  // 0/0: nothing to find and nothing found
   with_region(term.kind, [&](auto region) {
     Score<Slopes3> score = region.score(s, parameters);
@@ -66,77 +66,116 @@ inline Slopes3 region_loss(const RegionTerm& term, const double* sums) {
   return loss;
 }
 
+// A team of one.
+struct Alone {
+  HD int64_t rank() const { return 0; }
+  HD int64_t size() const { return 1; }
+  HD void sync() const {}
+  template <class Function>
+  HD double sum(int64_t n, const Function& f) const {
+    double total = 0;
+    for (int64_t i = 0; i < n; ++i) total += f(i);
+    return total;
+  }
+};
+
+// Which elements the loss has (of a reduction other than an unreduced pointwise one), and which rows make each.
+struct OutputMap {
+  const Plan& plan;
+  const Problem& problem;
+  const int64_t* classes;  // Constants::classes
+
+  HD int64_t scored(const RegionTerm& r) const { return r.class_count ? r.class_count : problem.classes; }
+  HD int64_t scored_class(const RegionTerm& r, int64_t j) const {
+    return r.class_count ? classes[r.first_class + j] : j;
+  }
+  // -1: not scored.
+  HD int64_t scored_index(const RegionTerm& r, int64_t c) const {
+    if (!r.class_count) return c;
+    for (int j = 0; j < r.class_count; ++j)
+      if (classes[r.first_class + j] == c) return j;
+    return -1;
+  }
+  HD int64_t pooled_samples(const RegionTerm& r) const { return r.pool_batch ? 1 : problem.samples; }
+  HD int64_t pooled_classes(const RegionTerm& r) const { return r.pool_classes ? 1 : scored(r); }
+  HD int64_t rows(const RegionTerm& r) const { return pooled_samples(r) * pooled_classes(r); }
+
+  HD int64_t count() const {
+    if (plan.reduction == Reduction::sample) return problem.samples;
+    return plan.reduction != Reduction::none || plan.region_count == 0 ? 1 : rows(plan.regions[0]);
+  }
+  // Of (n, c); a class that is not scored has slopes of 0 and may be sent anywhere.
+  HD int64_t of(int64_t n, int64_t c) const {
+    if (plan.reduction == Reduction::sample) return n;
+    if (plan.reduction != Reduction::none || plan.region_count == 0) return 0;
+    const RegionTerm& r = plan.regions[0];
+    const int64_t i = r.pool_batch ? 0 : n, j = r.pool_classes ? 0 : scored_index(r, c);
+    return i * pooled_classes(r) + (j < 0 ? 0 : j);
+  }
+  HD bool averages() const { return plan.reduction == Reduction::mean || plan.reduction == Reduction::sample; }
+};
+
 class Head {
  public:
-  // Without sums it only tells which output a row belongs to.
-  Head(const Plan& plan, const Problem& problem, const double* sums = nullptr, const double* tables = nullptr)
-      : plan_(plan), problem_(problem), layout_(plan, problem), sums_(sums), tables_(tables), valid_weight_(0) {
-    if (!sums) return;
-    for (int64_t u = 0; u < layout_.units; ++u) valid_weight_ += unit(u)[0];
+  // workspace: workspace_size() doubles.
+  HD Head(const Plan& plan, const Problem& problem, const Constants& constants, const double* sums, double* workspace)
+      : plan_(plan),
+        problem_(problem),
+        constants_(constants),
+        layout_(plan, problem),
+        outputs_{plan, problem, constants.classes},
+        sums_(sums),
+        rows_(workspace),
+        scales_(workspace + plan.region_count * problem.samples * problem.classes * kRow) {}
+
+  HD static int64_t workspace_size(const Plan& plan, const Problem& problem, int64_t outputs) {
+    return plan.region_count * problem.samples * problem.classes * kRow + plan.term_count * outputs;
   }
 
-  // Number of elements of the loss (of a reduction other than an unreduced pointwise one).
-  int64_t outputs() const {
-    if (plan_.reduction == Reduction::sample) return problem_.samples;
-    if (plan_.reduction != Reduction::none || plan_.regions.empty()) return 1;
-    const RegionTerm& r = plan_.regions[0];
-    return (r.pool_batch ? 1 : problem_.samples) * (r.pool_classes ? 1 : scored(r));
-  }
-
-  // Which of them the row (n, c) contributes to.
-  int64_t output_of(int64_t n, int64_t c) const {
-    if (plan_.reduction == Reduction::sample) return n;
-    if (plan_.reduction != Reduction::none || plan_.regions.empty()) return 0;
-    const RegionTerm& r = plan_.regions[0];
-    const int64_t row = r.pool_batch ? 0 : n;
-    return r.pool_classes ? row : row * scored(r) + scored_index(r, c);
-  }
-
-  // loss: outputs() values; terms: one such block per term; slopes: layout.units * layout.unit_slopes().
-  // coefficients: one per term.
-  template <class Real>
-  void run(const double* coefficients, double* loss, double* terms, Real* slopes) {
-    const int64_t n_out = outputs(), n_slopes = layout_.units * layout_.unit_slopes();
-    slopes_.assign(size_t(n_slopes), 0.0);
-    for (int64_t i = 0; i < n_out; ++i) loss[i] = 0;
-    for (size_t k = 0; k < plan_.terms.size(); ++k) {
-      const Term& term = plan_.terms[k];
-      double* value = terms + int64_t(k) * n_out;
-      for (int64_t i = 0; i < n_out; ++i) value[i] = 0;
-      // Nothing valid in the whole call: loss 0 and gradient 0, whatever the smoothing.
-      if (valid_weight_ == 0) continue;
-      if (term.is_region)
-        region(plan_.regions[size_t(term.index)], coefficients[k], value);
-      else
-        point(term.index, coefficients[k], value);
-      for (int64_t i = 0; i < n_out; ++i) loss[i] += coefficients[k] * value[i];
+  // loss: one value per output, or null; terms: one such block per term; slopes: layout.units * layout.unit_slopes().
+  template <class Real, class Team>
+  HD void run(const Team& team, Real* loss, double* terms, Real* slopes) const {
+    const int64_t n_out = outputs_.count(), begin = team.rank(), step = team.size();
+    const double valid_weight = team.sum(layout_.units, [&](int64_t u) { return unit(u)[0]; });
+    // Nothing valid in the whole call: loss 0 and gradient 0, whatever the smoothing.
+    if (valid_weight == 0) {
+      for (int64_t i = begin; i < plan_.term_count * n_out; i += step) terms[i] = 0;
+      for (int64_t i = begin; loss && i < n_out; i += step) loss[i] = 0;
+      for (int64_t i = begin; i < layout_.units * layout_.unit_slopes(); i += step) slopes[i] = 0;
+      return;
     }
-    for (int64_t i = 0; i < n_slopes; ++i) slopes[i] = Real(slopes_[size_t(i)]);
+    for (int k = 0; k < plan_.region_count; ++k)
+      for (int64_t i = begin; i < outputs_.rows(plan_.regions[k]); i += step) score(k, i);
+    team.sync();
+    for (int k = 0; k < plan_.term_count; ++k) reduce(team, k, terms + k * n_out);
+    team.sync();
+    for (int64_t i = begin; loss && i < n_out; i += step) {
+      double total = 0;
+      for (int k = 0; k < plan_.term_count; ++k) total += coefficient(k) * terms[k * n_out + i];
+      loss[i] = Real(total);
+    }
+    for (int64_t u = begin; u < layout_.units; u += step) point_slopes(u, slopes + u * layout_.unit_slopes());
+    if (layout_.region_slopes == 0) return;
+    for (int64_t i = begin; i < problem_.samples * problem_.classes; i += step) region_slopes(i, slopes);
   }
 
  private:
-  const double* unit(int64_t u) const { return sums_ + u * layout_.unit_sums(); }
-  const double* region_row(int64_t n, int64_t c) const {
-    const int64_t u = plan_.joint ? n : n * problem_.classes + c;
-    return unit(u) + layout_.group_sums() + (plan_.joint ? c : 0) * layout_.region_sums;
+  // A pooled row: its loss and three slopes, and its weight.
+  static constexpr int kRow = 5;
+
+  HD double coefficient(int k) const {
+    return constants_.coefficients ? constants_.coefficients[k] : plan_.terms[k].coefficient;
   }
-  double* region_slopes(int64_t n, int64_t c) {
-    const int64_t u = plan_.joint ? n : n * problem_.classes + c;
-    return slopes_.data() + u * layout_.unit_slopes() + 2 * layout_.points +
-           (plan_.joint ? c : 0) * layout_.region_slopes;
+  HD double table(int row, int64_t c) const { return constants_.tables[row * problem_.classes + c]; }
+  HD const double* unit(int64_t u) const { return sums_ + u * layout_.unit_sums(); }
+  HD int64_t unit_of(int64_t n, int64_t c) const { return plan_.joint ? n : n * problem_.classes + c; }
+  HD double* row(int region, int64_t i) const {
+    return rows_ + (region * problem_.samples * problem_.classes + i) * kRow;
   }
-  int64_t scored(const RegionTerm& r) const { return r.classes.empty() ? problem_.classes : int64_t(r.classes.size()); }
-  int64_t scored_class(const RegionTerm& r, int64_t i) const { return r.classes.empty() ? i : r.classes[size_t(i)]; }
-  int64_t scored_index(const RegionTerm& r, int64_t c) const {
-    if (r.classes.empty()) return c;
-    for (size_t i = 0; i < r.classes.size(); ++i)
-      if (r.classes[i] == c) return int64_t(i);
-    return 0;  // a class that is not scored has slopes of 0
-  }
-  double table(int row, int64_t c) const { return tables_[row * problem_.classes + c]; }
+  HD double& scale(int term, int64_t out) const { return scales_[term * outputs_.count() + out]; }
 
   // Factors of the positive and the negative part in unit u.
-  void balance(const PointTerm& term, int64_t u, double& positive, double& negative) const {
+  HD void balance(const PointTerm& term, int64_t u, double& positive, double& negative) const {
     positive = negative = 1;
     if (plan_.joint || term.balance == Balance::none) return;
     if (term.balance == Balance::balanced) {
@@ -149,130 +188,136 @@ class Head {
     if (term.balance == Balance::alpha) negative = 1 - positive;
   }
 
-  void point(int index, double coefficient, double* value) {
-    const PointTerm& term = plan_.points[size_t(index)];
-    const int64_t per_sample = plan_.joint ? 1 : problem_.classes;
-    std::vector<double> total(size_t(outputs()), 0.0);
-    for (int64_t u = 0; u < layout_.units; ++u) {
-      double positive, negative;
-      balance(term, u, positive, negative);
-      const double* s = unit(u) + 1 + 2 * index;
-      const int64_t out = output_of(u / per_sample, u % per_sample);
-      // Joint plans keep Σ loss and the denominator there.
-      if (plan_.joint) {
-        value[out] += s[0];
-        total[size_t(out)] += s[1];
-      } else {
-        value[out] += positive * s[0] + negative * s[1];
-        total[size_t(out)] += unit(u)[0];
-      }
-    }
-    const bool averages = plan_.reduction == Reduction::mean || plan_.reduction == Reduction::sample;
-    for (size_t i = 0; i < total.size(); ++i) {
-      total[i] = averages ? (total[i] == 0 ? 0 : 1 / total[i]) : 1;
-      value[i] = total[i] == 0 ? 0 : value[i] * total[i];
-    }
-    for (int64_t u = 0; u < layout_.units; ++u) {
-      double positive, negative;
-      balance(term, u, positive, negative);
-      const double factor = coefficient * total[size_t(output_of(u / per_sample, u % per_sample))];
-      double* slope = slopes_.data() + u * layout_.unit_slopes() + 2 * index;
-      slope[0] += factor * positive;
-      slope[1] += factor * negative;
-    }
+  // Σ w ℓ and the denominator of the mean, of a pointwise term in a unit. Joint plans keep both in the sums.
+  HD double point_value(int index, int64_t u) const {
+    const double* s = unit(u) + 1 + 2 * index;
+    if (plan_.joint) return s[0];
+    double positive, negative;
+    balance(plan_.points[index], u, positive, negative);
+    return positive * s[0] + negative * s[1];
   }
+  HD double point_weight(int index, int64_t u) const { return plan_.joint ? unit(u)[2 + 2 * index] : unit(u)[0]; }
 
-  void region(const RegionTerm& term, double coefficient, double* value) {
-    const int64_t samples = problem_.samples, classes = scored(term);
-    const int64_t row_samples = term.pool_batch ? 1 : samples, row_classes = term.pool_classes ? 1 : classes;
-    const int64_t n_out = outputs();
-    struct Row {
-      Slopes3 loss;
-      double weight;
-    };
-    std::vector<Row> rows(size_t(row_samples * row_classes));
-    std::vector<double> total(size_t(n_out), 0.0);
-    for (int64_t i = 0; i < row_samples; ++i)
-      for (int64_t j = 0; j < row_classes; ++j) {
-        double sums[3] = {0, 0, 0}, present = 0;
-        members(term, i, j, [&](int64_t n, int64_t c) {
-          double own[3];
-          row_sums(term, region_row(n, c), own, present);
-          for (int s = 0; s < 3; ++s) sums[s] += own[s];
-        });
-        Row& row = rows[size_t(i * row_classes + j)];
-        row.weight = term.table < 0 ? 1 : table(term.table, scored_class(term, j));
-        const bool absent = present == 0 && term.absent != Absent::score;
-        row.loss = absent ? constant<double, 3>(0) : region_loss(term, sums);
-        if (absent && term.absent == Absent::skip) row.weight = 0;
-        const int64_t out = output_of(i, scored_class(term, j));
-        if (row.weight != 0) value[out] += row.weight * row.loss.v;
-        total[size_t(out)] += row.weight;
-      }
-    const bool averages = plan_.reduction == Reduction::mean || plan_.reduction == Reduction::sample;
-    for (int64_t i = 0; i < n_out; ++i) {
-      double& scale = total[size_t(i)];
-      scale = averages ? (scale == 0 ? 0 : 1 / scale) : 1;
-      value[i] = scale == 0 ? 0 : value[i] * scale;
-    }
-    if (layout_.region_slopes == 0) return;
-    for (int64_t i = 0; i < row_samples; ++i)
-      for (int64_t j = 0; j < row_classes; ++j) {
-        const Row& row = rows[size_t(i * row_classes + j)];
-        if (row.weight == 0) continue;
-        const double factor = coefficient * row.weight * total[size_t(output_of(i, scored_class(term, j)))];
-        const double tp = factor * row.loss.d[0], fp = factor * row.loss.d[1], fn = factor * row.loss.d[2];
-        members(term, i, j, [&](int64_t n, int64_t c) {
-          double* slope = region_slopes(n, c);
-          switch (term.statistics) {
-            case Statistics::product:
-              slope[0] += tp - fn;
-              slope[1] += fp;
-              break;
-            case Statistics::squared:  // FP = Σ p d, FN = -Σ t d, so that dFP/dp = 2 d + t
-              slope[0] += tp + fp - fn;
-              slope[2] += fp;
-              break;
-            case Statistics::soft_label:
-              slope[3] += tp - fn;
-              slope[4] += fp;
-              break;
-          }
-        });
-      }
-  }
-
-  template <class Function>
-  void members(const RegionTerm& term, int64_t i, int64_t j, const Function& f) const {
-    const int64_t n0 = term.pool_batch ? 0 : i, n1 = term.pool_batch ? problem_.samples : i + 1;
-    const int64_t j0 = term.pool_classes ? 0 : j, j1 = term.pool_classes ? scored(term) : j + 1;
+  // The pooled row i of a region term.
+  HD void score(int region, int64_t i) const {
+    const RegionTerm& term = plan_.regions[region];
+    const int64_t per_sample = outputs_.pooled_classes(term), j = i % per_sample;
+    const int64_t n0 = term.pool_batch ? 0 : i / per_sample, n1 = term.pool_batch ? problem_.samples : n0 + 1;
+    const int64_t j0 = term.pool_classes ? 0 : j, j1 = term.pool_classes ? outputs_.scored(term) : j + 1;
+    double sums[3] = {0, 0, 0}, present = 0;
     for (int64_t n = n0; n < n1; ++n)
-      for (int64_t k = j0; k < j1; ++k) f(n, scored_class(term, k));
+      for (int64_t k = j0; k < j1; ++k) {
+        const int64_t c = outputs_.scored_class(term, k);
+        const double* s = unit(unit_of(n, c)) + layout_.group_sums() + (plan_.joint ? c : 0) * layout_.region_sums;
+        present += s[0] + s[2];
+        if (term.statistics == Statistics::soft_label) {
+          sums[0] += s[0] + s[2] - s[6];
+          sums[1] += s[5];
+          sums[2] += s[6];
+        } else {
+          const bool squared = term.statistics == Statistics::squared;
+          sums[0] += s[0];
+          sums[1] += squared ? s[3] - s[4] : s[1];
+          sums[2] += squared ? s[4] : s[2];
+        }
+      }
+    const bool absent = present == 0 && term.absent != Absent::score;
+    const Slopes3 loss = absent ? constant<double, 3>(0) : region_loss(term, sums);
+    double* out = row(region, i);
+    out[0] = loss.v;
+    for (int s = 0; s < 3; ++s) out[1 + s] = loss.d[s];
+    out[4] = absent && term.absent == Absent::skip ? 0
+             : term.table < 0                      ? 1
+                                                   : table(term.table, outputs_.scored_class(term, j));
   }
 
-  // (I, FP, FN) as the term counts them, and the mass of the label.
-  static void row_sums(const RegionTerm& term, const double* s, double* own, double& present) {
-    present += s[0] + s[2];
-    own[0] = s[0];
-    own[1] = s[1];
-    own[2] = s[2];
-    if (term.statistics == Statistics::squared) {
-      own[1] = s[3] - s[4];
-      own[2] = s[4];
-    } else if (term.statistics == Statistics::soft_label) {
-      own[0] = s[0] + s[2] - s[6];
-      own[1] = s[5];
-      own[2] = s[6];
+  // The term's values, and what its slopes are scaled by. Rows and units lie in the order of the outputs.
+  template <class Team>
+  HD void reduce(const Team& team, int k, double* value) const {
+    const Term& term = plan_.terms[k];
+    const int64_t n_out = outputs_.count();
+    const int64_t count = term.is_region ? outputs_.rows(plan_.regions[term.index]) : layout_.units;
+    const auto weighted = [&](int64_t i) {
+      if (!term.is_region) return point_value(term.index, i);
+      const double* r = row(term.index, i);
+      return r[4] == 0 ? 0.0 : r[4] * r[0];
+    };
+    const auto weight = [&](int64_t i) { return term.is_region ? row(term.index, i)[4] : point_weight(term.index, i); };
+    const auto finish = [&](int64_t out, double sum, double total) {
+      const double s = !outputs_.averages() ? 1 : total == 0 ? 0 : 1 / total;
+      scale(k, out) = s;
+      value[out] = s == 0 ? 0 : sum * s;
+    };
+    if (n_out == 1) {
+      const double sum = team.sum(count, weighted), total = team.sum(count, weight);
+      if (team.rank() == 0) finish(0, sum, total);
+      return;
     }
+    for (int64_t out = team.rank(); out < n_out; out += team.size()) {
+      const int64_t each = count / n_out;
+      const Alone alone;
+      finish(out, alone.sum(each, [&](int64_t i) { return weighted(out * each + i); }),
+             alone.sum(each, [&](int64_t i) { return weight(out * each + i); }));
+    }
+  }
+
+  template <class Real>
+  HD void point_slopes(int64_t u, Real* slope) const {
+    const int64_t n = plan_.joint ? u : u / problem_.classes, c = plan_.joint ? 0 : u % problem_.classes;
+    for (int k = 0; k < plan_.term_count; ++k) {
+      if (plan_.terms[k].is_region) continue;
+      const int index = plan_.terms[k].index;
+      double positive, negative;
+      balance(plan_.points[index], u, positive, negative);
+      const double factor = coefficient(k) * scale(k, outputs_.of(n, c));
+      slope[2 * index] = Real(factor * positive);
+      slope[2 * index + 1] = Real(factor * negative);
+    }
+  }
+
+  // The slopes of row i = n C + c: all region terms together.
+  template <class Real>
+  HD void region_slopes(int64_t i, Real* slopes) const {
+    const int64_t n = i / problem_.classes, c = i % problem_.classes;
+    double slope[5] = {0, 0, 0, 0, 0};
+    for (int k = 0; k < plan_.term_count; ++k) {
+      if (!plan_.terms[k].is_region) continue;
+      const int region = plan_.terms[k].index;
+      const RegionTerm& term = plan_.regions[region];
+      const int64_t j = outputs_.scored_index(term, c);
+      if (j < 0) continue;
+      const double* r =
+          row(region, (term.pool_batch ? 0 : n) * outputs_.pooled_classes(term) + (term.pool_classes ? 0 : j));
+      if (r[4] == 0) continue;
+      const double factor = coefficient(k) * r[4] * scale(k, outputs_.of(n, c));
+      const double tp = factor * r[1], fp = factor * r[2], fn = factor * r[3];
+      switch (term.statistics) {
+        case Statistics::product:
+          slope[0] += tp - fn;
+          slope[1] += fp;
+          break;
+        case Statistics::squared:  // FP = Σ p d, FN = -Σ t d, so that dFP/dp = 2 d + t
+          slope[0] += tp + fp - fn;
+          slope[2] += fp;
+          break;
+        case Statistics::soft_label:
+          slope[3] += tp - fn;
+          slope[4] += fp;
+          break;
+      }
+    }
+    Real* out = slopes + unit_of(n, c) * layout_.unit_slopes() + 2 * layout_.points +
+                (plan_.joint ? c : 0) * layout_.region_slopes;
+    for (int s = 0; s < 5; ++s) out[s] = Real(slope[s]);
   }
 
   const Plan& plan_;
   const Problem& problem_;
-  Layout layout_;
+  const Constants& constants_;
+  const Layout layout_;
+  const OutputMap outputs_;
   const double* sums_;
-  const double* tables_;
-  double valid_weight_;
-  std::vector<double> slopes_;
+  double *rows_, *scales_;
 };
 
 }  // namespace

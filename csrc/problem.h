@@ -1,10 +1,8 @@
-// What a call is: the plan (which loss), the problem (which tensors). Plain data, the only thing that crosses from the
-// binding to the engines and, later, to a device.
+// What a call is: the plan (which loss), the problem (which tensors), the constants. Plain data without a pointer to
+// the host, the only thing that crosses from the binding to the engines and to a device.
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #include "dtype.h"
 #include "losses.h"
@@ -45,7 +43,7 @@ struct RegionTerm {
   bool pool_batch, pool_classes;
   double smooth_numerator, smooth_denominator, eps, alpha, beta, shape_parameter;
   int table;                     // class weights
-  std::vector<int64_t> classes;  // scored classes, in the order of the output; empty: all
+  int first_class, class_count;  // scored classes, in the order of the output, within Constants::classes; 0: all
 };
 
 struct Term {
@@ -54,7 +52,7 @@ struct Term {
   double coefficient;
 };
 
-constexpr int kMaxPoints = 4;
+constexpr int kMaxPoints = 4, kMaxRegions = 8, kMaxTerms = kMaxPoints + kMaxRegions;
 
 struct Plan {
   LinkKind link;
@@ -63,20 +61,30 @@ struct Plan {
   bool has_ignore;
   int64_t ignore_index;  // integer targets
   double ignore_value;   // float targets
-  std::vector<Term> terms;
-  std::vector<PointTerm> points;
-  std::vector<RegionTerm> regions;
+  int term_count, point_count, region_count;
+  Term terms[kMaxTerms];
+  PointTerm points[kMaxPoints];
+  RegionTerm regions[kMaxRegions];
 
-  bool sums_labels() const {
-    for (const PointTerm& p : points)
-      if (p.balance == Balance::balanced) return true;
+  HD bool sums_labels() const {
+    for (int k = 0; k < point_count; ++k)
+      if (points[k].balance == Balance::balanced) return true;
     return false;
   }
-  bool sums_extra() const {
-    for (const RegionTerm& r : regions)
-      if (r.statistics != Statistics::product) return true;
+  HD bool sums_extra() const {
+    for (int k = 0; k < region_count; ++k)
+      if (regions[k].statistics != Statistics::product) return true;
     return false;
   }
+  // A pointwise loss per element: its values are written by a pass of their own.
+  HD bool unreduced() const { return reduction == Reduction::none && region_count == 0; }
+};
+
+// What a call brings beside its tensors: rows of `classes` doubles that terms name by `table`, one coefficient per term
+// (null: the plan's), and the lists of scored classes.
+struct Constants {
+  const double *tables, *coefficients;
+  const int64_t* classes;
 };
 
 // ------------------------------------------------------------------------------------------------------------- problem
@@ -101,7 +109,7 @@ struct Problem {
   bool hard_target;               // target is integer or bool
   bool wide;                      // float64 logits: everything in double
 
-  int64_t units(const Plan& plan) const { return plan.joint ? samples : samples * classes; }
+  HD int64_t units(const Plan& plan) const { return plan.joint ? samples : samples * classes; }
 };
 
 // Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
@@ -113,19 +121,19 @@ struct Layout {
   int64_t units, rows_per_unit;
   int points, label_sums, region_sums, region_slopes;
 
-  Layout(const Plan& plan, const Problem& problem)
+  HD Layout(const Plan& plan, const Problem& problem)
       : units(problem.units(plan)),
         rows_per_unit(plan.joint ? problem.classes : 1),
-        points(int(plan.points.size())),
+        points(plan.point_count),
         label_sums(plan.sums_labels() ? 1 : 0),
-        region_sums(plan.regions.empty() ? 0
-                    : plan.sums_extra()  ? 7
-                                         : 3),
-        region_slopes(plan.regions.empty() ? 0 : 5) {}
+        region_sums(plan.region_count == 0 ? 0
+                    : plan.sums_extra()    ? 7
+                                           : 3),
+        region_slopes(plan.region_count == 0 ? 0 : 5) {}
 
-  int64_t unit_sums() const { return group_sums() + rows_per_unit * region_sums; }
-  int64_t unit_slopes() const { return 2 * points + rows_per_unit * region_slopes; }
-  int64_t group_sums() const { return 1 + 2 * points + label_sums; }
+  HD int64_t unit_sums() const { return group_sums() + rows_per_unit * region_sums; }
+  HD int64_t unit_slopes() const { return 2 * points + rows_per_unit * region_slopes; }
+  HD int64_t group_sums() const { return 1 + 2 * points + label_sums; }
 };
 
 }  // namespace segfuse

@@ -98,7 +98,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   job.slopes = slopes;
   job.unit_slopes = layout.unit_slopes();
   for (int k = 0; k < layout.points; ++k) {
-    job.point[k] = plan.points[size_t(k)];
+    job.point[k] = plan.points[k];
     if (job.point[k].smooths) job.point[k].parameter[1] = job.point[k].parameter[0] / double(problem.classes);
     if (!problem.label_map) job.point[k].weighs_the_mean = false;  // as torch: class probabilities are not labels
     if (!plan.joint || job.point[k].table < 0) continue;
@@ -152,25 +152,28 @@ void run(const char* name, Step step, const Plan& plan, const Job& job, const Cu
 }
 
 template <class Real>
-void run_head(Head& head, const double* coefficients, const Outputs& outputs, bool reduced) {
-  std::vector<double> loss(size_t(head.outputs()));
-  head.run(coefficients, loss.data(), outputs.terms, static_cast<Real*>(outputs.slopes));
-  if (reduced) std::copy(loss.begin(), loss.end(), static_cast<Real*>(outputs.loss));
+void run_head(const Plan& plan, const Problem& problem, const Constants& constants, const std::vector<double>& sums,
+              const Outputs& outputs) {
+  const OutputMap map{plan, problem, constants.classes};
+  std::vector<double> workspace(size_t(Head::workspace_size(plan, problem, map.count())));
+  const Head head(plan, problem, constants, sums.data(), workspace.data());
+  head.run(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms,
+           static_cast<Real*>(outputs.slopes));
 }
 
 template <class Real>
-std::vector<Real> scaled_slopes(const Plan& plan, const Problem& p, const Layout& layout, const Real* slopes,
-                                const Real* upstream) {
+std::vector<Real> scaled_slopes(const Plan& plan, const Problem& p, const Constants& constants, const Layout& layout,
+                                const Real* slopes, const Real* upstream) {
   std::vector<Real> out(slopes, slopes + layout.units * layout.unit_slopes());
   if (!upstream) return out;
-  const Head head(plan, p);
+  const OutputMap map{plan, p, constants.classes};
   for (int64_t u = 0; u < layout.units; ++u) {
     const int64_t n = plan.joint ? u : u / p.classes, c = plan.joint ? 0 : u % p.classes;
     Real* row = out.data() + u * layout.unit_slopes();
-    for (int k = 0; k < 2 * layout.points; ++k) row[k] *= upstream[head.output_of(n, c)];
+    for (int k = 0; k < 2 * layout.points; ++k) row[k] *= upstream[map.of(n, c)];
     for (int64_t r = 0; r < layout.rows_per_unit; ++r)
       for (int s = 0; s < layout.region_slopes; ++s)
-        row[2 * layout.points + r * layout.region_slopes + s] *= upstream[head.output_of(n, c + r)];
+        row[2 * layout.points + r * layout.region_slopes + s] *= upstream[map.of(n, c + r)];
   }
   return out;
 }
@@ -206,12 +209,12 @@ std::vector<TraceEvent> trace_stop() {
   return std::move(trace);
 }
 
-void forward(const Plan& plan, const Problem& problem, const double* tables, const double* coefficients, int threads,
+void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads,
              const Outputs& outputs) {
   const Layout layout(plan, problem);
   const Cut cut(layout, problem);
   ClassScales scales;
-  const Job job = make_job(plan, problem, layout, tables, outputs.slopes, scales);
+  const Job job = make_job(plan, problem, layout, constants.tables, outputs.slopes, scales);
   const int64_t n_sums = layout.unit_sums();
   std::vector<double> sums(size_t(layout.units * n_sums), 0.0);
   {
@@ -221,28 +224,29 @@ void forward(const Plan& plan, const Problem& problem, const double* tables, con
       for (int64_t s = 0; s < n_sums; ++s)
         sums[size_t(i / cut.per_unit * n_sums + s)] += partial[size_t(i * n_sums + s)];
   }
-  const bool unreduced = plan.reduction == Reduction::none && plan.regions.empty();
-  Head head(plan, problem, sums.data(), tables);
   if (problem.wide)
-    run_head<double>(head, coefficients, outputs, !unreduced);
+    run_head<double>(plan, problem, constants, sums, outputs);
   else
-    run_head<float>(head, coefficients, outputs, !unreduced);
-  if (unreduced) run("values", Step::values, plan, job, cut, threads, nullptr, 0);
+    run_head<float>(plan, problem, constants, sums, outputs);
+  if (plan.unreduced()) run("values", Step::values, plan, job, cut, threads, nullptr, 0);
 }
 
-void backward(const Plan& plan, const Problem& problem, const double* tables, const void* slopes, const void* upstream,
-              int threads) {
+void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
+              const void* upstream, int threads) {
   const Layout layout(plan, problem);
   const Cut cut(layout, problem);
   ClassScales scales;
-  const auto go = [&](const auto& scaled) {
-    const Job job = make_job(plan, problem, layout, tables, scaled.data(), scales);
+  const auto go = [&](auto real) {
+    using Real = decltype(real);
+    const auto scaled = scaled_slopes(plan, problem, constants, layout, static_cast<const Real*>(slopes),
+                                      static_cast<const Real*>(upstream));
+    const Job job = make_job(plan, problem, layout, constants.tables, scaled.data(), scales);
     run("gradient", Step::gradient, plan, job, cut, threads, nullptr, 0);
   };
   if (problem.wide)
-    go(scaled_slopes(plan, problem, layout, static_cast<const double*>(slopes), static_cast<const double*>(upstream)));
+    go(double());
   else
-    go(scaled_slopes(plan, problem, layout, static_cast<const float*>(slopes), static_cast<const float*>(upstream)));
+    go(float());
 }
 
 }  // namespace segfuse

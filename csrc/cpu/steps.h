@@ -42,12 +42,10 @@ class LabelError : public std::exception {
   std::string message_;
 };
 
-// tables: rows of problem.classes doubles; coefficients: one per term.
-void forward(const Plan& plan, const Problem& problem, const double* tables, const double* coefficients, int threads,
-             const Outputs& outputs);
+void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, const Outputs& outputs);
 
 // upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream).
-void backward(const Plan& plan, const Problem& problem, const double* tables, const void* slopes, const void* upstream,
-              int threads);
+void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
+              const void* upstream, int threads);
 
 }  // namespace segfuse

@@ -1,0 +1,163 @@
+// What the kernels ask of the machine: shared memory, sums over a block, 16-byte loads and stores, half precision. Every
+// instruction that is not C++ stands here, with its meaning in C++ beside it for the host (and for tests/shim).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "scalar.h"
+//
+#include "../dtype.h"
+#include "../math.h"
+
+namespace segfuse {
+namespace {
+
+constexpr int kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;
+
+// The dynamic shared memory of the block; a kernel lays it out by itself.
+__device__ inline unsigned char* shared_memory() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
+  return dynamic_shared_memory;
+#else
+  return segfuse_shim::shared_memory();
+#endif
+}
+
+template <class T>
+__device__ inline T warp_sum(T v) {
+  for (int lane = kWarp / 2; lane > 0; lane /= 2) v += __shfl_xor_sync(0xffffffffu, v, lane);
+  return v;
+}
+
+// -------------------------------------------------------------------------------------------------- half and bfloat16
+
+__device__ inline float widen_half(uint16_t bits) {
+#ifdef __CUDA_ARCH__
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+#else
+  return widen(Half{bits});
+#endif
+}
+__device__ inline uint16_t narrow_to_half(float x) {
+#ifdef __CUDA_ARCH__
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+#else
+  return narrow_half(x).bits;
+#endif
+}
+__device__ inline uint16_t narrow_to_bfloat16(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+#else
+  return narrow_bfloat16(x).bits;
+#endif
+}
+
+// An element and the type that it is computed in.
+template <class Element>
+struct Number {
+  using Real = float;
+  __device__ static float widened(Element x) { return float(x); }
+  __device__ static Element narrowed(float x) { return Element(x); }
+};
+template <>
+struct Number<double> {
+  using Real = double;
+  __device__ static double widened(double x) { return x; }
+  __device__ static double narrowed(double x) { return x; }
+};
+template <>
+struct Number<Half> {
+  using Real = float;
+  __device__ static float widened(Half x) { return widen_half(x.bits); }
+  __device__ static Half narrowed(float x) { return {narrow_to_half(x)}; }
+};
+template <>
+struct Number<Bfloat16> {
+  using Real = float;
+  __device__ static float widened(Bfloat16 x) { return widen(x); }
+  __device__ static Bfloat16 narrowed(float x) { return {narrow_to_bfloat16(x)}; }
+};
+
+// ------------------------------------------------------------------------------------------- vectors of 1 to 64 bytes
+
+template <int kBytes>
+struct Word;
+template <>
+struct Word<1> {
+  using type = unsigned char;
+};
+template <>
+struct Word<2> {
+  using type = unsigned short;
+};
+template <>
+struct Word<4> {
+  using type = unsigned int;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+
+// kCount consecutive elements, in loads as wide as their number allows; p is aligned to all of them (at most to 16).
+template <class Element, int kCount>
+struct Pack {
+  static constexpr int kBytes = int(sizeof(Element)) * kCount, kWide = kBytes < 16 ? kBytes : 16;
+  using W = typename Word<kWide>::type;
+  union {
+    W word[kBytes / kWide];
+    Element element[kCount];
+  };
+  __device__ Pack() {}
+  // Once: what is read now is not read again soon.
+  __device__ void load_once(const Element* p) {
+    for (int i = 0; i < kBytes / kWide; ++i) word[i] = __ldcs(reinterpret_cast<const W*>(p) + i);
+  }
+  __device__ void load(const Element* p) {
+    for (int i = 0; i < kBytes / kWide; ++i) word[i] = __ldg(reinterpret_cast<const W*>(p) + i);
+  }
+  // Past the caches' interest: the gradient must not push out what is still to be read.
+  __device__ void store(Element* p) const {
+    for (int i = 0; i < kBytes / kWide; ++i) __stcs(reinterpret_cast<W*>(p) + i, word[i]);
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------- sums of blocks
+
+// Sums of a block in double. A thread adds at most kAddsPerFlush floats to a value before all threads bring theirs here.
+constexpr int kAddsPerFlush = 64;
+
+// totals[i] += the sum over the block's threads of value[i], for i < kCount (constant), of which `count` are wanted.
+// staging: kWarps * kCount floats; all threads call it. Ends with a barrier.
+template <int kCount, class Real>
+__device__ inline void add_over_block(const Real (&value)[kCount], int count, double* totals, double* staging) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i >= count) break;
+    const Real sum = warp_sum(value[i]);
+    if (lane == 0) staging[warp * kCount + i] = double(sum);
+  }
+  __syncthreads();
+  if (int(threadIdx.x) < count) {
+    double sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += staging[w * kCount + threadIdx.x];
+    totals[threadIdx.x] += sum;
+  }
+  __syncthreads();
+}
+
+}  // namespace
+}  // namespace segfuse

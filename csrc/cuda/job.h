@@ -1,0 +1,53 @@
+// A call, as every kernel takes it: one struct by value, in the constant bank.
+#pragma once
+
+#include "device.h"
+//
+#include "../head.h"
+#include "../problem.h"
+
+namespace segfuse {
+
+// Units cut into chunks of pixels, one block each, by the sizes alone: neither the number of processors nor that of
+// resident blocks moves a sum.
+struct Cut {
+  int64_t pixels, chunk, per_unit, count;
+};
+
+struct Job {
+  Plan plan;
+  Problem problem;
+  Constants constants;
+  Cut cut;
+  bool can_ignore;        // the target's type can hold ignore_index
+  int tile_pixels;        // of tile.h
+  double* partial;        // per chunk: the sums of its unit
+  double* sums;           // per unit
+  double* head_workspace;
+  void* loss;             // of the loss's type; null: unreduced
+  double* terms;
+  void* slopes;
+  const void* upstream;   // gradient of the loss, of its type; null: ones, or problem.upstream
+};
+
+namespace {
+
+struct Span {
+  int64_t unit, first, count;
+};
+
+__device__ inline Span chunk_of(const Cut& cut, int64_t i) {
+  const int64_t unit = i / cut.per_unit, first = (i - unit * cut.per_unit) * cut.chunk;
+  return {unit, first, cut.pixels - first < cut.chunk ? cut.pixels - first : cut.chunk};
+}
+
+// The gradient of the loss that row (n, c) belongs to.
+template <class Real>
+__device__ inline Real upstream_of(const Job& job, int64_t n, int64_t c) {
+  if (!job.upstream) return Real(1);
+  const OutputMap map{job.plan, job.problem, job.constants.classes};
+  return static_cast<const Real*>(job.upstream)[map.of(n, c)];
+}
+
+}  // namespace
+}  // namespace segfuse
