@@ -11,6 +11,7 @@
 
 #include "losses.h"
 #include "problem.h"
+#include "trace.h"
 
 namespace py = pybind11;
 
@@ -173,9 +174,8 @@ View view(const py::object& tensor, const char* argument, bool has_classes, int6
   return v;
 }
 
-Problem make_problem(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
-                     bool soft, const py::object& upstream, const py::object& output, bool output_has_classes) {
-  const auto shape = py::cast<std::vector<int64_t>>(py::cast<py::tuple>(logits)[2]);
+// Of the sizes of the logits alone.
+inline Problem make_sizes(const PyPlan& plan, const std::vector<int64_t>& shape) {
   const bool has_classes = plan.mode != Mode::binary;
   if (shape.size() < (has_classes ? 2u : 1u)) throw std::invalid_argument("logits: too few dimensions");
   Problem p{};
@@ -183,11 +183,18 @@ Problem make_problem(const PyPlan& plan, const py::object& logits, const py::obj
   p.classes = has_classes ? shape[1] : 1;
   p.pixels = 1;
   for (size_t d = has_classes ? 2 : 1; d < shape.size(); ++d) p.pixels *= shape[d];
+  return p;
+}
+
+inline Problem make_problem(const PyPlan& plan, const py::object& logits, const py::object& target,
+                            const py::object& weight, bool soft, const py::object& upstream, const py::object& output,
+                            bool output_has_classes) {
+  Problem p = make_sizes(plan, py::cast<std::vector<int64_t>>(py::cast<py::tuple>(logits)[2]));
   const auto make = [&](const py::object& t, const char* argument, bool with_classes) {
     return view(t, argument, with_classes, p.classes, p.samples, p.pixels);
   };
   const bool multilabel = plan.mode == Mode::multilabel;
-  p.logits = make(logits, "logits", has_classes);
+  p.logits = make(logits, "logits", plan.mode != Mode::binary);
   p.target = make(target, "target", multilabel || soft);
   p.weight = make(weight, "weight", multilabel);
   p.upstream = make(upstream, "grad_output", multilabel);
@@ -212,6 +219,16 @@ void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, 
   const Layout layout(plan.plan, problem);
   if (count != layout.units * layout.unit_slopes()) throw std::invalid_argument("slopes: unexpected size");
   if (count && !slopes) throw std::invalid_argument("slopes: has no storage");
+}
+
+inline void bind_trace(py::module_& m, Trace& trace) {
+  m.def("trace_start", [&trace] { trace.start(); });
+  m.def("trace_stop", [&trace] {
+    py::list events;
+    for (const TraceEvent& e : trace.stop())
+      events.append(py::make_tuple(e.kernel, e.instruction_set, e.bytes_read, e.bytes_written));
+    return events;
+  });
 }
 
 }  // namespace

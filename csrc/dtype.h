@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "hd.h"
+
 namespace segfuse {
 
 enum class Dtype : int { f32, f64, f16, bf16, boolean, u8, i8, i16, i32, i64, u16, u32, u64 };
@@ -28,6 +30,14 @@ inline int64_t size_of(Dtype t) {
   }
 }
 
+// Whether an integer type can hold a value: -100 is not the uint8 156.
+inline bool holds(Dtype t, int64_t value) {
+  const bool is_signed = t == Dtype::i8 || t == Dtype::i16 || t == Dtype::i32 || t == Dtype::i64;
+  const int bits = int(size_of(t)) * 8 - (is_signed ? 1 : 0);
+  const int64_t limit = bits >= 63 ? INT64_MAX : (int64_t(1) << bits) - 1;
+  return value <= limit && value >= (is_signed ? -limit - 1 : 0);
+}
+
 inline bool is_floating(Dtype t) { return t <= Dtype::bf16; }
 
 namespace {
@@ -39,20 +49,20 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
-inline uint32_t bits_of(float x) {
+HD uint32_t bits_of(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
   return u;
 }
-inline float float_of(uint32_t u) {
+HD float float_of(uint32_t u) {
   float x;
   std::memcpy(&x, &u, 4);
   return x;
 }
 
-inline float widen(Bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+HD float widen(Bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 
-inline float widen(Half h) {
+HD float widen(Half h) {
   const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16, exponent = (h.bits >> 10) & 31u, mantissa = h.bits & 0x3ffu;
   if (exponent == 31) return float_of(sign | 0x7f800000u | (mantissa << 13));
   if (exponent) return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13));
@@ -61,14 +71,14 @@ inline float widen(Half h) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
-inline Bfloat16 narrow_bfloat16(float x) {
+HD Bfloat16 narrow_bfloat16(float x) {
   const uint32_t u = bits_of(x);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return {uint16_t(x != x ? (u >> 16) | 0x40u : rounded)};
 }
 
 // In integers throughout: the result may be subnormal, and the kernels run with denormals flushed.
-inline Half narrow_half(float x) {
+HD Half narrow_half(float x) {
   const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
   if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // 65520 and above round to infinity

@@ -25,6 +25,7 @@ HD Dual<V> dual(const V& value, const V& slope) {
 }
 
 struct Sigmoid {
+  static constexpr bool kShared = false;  // whether the classes of a pixel share a normaliser
   // With e = exp(-|z|) neither tail overflows, and log p = min(z, 0) - log1p(e) keeps every digit of a small loss.
   template <class V>
   HD static Pixel<V> pixel(const V& z) {
@@ -45,6 +46,7 @@ struct Sigmoid {
 
 // The input is a probability already. Logarithms are clamped at -100 and their slopes at 1e12, as in torch's BCE.
 struct Identity {
+  static constexpr bool kShared = false;
   template <class V>
   HD static Pixel<V> pixel(const V& z) {
     const V q = V(1) - z;
@@ -71,6 +73,7 @@ struct Normaliser {
 };
 
 struct Softmax {
+  static constexpr bool kShared = true;
   // e = exp(z - peak); `is_peak` is the mask of the one class that `rest` leaves out.
   template <class V, class Mask>
   HD static Pixel<V> pixel(const Normaliser<V>& n, const V& e, const V& z_minus_peak, const Mask& is_peak) {

@@ -7,18 +7,35 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define HD __host__ __device__ inline
-#else
-#define HD inline
-#endif
+#include "hd.h"
 
 namespace segfuse {
 namespace {
 
-// Scalars. A vector type (cpu/vec.h) provides the same names.
+// Scalars: what the CUDA kernels and the head compute in. A vector type (cpu/vec.h) provides the same names.
+template <class T>
+HD T select(bool mask, const T& a, const T& b) {
+  return mask ? a : b;
+}
+// As on the CPU: the second operand where either is NaN.
+HD float min(float a, float b) { return a < b ? a : b; }
+HD float max(float a, float b) { return a > b ? a : b; }
+HD double min(double a, double b) { return a < b ? a : b; }
+HD double max(double a, double b) { return a > b ? a : b; }
+HD float abs(float a) { return ::fabsf(a); }
+HD double abs(double a) { return ::fabs(a); }
+
+HD float exp_nonpositive(float x) { return ::expf(x); }
+HD double exp_nonpositive(double x) { return ::exp(x); }
 HD double log(double x) { return ::log(x); }
 HD double log1p(double x) { return ::log1p(x); }
+HD float log(float x) { return ::logf(x); }
+HD float log1p(float x) { return ::log1pf(x); }
+HD float log1p_unit(float x) { return ::log1pf(x); }
+HD double log1p_unit(double x) { return ::log1p(x); }
+HD float pow(float base, float exponent) { return ::powf(base, exponent); }
+HD double pow(double base, double exponent) { return ::pow(base, exponent); }
+
 HD double cosh_minus_one(double x) {
   const double s = ::sinh(x / 2);
   return 2 * s * s;

@@ -112,6 +112,16 @@ struct Problem {
   HD int64_t units(const Plan& plan) const { return plan.joint ? samples : samples * classes; }
 };
 
+// The plan as this problem reads it.
+inline Plan settled(Plan plan, const Problem& problem) {
+  for (int k = 0; k < plan.point_count; ++k) {
+    PointTerm& point = plan.points[k];
+    if (point.smooths) point.parameter[1] = point.parameter[0] / double(problem.classes);
+    if (!problem.label_map) point.weighs_the_mean = false;  // as torch: class probabilities are not labels
+  }
+  return plan;
+}
+
 // Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
 //   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the unit: I, FP, FN and, if asked, Σ w
 //   d², Σ -w t d, Σ w max(±d, 0)
@@ -121,6 +131,7 @@ struct Layout {
   int64_t units, rows_per_unit;
   int points, label_sums, region_sums, region_slopes;
 
+  Layout() = default;
   HD Layout(const Plan& plan, const Problem& problem)
       : units(problem.units(plan)),
         rows_per_unit(plan.joint ? problem.classes : 1),

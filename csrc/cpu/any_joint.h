@@ -36,11 +36,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       return V::load(tile.t + c * tile.size + i);
     }
   };
-  struct IsSoftmax {
-    static constexpr bool test(Softmax*) { return true; }
-    static constexpr bool test(Identity*) { return false; }
-  };
-  static constexpr bool kSoftmax = IsSoftmax::test(static_cast<Link*>(nullptr));
+  static constexpr bool kSoftmax = Link::kShared;
 
   static V class_scale(const Job& job, int k, int64_t c) {
     return job.class_scale[k] ? V(static_cast<const Real*>(job.class_scale[k])[c]) : V(1);

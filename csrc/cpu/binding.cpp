@@ -57,13 +57,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   py::class_<PyPlan>(m, "Plan").def(py::init<const py::dict&>());
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
-  m.def("trace_start", &trace_start);
-  m.def("trace_stop", [] {
-    py::list events;
-    for (const TraceEvent& e : trace_stop())
-      events.append(py::make_tuple(e.kernel, e.instruction_set, e.bytes_read, e.bytes_written));
-    return events;
-  });
+  bind_trace(m, trace());
   m.def("instruction_set", [] { return kernels().name; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);

@@ -12,8 +12,7 @@
 namespace segfuse {
 namespace {
 
-// ------------------------------------------------------------------------------------------------------ instruction
-// set
+// ---------------------------------------------------------------------------------------------------- instruction set
 
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> list{&baseline_kernels()};
@@ -31,29 +30,6 @@ std::vector<const Kernels*> available() {
 std::atomic<const Kernels*>& chosen() {
   static std::atomic<const Kernels*> kernels{available().back()};
   return kernels;
-}
-
-// ----------------------------------------------------------------------------------------------------------------
-// trace
-
-std::mutex trace_mutex;
-std::atomic<bool> tracing{false};
-std::vector<TraceEvent> trace;
-
-int64_t elements(const View& v, const Problem& p, bool per_class) {
-  return v.data ? p.samples * p.pixels * (per_class ? p.classes : 1) : 0;
-}
-
-void record(const char* kernel, const Plan& plan, const Problem& p, bool writes) {
-  if (!tracing) return;
-  const bool target_classes = !p.label_map, weight_classes = !plan.joint;
-  const int64_t read = elements(p.logits, p, true) * size_of(p.logits.dtype) +
-                       elements(p.target, p, target_classes) * size_of(p.target.dtype) +
-                       (p.has_weight ? elements(p.weight, p, weight_classes) * size_of(p.weight.dtype) : 0);
-  const int64_t written =
-      writes ? elements(p.output, p, !plan.joint || p.output.class_stride) * size_of(p.output.dtype) : 0;
-  std::lock_guard<std::mutex> lock(trace_mutex);
-  trace.push_back({kernel, kernels().name, read, written});
 }
 
 // ------------------------------------------------------------------------------------------------------------- chunks
@@ -84,6 +60,7 @@ struct ClassScales {
 
 Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, const double* tables, const void* slopes,
              ClassScales& scales) {
+  const Plan read = settled(plan, problem);
   Job job{};
   job.problem = &problem;
   job.link = plan.link;
@@ -98,9 +75,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   job.slopes = slopes;
   job.unit_slopes = layout.unit_slopes();
   for (int k = 0; k < layout.points; ++k) {
-    job.point[k] = plan.points[k];
-    if (job.point[k].smooths) job.point[k].parameter[1] = job.point[k].parameter[0] / double(problem.classes);
-    if (!problem.label_map) job.point[k].weighs_the_mean = false;  // as torch: class probabilities are not labels
+    job.point[k] = read.points[k];
     if (!plan.joint || job.point[k].table < 0) continue;
     const double* row = tables + job.point[k].table * problem.classes;
     if (problem.wide) {
@@ -135,7 +110,7 @@ void run(const char* name, Step step, const Plan& plan, const Job& job, const Cu
     if (!report.count || before(bad, report)) report = bad;
     report.count = total;
   });
-  record(name, plan, *job.problem, step != Step::statistics);
+  trace().pass(name, kernels().name, plan, *job.problem, step != Step::statistics);
   if (!report.count) return;
   const int64_t classes = job.problem->label_map ? job.problem->classes : 2;
   std::string message = "target: label " + std::to_string(report.value) + " is outside [0, " + std::to_string(classes) +
@@ -197,16 +172,9 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-void trace_start() {
-  std::lock_guard<std::mutex> lock(trace_mutex);
-  trace.clear();
-  tracing = true;
-}
-
-std::vector<TraceEvent> trace_stop() {
-  std::lock_guard<std::mutex> lock(trace_mutex);
-  tracing = false;
-  return std::move(trace);
+Trace& trace() {
+  static Trace instance;
+  return instance;
 }
 
 void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads,

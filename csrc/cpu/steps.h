@@ -8,18 +8,12 @@
 #include <vector>
 
 #include "../problem.h"
+#include "../trace.h"
 #include "kernels.h"
 
 namespace segfuse {
 
-// What a step read and wrote, for the tests and the benches.
-struct TraceEvent {
-  std::string kernel, instruction_set;
-  int64_t bytes_read, bytes_written;
-};
-
-void trace_start();
-std::vector<TraceEvent> trace_stop();
+Trace& trace();
 
 // Kernels of this machine's best instruction set, or of the one asked for; throws if it is not there.
 const Kernels& kernels();

@@ -1,11 +1,9 @@
-// What the kernels ask of the machine: shared memory, sums over a block, 16-byte loads and stores, half precision. Every
-// instruction that is not C++ stands here, with its meaning in C++ beside it for the host (and for tests/shim).
+// What the kernels ask of the machine: shared memory, sums over a block, 16-byte loads and stores, half precision.
+// Every instruction that is not C++ stands here, with its meaning in C++ beside it for the host (and for tests/shim).
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "scalar.h"
-//
 #include "../dtype.h"
 #include "../math.h"
 
@@ -134,9 +132,11 @@ struct Pack {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------- sums of blocks
+// ------------------------------------------------------------------------------------------------------- sums of
+// blocks
 
-// Sums of a block in double. A thread adds at most kAddsPerFlush floats to a value before all threads bring theirs here.
+// Sums of a block in double. A thread adds at most kAddsPerFlush floats to a value before all threads bring theirs
+// here.
 constexpr int kAddsPerFlush = 64;
 
 // totals[i] += the sum over the block's threads of value[i], for i < kCount (constant), of which `count` are wanted.

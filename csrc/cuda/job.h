@@ -1,10 +1,9 @@
 // A call, as every kernel takes it: one struct by value, in the constant bank.
 #pragma once
 
-#include "device.h"
-//
 #include "../head.h"
 #include "../problem.h"
+#include "device.h"
 
 namespace segfuse {
 
@@ -18,16 +17,17 @@ struct Job {
   Plan plan;
   Problem problem;
   Constants constants;
+  Layout layout;
   Cut cut;
-  bool can_ignore;        // the target's type can hold ignore_index
-  int tile_pixels;        // of tile.h
-  double* partial;        // per chunk: the sums of its unit
-  double* sums;           // per unit
+  bool can_ignore;  // the target's type can hold ignore_index
+  int tile_pixels;  // of tile.h
+  double* partial;  // per chunk: the sums of its unit
+  double* sums;     // per unit
   double* head_workspace;
-  void* loss;             // of the loss's type; null: unreduced
+  void* loss;  // of the loss's type; null: unreduced
   double* terms;
   void* slopes;
-  const void* upstream;   // gradient of the loss, of its type; null: ones, or problem.upstream
+  const void* upstream;  // gradient of the loss, of its type; null: ones, or problem.upstream
 };
 
 namespace {

@@ -1,5 +1,5 @@
 // The pointwise terms of a job: none, one known at compile time, or any (a switch per pixel). for_each(job, f) calls
-// f(loss, index) with an index that is a constant after unrolling.
+// f(loss, k) for each term k; sums indexed by k go through add_at.
 #pragma once
 
 #include "job.h"
@@ -26,20 +26,25 @@ struct AnyPoints {
   static constexpr int kCount = kMaxPoints;
   template <class Real, class Function>
   __device__ static void for_each(const Job& job, const Function& f) {
-#pragma unroll
-    for (int k = 0; k < kMaxPoints; ++k) {
-      if (k >= job.plan.point_count) break;
-      switch (job.plan.points[k].kind) {
-#define SEGFUSE_CASE(name, type)                      \
-  case PointKind::name:                               \
-    f(type<Real>(job.plan.points[k].parameter), k);   \
+#pragma unroll 1
+    for (int k = 0; k < job.plan.point_count; ++k) switch (job.plan.points[k].kind) {
+#define SEGFUSE_CASE(name, type)                    \
+  case PointKind::name:                             \
+    f(type<Real>(job.plan.points[k].parameter), k); \
     break;
         SEGFUSE_POINTWISE(SEGFUSE_CASE)
 #undef SEGFUSE_CASE
       }
-    }
   }
 };
+
+// value[i] += v, for an i that is not known at compile time, without indexing registers.
+template <int kFirst, int kCount, class Array, class Real>
+__device__ inline void add_at(Array& value, int i, Real v) {
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    if (i == k) value[kFirst + k] += v;
+}
 
 }  // namespace
 }  // namespace segfuse

@@ -89,7 +89,7 @@ __device__ inline int64_t load_integer(const View& v, int64_t offset) {
 
 template <class Real>
 __device__ inline Real not_a_number() {
-  return Real(__builtin_nanf(""));
+  return Real(NAN);
 }
 
 // The label map at a position: 0 and weight 0 where it is ignored. A label out of range makes the weight NaN, so loss

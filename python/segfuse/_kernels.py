@@ -1,15 +1,16 @@
-"""Kernel calls: from plain CPU tensors to addresses, sizes and strides."""
+"""Kernel calls: from plain tensors of a device to addresses, sizes and strides."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from segfuse import _C
 from segfuse._checks import is_soft
-from segfuse._native import DTYPE_CODE
+from segfuse._native import DTYPE_CODE, cuda_module
 from segfuse._plan import Plan
 
 _Native: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
@@ -27,10 +28,141 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+class Engine(Protocol):
+    """The kernels of a kind of device. `inputs`: logits, target, weight, softness; `loss`: element tensor or None."""
+
+    def forward(
+        self,
+        plan: Plan,
+        inputs: tuple[_Native, _Native, _Native | None, bool],
+        constants: tuple[int, int],
+        unreduced: _Native | None,
+        outputs: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Fill loss, terms and slopes."""
+
+    def backward(
+        self,
+        plan: Plan,
+        inputs: tuple[_Native, _Native, _Native | None, bool],
+        tables: int,
+        slopes: Tensor,
+        upstream: tuple[int, _Native | None],
+        gradient: Tensor,
+    ) -> None:
+        """Fill the gradient."""
+
+
+class CpuEngine:
+    """segfuse._C."""
+
+    def forward(self, plan: Plan, inputs: Any, constants: tuple[int, int], unreduced: Any, outputs: Any) -> None:
+        """See `Engine`."""
+        loss, terms, slopes = outputs
+        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel()
+        _C.forward(plan.native, *inputs, *constants, unreduced, *addresses, torch.get_num_threads())
+
+    def backward(self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor) -> None:
+        """See `Engine`."""
+        arguments = slopes.data_ptr(), slopes.numel(), *upstream, _native(gradient)
+        _C.backward(plan.native, *inputs, tables, *arguments, torch.get_num_threads())
+
+
+class CudaEngine:
+    """segfuse._cuda, on the tensors' device and its current stream."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module: Any = module
+        # Per plan and device: the native plan, and the address of its lists of classes there.
+        self._plans: dict[tuple[str, torch.device], tuple[Any, Tensor | None]] = {}
+
+    def _plan(self, plan: Plan, device: torch.device) -> tuple[Any, Tensor | None]:
+        found = self._plans.get((plan.spec, device))
+        if found is None:
+            native = self.module.Plan(plan.lowered)
+            classes = torch.tensor(native.classes, dtype=torch.int64, device=device) if native.classes else None
+            found = self._plans[plan.spec, device] = native, classes
+        return found
+
+    def forward(self, plan: Plan, inputs: Any, constants: tuple[int, int], unreduced: Any, outputs: Any) -> None:
+        """See `Engine`. The workspace is torch's, of the current stream: freed on return, used until the head is done."""
+        loss, terms, slopes = outputs
+        device = slopes.device
+        native, classes = self._plan(plan, device)
+        count = self.module.workspace_size(native, inputs[0][2])
+        workspace = torch.empty(count, dtype=torch.float64, device=device)
+        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel(), workspace.data_ptr(), count
+        with _on(device):
+            self.module.forward(
+                native, *inputs, *constants, _address(classes), unreduced, *addresses, _stream(device)
+            )
+
+    def backward(self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor) -> None:
+        """See `Engine`."""
+        device = slopes.device
+        native, classes = self._plan(plan, device)
+        arguments = slopes.data_ptr(), slopes.numel(), *upstream, _native(gradient)
+        with _on(device):
+            self.module.backward(native, *inputs, tables, _address(classes), *arguments, _stream(device))
+
+
+class _Nowhere:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_nowhere = _Nowhere()
+
+
+def _on(device: torch.device) -> Any:
+    """A raw launch goes to the current device."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _nowhere
+    return torch.cuda.device(device)
+
+
+_raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+def _stream(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    if _raw_stream is None:
+        return int(torch.cuda.current_stream(device).cuda_stream)
+    return int(_raw_stream(device.index))
+
+
+# By the type of the device; that of CUDA is loaded with the first CUDA tensor.
+engines: dict[str, Engine | None] = {"cpu": CpuEngine()}
+
+
+def engine_of(device: torch.device) -> Engine | None:
+    """The engine of a device, None where there are no kernels for it."""
+    if device.type not in engines:
+        module = cuda_module() if device.type == "cuda" and torch.version.hip is None else None
+        engines[device.type] = None if module is None else CudaEngine(module)
+    return engines[device.type]
+
+
+@torch.compiler.assume_constant_result
+def has_kernels(device_type: str) -> bool:
+    """Whether there are kernels for a kind of device. A constant to Dynamo."""
+    return engine_of(torch.device(device_type)) is not None
+
+
+def _engine(device: torch.device) -> Engine:
+    engine = engine_of(device)
+    if engine is None:
+        raise RuntimeError(f"segfuse has no kernels for {device.type} here")
+    return engine
+
+
 def _inputs(
     plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[_Native, _Native, _Native | None, bool]:
-    """The arguments that both native calls begin with, after the plan."""
     soft = plan.mode == "multiclass" and is_soft(logits, target)
     return _native(logits), _native(target), _optional(weight), soft
 
@@ -55,17 +187,12 @@ def forward(
         tables = tables.contiguous()
     if coefficients is not None:
         coefficients = coefficients.contiguous()
-    _C.forward(
-        plan.native,
-        *_inputs(plan, logits, target, weight),
-        _address(tables),
-        _address(coefficients),
+    _engine(device).forward(
+        plan,
+        _inputs(plan, logits, target, weight),
+        (_address(tables), _address(coefficients)),
         _native(loss) if plan.unreduced else None,
-        loss.data_ptr(),
-        terms.data_ptr(),
-        slopes.data_ptr(),
-        slopes.numel(),
-        torch.get_num_threads(),
+        (loss, terms, slopes),
     )
     return loss, terms, slopes
 
@@ -85,16 +212,13 @@ def backward(
         grad_loss = grad_loss.contiguous()
     if tables is not None:
         tables = tables.contiguous()
-    _C.backward(
-        plan.native,
-        *_inputs(plan, logits, target, weight),
+    _engine(logits.device).backward(
+        plan,
+        _inputs(plan, logits, target, weight),
         _address(tables),
-        slopes.data_ptr(),
-        slopes.numel(),
-        0 if plan.unreduced else grad_loss.data_ptr(),
-        _native(grad_loss) if plan.unreduced else None,
-        _native(gradient),
-        torch.get_num_threads(),
+        slopes,
+        (0, _native(grad_loss)) if plan.unreduced else (grad_loss.data_ptr(), None),
+        gradient,
     )
     return gradient
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +38,18 @@ DTYPE_CODE: dict[torch.dtype, int] = {
 }
 
 
+@lru_cache(maxsize=1)
+def cuda_module() -> ModuleType | None:
+    """``segfuse._cuda``, None if it was not built. It is first loaded here, on the first CUDA tensor."""
+    if importlib.util.find_spec("segfuse._cuda") is None:
+        return None
+    return importlib.import_module("segfuse._cuda")
+
+
+# The modules whose kernels `trace` collects.
+_traced: list[Any] = [_C]
+
+
 class TraceEvent(NamedTuple):
     """One pass over the pixels: its kernel, the instruction set, and the bytes that it read and wrote."""
 
@@ -47,11 +63,16 @@ class TraceEvent(NamedTuple):
 def trace() -> Iterator[list[TraceEvent]]:
     """Collect the kernels that run inside the ``with`` block, in every thread; the list is filled at its end."""
     events: list[TraceEvent] = []
-    _C.trace_start()
+    modules = list(_traced)
+    if (cuda := cuda_module()) is not None:
+        modules.append(cuda)
+    for module in modules:
+        module.trace_start()
     try:
         yield events
     finally:
-        events.extend(TraceEvent(*event) for event in _C.trace_stop())
+        for module in modules:
+            events.extend(TraceEvent(*event) for event in module.trace_stop())
 
 
 @contextmanager
@@ -69,6 +90,7 @@ def build_info() -> dict[str, Any]:
     """Versions, native modules and CPU features, as a dict (``python -m segfuse`` prints it)."""
     from segfuse import __version__
 
+    cuda = cuda_module()
     return {
         "segfuse": __version__,
         "torch": torch.__version__,
@@ -76,7 +98,8 @@ def build_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "native CPU module": _C.__file__,
-        "native CUDA module": None,
+        "native CUDA module": None if cuda is None else cuda.__file__,
+        "CUDA architectures": None if cuda is None else cuda.architectures,
         "CPU instruction sets": _C.instruction_sets(),
         "CPU instruction set in use": _C.instruction_set(),
         "thread pool": _C.thread_pool(),

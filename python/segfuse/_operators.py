@@ -38,8 +38,9 @@ def _backward_op(
     return _kernels.backward(plan_of(spec), grad_loss, logits, target, weight, tables, slopes)
 
 
-_library.impl("forward", _forward_op, "CPU")
-_library.impl("backward", _backward_op, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("forward", _forward_op, _device)
+    _library.impl("backward", _backward_op, _device)
 
 
 @torch.library.register_fake("segfuse::forward", lib=_library)

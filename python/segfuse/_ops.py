@@ -6,7 +6,7 @@ again in `_gradient`, because a backward may run under other modes than its forw
     compiling (Dynamo, export)             the registered operator
     forward-mode AD (jvp, hessian)         the reference
     functorch (vmap, func.grad, jacrev)    the operator, inside a Function with setup_context
-    plain CPU tensors, no mode active      kernels directly, through a plain autograd.Function if a gradient is wanted
+    plain tensors, no mode active          kernels directly, through a plain autograd.Function if a gradient is wanted
     a device without kernels               the reference (one warning; an error if SEGFUSE_STRICT=1)
     anything else (fake, subclass, trace)  the registered operator
 
@@ -49,7 +49,7 @@ def apply(
     """The loss and its (detached, unscaled) terms, float64, one row per term."""
     if torch.compiler.is_compiling():
         logits, target, weight = check_inputs(plan, logits, target, weight)
-        if logits.device.type not in ("cpu", "meta"):
+        if not logits.is_meta and not _kernels.has_kernels(logits.device.type):
             return plan.reference(logits, target, weight, tables, coefficients)
         loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
@@ -62,7 +62,7 @@ def apply(
         loss, terms, _ = Functorch.apply(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
     if _plain(logits, target, weight, tables, coefficients):
-        if logits.is_cpu:
+        if not logits.is_meta and _kernels.engine_of(logits.device) is not None:
             wants_grad = logits.requires_grad or (coefficients is not None and coefficients.requires_grad)
             if wants_grad and torch.is_grad_enabled():
                 return _Loss.apply(logits, target, weight, tables, coefficients, plan)  # type: ignore[no-any-return]

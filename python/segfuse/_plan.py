@@ -37,7 +37,8 @@ class Plan:
         self.reduction: str = content["reduction"]
         self.terms: list[dict[str, Any]] = content["terms"]
         lowered = [{**LOWER[t["name"]](t["options"], self.mode), "coefficient": t["coefficient"]} for t in self.terms]
-        self.native = _C.Plan({**content, "terms": lowered})
+        self.lowered: dict[str, Any] = {**content, "terms": lowered}
+        self.native = _C.Plan(self.lowered)
         self.regions = [t for t in lowered if t["family"] == "region"]
         self.points = len(lowered) - len(self.regions)
         self.last_class = max((c for r in self.regions for c in r["classes"]), default=-1)

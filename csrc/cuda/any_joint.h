@@ -1,0 +1,220 @@
+// The engine for every multiclass plan: any strides, types and number of classes, soft labels, smoothing, squared and
+// L1 statistics, probabilities. It reads each logit a few times; the plans that are common have engines of their own.
+#pragma once
+
+#include "../pixel.h"
+#include "points.h"
+#include "source.h"
+
+namespace segfuse {
+namespace {
+
+template <class Real, class Link>
+struct AnyJoint {
+  static constexpr bool kSoftmax = Link::kShared;
+  static constexpr int kBlock = kThreads, kBlocks = 2;
+  static constexpr int kPixels = 4;  // of a thread, in a round
+  static constexpr int kSums = 7 > 1 + 2 * kMaxPoints ? 7 : 1 + 2 * kMaxPoints;
+  static constexpr int kSharedBytes =
+      int(sizeof(double)) * kSums * (kWarps + 1) + int(sizeof(Real)) * kPixels * kThreads * 5;
+
+  // A pixel of a sample, class by class.
+  struct At {
+    const Job& job;
+    int64_t n, i;
+    Real w;
+    int y;
+    Normaliser<Real> shared;
+
+    __device__ Real logit(int64_t c) const { return w == Real(0) ? Real(0) : load_logit<Real>(job, n, c, i); }
+    __device__ void load() {
+      w = load_weight<Real>(job, n, 0, i);
+      y = job.problem.label_map ? load_class<Real>(job, n, i, w) : 0;
+    }
+    __device__ void normalise() {
+      if constexpr (kSoftmax) {
+        shared.peak = logit(0);
+        shared.peak_class = Real(0);
+        for (int64_t c = 1; c < job.problem.classes; ++c) {
+          const Real z = logit(c);
+          if (z > shared.peak) shared.peak = z, shared.peak_class = Real(c);
+        }
+        double rest = 0;
+        for (int64_t c = 0; c < job.problem.classes; ++c) {
+          const Real d = logit(c) - shared.peak;
+          // Of the peak class only its difference is added: 0, or the NaN of inf - inf.
+          rest += double(shared.peak_class == Real(c) ? d : exp_nonpositive(d));
+        }
+        shared.rest = Real(rest);
+        shared.finish();
+      }
+    }
+    __device__ Pixel<Real> pixel(int64_t c) const {
+      const Real z = logit(c);
+      if constexpr (kSoftmax) {
+        const Real d = z - shared.peak;
+        return Softmax::pixel(shared, exp_nonpositive(d), d, shared.peak_class == Real(c));
+      } else {
+        return Link::pixel(z);
+      }
+    }
+    __device__ Real label(int64_t c) const {
+      if (job.problem.label_map) return y == c ? Real(1) : Real(0);
+      if (w == Real(0)) return Real(0);
+      Real weight = Real(1);
+      return load_label<Real>(job, n, c, i, weight);
+    }
+    // The factor of class c in a pointwise term.
+    __device__ Real scale(int k, int64_t c) const {
+      const int table = job.plan.points[k].table;
+      return table < 0 ? Real(1) : Real(job.constants.tables[table * job.problem.classes + c]);
+    }
+  };
+
+  __device__ static void statistics(const Job& job) {
+    double* totals = reinterpret_cast<double*>(shared_memory());
+    double* staging = totals + kSums;
+    Real* column = reinterpret_cast<Real*>(staging + kSums * kWarps) + threadIdx.x;
+    const Span span = chunk_of(job.cut, blockIdx.x);
+    const Layout& layout = job.layout;
+    double* out = job.partial + blockIdx.x * layout.unit_sums();
+    const auto bring = [&](const auto& value, int count, double* to, bool first) {
+      if (int(threadIdx.x) < count) totals[threadIdx.x] = first ? 0 : to[threadIdx.x];
+      __syncthreads();
+      add_over_block(value, count, totals, staging);
+      if (int(threadIdx.x) < count) to[threadIdx.x] = totals[threadIdx.x];
+    };
+    for (int64_t base = 0; base < span.count; base += kPixels * kThreads) {
+      const auto visit = [&](int k, const auto& f) {
+        const int64_t i = base + k * kThreads + threadIdx.x;
+        if (i < span.count) f(At{job, span.unit, span.first + i, Real(0), 0, {}});
+      };
+      Real group[1 + 2 * kMaxPoints] = {};
+#pragma unroll 1
+      for (int k = 0; k < kPixels; ++k)
+        visit(k, [&](At at) {
+          at.load();
+          at.normalise();
+          Real* mine = column + k * 5 * kThreads;
+          mine[0] = at.w;
+          mine[kThreads] = Real(at.y);
+          mine[2 * kThreads] = at.shared.peak;
+          mine[3 * kThreads] = at.shared.peak_class;
+          mine[4 * kThreads] = at.shared.rest;
+          group[0] += at.w;
+#pragma unroll
+          for (int p = 0; p < kMaxPoints; ++p)
+            if (p < job.plan.point_count)
+              group[2 + 2 * p] += job.plan.points[p].weighs_the_mean ? at.w * at.scale(p, at.y) : at.w;
+        });
+      double losses[kMaxPoints] = {};
+      for (int64_t c = 0; c < job.problem.classes; ++c) {
+        Real region[7] = {};
+#pragma unroll 1
+        for (int k = 0; k < kPixels; ++k)
+          visit(k, [&](At at) {
+            const Real* mine = column + k * 5 * kThreads;
+            at.w = mine[0];
+            at.y = int(mine[kThreads]);
+            at.shared.peak = mine[2 * kThreads];
+            at.shared.peak_class = mine[3 * kThreads];
+            at.shared.rest = mine[4 * kThreads];
+            at.shared.finish();
+            const Pixel<Real> x = at.pixel(c);
+            const Real t = at.label(c);
+            const auto add = [&](int s, Real v) { region[s] += v; };
+            if (layout.region_sums > 3)
+              region_sums<true>(at.w, x.p, x.q, t, add);
+            else if (layout.region_sums)
+              region_sums<false>(at.w, x.p, x.q, t, add);
+            AnyPoints::for_each<Real>(job, [&](const auto& loss, int p) {
+              add_at<0, kMaxPoints>(losses, p, double(masked_product(at.w, at.scale(p, c) * loss(x, t).positive)));
+            });
+          });
+        if (layout.region_sums)
+          bring(region, layout.region_sums, out + layout.group_sums() + c * layout.region_sums, base == 0);
+      }
+      double wide[1 + 2 * kMaxPoints];
+#pragma unroll
+      for (int i = 0; i < 1 + 2 * kMaxPoints; ++i) wide[i] = i % 2 ? losses[i / 2] : double(group[i]);
+      bring(wide, 1 + 2 * job.plan.point_count, out, base == 0);
+    }
+  }
+
+  template <class Function>
+  __device__ static void for_pixels(const Job& job, const Function& f) {
+    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
+    for (int64_t i = threadIdx.x; i < span.count; i += kThreads) {
+      At at{job, span.unit, span.first + i, Real(0), 0, {}};
+      at.load();
+      at.normalise();
+      f(at, static_cast<const Real*>(job.slopes) + span.unit * job.layout.unit_slopes());
+    }
+  }
+
+  __device__ static void gradient(const Job& job) {
+    const bool extra = job.plan.sums_extra();
+    const View& output = job.problem.output;
+    for_pixels(job, [&](const At& at, const Real* slopes) {
+      Real w = at.w;
+      if (job.problem.has_upstream) {
+        const View& v = job.problem.upstream;
+        w = masked_product(w, load_number<Real>(v, offset_of(v, at.n, 0, at.i)));
+      }
+      const Real of_point = upstream_of<Real>(job, at.n, 0);
+      // dL/dp of the regions and dL/dlog p of the pointwise terms (probabilities: dL/dp of both) in class c.
+      const auto slope = [&](int64_t c, const Pixel<Real>& x, Real& region, Real& own) {
+        const Real t = at.label(c);
+        region = own = Real(0);
+        if (job.plan.region_count) {
+          const Real* r = slopes + 2 * job.plan.point_count + c * 5;
+          const RowSlopes<Real> row{r[0], r[1], r[2], r[3], r[4]};
+          region = (extra ? region_slope<true>(row, x.p, x.q, t) : region_slope<false>(row, x.p, x.q, t)) *
+                   upstream_of<Real>(job, at.n, c);
+        }
+        const Pixel<Dual<Real>> dual = Link::seed(x);
+        AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
+          own += slopes[2 * k] * of_point * at.scale(k, c) * loss(dual, t).positive.d[0];
+        });
+      };
+      Real reference = Real(0), mean = Real(0), total = Real(0), region, own;
+      if constexpr (kSoftmax) {
+        slope(int64_t(at.shared.peak_class), at.pixel(int64_t(at.shared.peak_class)), reference, own);
+        double sum = 0, owns = 0;
+        for (int64_t c = 0; c < job.problem.classes; ++c) {
+          const Pixel<Real> x = at.pixel(c);
+          slope(c, x, region, own);
+          sum += double(x.p * (region - reference));
+          owns += double(own);
+        }
+        mean = Real(sum);
+        total = Real(owns);
+      }
+      for (int64_t c = 0; c < job.problem.classes; ++c) {
+        const Pixel<Real> x = at.pixel(c);
+        slope(c, x, region, own);
+        const Real g =
+            kSoftmax ? softmax_pull_back(x.p, x.q, region - reference, mean, own, total - own) : region + own;
+        store_number(output, offset_of(output, at.n, c, at.i), masked_product(w, g));
+      }
+    });
+  }
+
+  // The loss of each pixel, its classes added.
+  __device__ static void values(const Job& job) {
+    const View& output = job.problem.output;
+    for_pixels(job, [&](const At& at, const Real* slopes) {
+      double sum = 0;
+      for (int64_t c = 0; c < job.problem.classes; ++c) {
+        const Pixel<Real> x = at.pixel(c);
+        const Real t = at.label(c);
+        AnyPoints::for_each<Real>(
+            job, [&](const auto& loss, int k) { sum += double(slopes[2 * k] * at.scale(k, c) * loss(x, t).positive); });
+      }
+      store_number(output, offset_of(output, at.n, 0, at.i), masked_product(at.w, Real(sum)));
+    });
+  }
+};
+
+}  // namespace
+}  // namespace segfuse

@@ -1,0 +1,67 @@
+// The Python module segfuse._cuda: the CUDA kernels. Importing it needs no driver.
+#include "../binding.h"
+
+#include <algorithm>
+
+#include "../head.h"
+#include "steps.h"
+
+namespace segfuse {
+namespace {
+
+Constants constants_of(uintptr_t tables, uintptr_t coefficients, uintptr_t classes) {
+  return {pointer<const double>(tables), pointer<const double>(coefficients), pointer<const int64_t>(classes)};
+}
+
+int64_t py_workspace_size(const PyPlan& plan, const std::vector<int64_t>& shape) {
+  const Problem problem = make_sizes(plan, shape);
+  return workspace_size(plan.plan, problem);
+}
+
+void py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
+                bool soft, uintptr_t tables, uintptr_t coefficients, uintptr_t classes, const py::object& unreduced,
+                uintptr_t loss, uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t workspace,
+                int64_t workspace_count, uintptr_t stream) {
+  const Problem problem =
+      make_problem(plan, logits, target, weight, soft, py::none(), unreduced, plan.mode == Mode::multilabel);
+  check_slopes(plan, problem, slopes, slope_count);
+  if (unreduced.is_none() && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
+  const Constants constants = constants_of(tables, coefficients, classes);
+  if (workspace_count < workspace_size(plan.plan, problem))
+    throw std::invalid_argument("workspace: too small");
+  const py::gil_scoped_release release;
+  forward(plan.plan, problem, constants, {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes)},
+          pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
+void py_backward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
+                 bool soft, uintptr_t tables, uintptr_t classes, uintptr_t slopes, int64_t slope_count,
+                 uintptr_t scalar_upstream, const py::object& upstream, const py::object& gradient, uintptr_t stream) {
+  const Problem problem =
+      make_problem(plan, logits, target, weight, soft, upstream, gradient, plan.mode != Mode::binary);
+  check_slopes(plan, problem, slopes, slope_count);
+  if (upstream.is_none() && problem.samples && !scalar_upstream)
+    throw std::invalid_argument("grad_output: has no storage");
+  const Constants constants = constants_of(tables, 0, classes);
+  const py::gil_scoped_release release;
+  backward(plan.plan, problem, constants, pointer<const void>(slopes), pointer<const void>(scalar_upstream),
+           pointer<CUstream_st>(stream));
+}
+
+}  // namespace
+}  // namespace segfuse
+
+PYBIND11_MODULE(SEGFUSE_MODULE, m, py::mod_gil_not_used()) {
+  using namespace segfuse;
+  m.doc() = "CUDA kernels of segfuse. Internal: use the package.";
+  py::class_<PyPlan>(m, "Plan", py::module_local())
+      .def(py::init<const py::dict&>())
+      .def_property_readonly("classes", [](const PyPlan& plan) { return plan.classes; });
+  m.def("workspace_size", &py_workspace_size);
+  m.def("forward", &py_forward);
+  m.def("backward", &py_backward);
+  m.def("warmup", &warmup);
+  m.def("kernel_names", &kernel_names);
+  bind_trace(m, trace());
+  m.attr("architectures") = SEGFUSE_ARCHITECTURES;
+}

@@ -1,0 +1,74 @@
+// The kernels as data: each has a key, and a launch looks its kernel up. What is not in the tables does not run.
+#pragma once
+
+#include <cstddef>
+
+#include "job.h"
+
+namespace segfuse {
+
+enum class Step : int { statistics, head, values, gradient };
+// rows: planes that are arrays; strided_rows: any; any_joint: any multiclass plan; label_map: softmax and class indices
+// with all classes of a pixel in registers; tile: the same through shared memory.
+enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile };
+enum class PointSet : int { none, bce, cross_entropy, focal_square, any };
+
+struct Key {
+  Step step;
+  Engine engine;
+  Dtype dtype;  // of the logits, or f32/f64 where the kernel takes every type that is computed so
+  LinkKind link;
+  PointSet points;
+  bool extra;   // squared and L1 statistics
+  int classes;  // of label_map, else 0
+
+  bool operator==(const Key& o) const {
+    return step == o.step && engine == o.engine && dtype == o.dtype && link == o.link && points == o.points &&
+           extra == o.extra && classes == o.classes;
+  }
+};
+
+using Function = void (*)(const Job);
+
+struct Kernel {
+  Key key;
+  const char* name;
+  Function function;
+  int threads, shared_bytes;  // of `tile`, the launch says how much
+};
+
+struct KernelTable {
+  const Kernel* begin;
+  size_t count;
+};
+
+// rows.cu, any_joint.cu, head.cu, ...
+KernelTable rows_kernels();
+KernelTable any_joint_kernels();
+KernelTable head_kernels();
+
+namespace {
+
+// One kernel per engine and step, and its entry in the tables.
+template <class E, Step kStep>
+__global__ void __launch_bounds__(E::kBlock, E::kBlocks) kernel(const __grid_constant__ Job job) {
+  if constexpr (kStep == Step::statistics || kStep == Step::head)
+    E::statistics(job);
+  else if constexpr (kStep == Step::values)
+    E::values(job);
+  else
+    E::gradient(job);
+}
+
+template <class E, Step kStep>
+constexpr Kernel entry(const char* name, Engine engine, Dtype dtype, LinkKind link, PointSet points, bool extra,
+                       int classes = 0) {
+  return {{kStep, engine, dtype, link, points, extra, classes},
+          name,
+          &kernel<E, kStep>,
+          E::kBlock,
+          kStep == Step::statistics || kStep == Step::head ? E::kSharedBytes : 0};
+}
+
+}  // namespace
+}  // namespace segfuse

@@ -1,0 +1,344 @@
+// The engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a chunk per block.
+#pragma once
+
+#include "../pixel.h"
+#include "points.h"
+#include "source.h"
+
+namespace segfuse {
+namespace {
+
+// A source brings kUnroll vectors of kVector neighbours at once, so that many loads are on their way before the first
+// is used; a sink takes the results. Positions at and past `count` have weight 0.
+
+// Any strides and types, an element at a time.
+template <class Real_>
+struct StridedRow {
+  using Real = Real_;
+  static constexpr int kVector = 1, kUnroll = 1;
+  const Job& job;
+  int64_t n, c, first, count;
+
+  // Whether weights are other than 1 in the group that starts at `base`.
+  __device__ bool weighted(int64_t) const { return true; }
+
+  __device__ void load(int64_t base, bool, Real (&z)[kUnroll][1], Real (&t)[kUnroll][1], Real (&w)[kUnroll][1]) const {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = base + u * kThreads + threadIdx.x;
+      z[u][0] = t[u][0] = w[u][0] = Real(0);
+      if (i >= count) continue;
+      w[u][0] = load_weight<Real>(job, n, c, first + i);
+      t[u][0] = load_label<Real>(job, n, c, first + i, w[u][0]);
+      z[u][0] = load_logit<Real>(job, n, c, first + i);
+    }
+  }
+  __device__ void store(int64_t base, const Real (&out)[kUnroll][1]) const {
+    const View& v = job.problem.output;
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = base + u * kThreads + threadIdx.x;
+      if (i < count) store_number(v, offset_of(v, n, c, first + i), out[u][0]);
+    }
+  }
+  // g *= the upstream gradient of each element.
+  __device__ void scale(int64_t base, Real (&g)[kUnroll][1]) const {
+    const View& v = job.problem.upstream;
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = base + u * kThreads + threadIdx.x;
+      if (i < count) g[u][0] *= load_number<Real>(v, offset_of(v, n, c, first + i));
+    }
+  }
+};
+
+// Planes that are arrays, read and written 16 bytes of logits at a time. Targets: bool, uint8, int32, int64, the floats
+// of 2 and 4 bytes; weights: float32, bool, uint8 (binding.cpp's policy sends the rest to StridedRow).
+template <class Element>
+struct DenseRow {
+  using Real = float;
+  static constexpr int kVector = 16 / int(sizeof(Element)), kUnroll = 8 / kVector;
+  const Job& job;
+  int64_t n, c, first, count;
+
+  __device__ bool weighted(int64_t base) const {
+    return job.problem.has_weight || job.can_ignore || (job.plan.has_ignore && !job.problem.hard_target) ||
+           base + kThreads * kVector * kUnroll > count;
+  }
+  template <class T>
+  __device__ T* at(const View& v, int64_t i) const {
+    return static_cast<T*>(v.data) + n * v.sample_stride + c * v.class_stride + first + i;
+  }
+  __device__ int64_t position(int64_t base, int u) const {
+    return base + (u * kThreads + int64_t(threadIdx.x)) * kVector;
+  }
+
+  // f(pack, u) for each vector of a tensor, all loads ahead of the first call. Chunks end at whole vectors or at the
+  // end of the plane: what is cut off there is loaded element by element.
+  template <class T, class Function>
+  __device__ void load_all(const View& v, int64_t base, const Function& f) const {
+    Pack<T, kVector> pack[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = position(base, u);
+      if (i + kVector <= count) {
+        pack[u].load(at<const T>(v, i));
+      } else {
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) pack[u].element[k] = i + k < count ? *at<const T>(v, i + k) : T{};
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) f(pack[u], u);
+  }
+
+  template <class T>
+  __device__ void load_hard(int64_t base, float (&t)[kUnroll][kVector], float (&w)[kUnroll][kVector]) const {
+    const T ignored = T(job.plan.ignore_index);
+    load_all<T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        const T y = pack.element[k];
+        if (job.can_ignore && y == ignored) {
+          w[u][k] = 0.0f;
+          t[u][k] = 0.0f;
+        } else {
+          t[u][k] = y == T(0) ? 0.0f : y == T(1) ? 1.0f : not_a_number<float>();
+        }
+      }
+    });
+  }
+  template <class T>
+  __device__ void load_soft(int64_t base, float (&t)[kUnroll][kVector], float (&w)[kUnroll][kVector]) const {
+    load_all<T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        t[u][k] = Number<T>::widened(pack.element[k]);
+        if (job.plan.has_ignore && double(t[u][k]) == job.plan.ignore_value) w[u][k] = 0.0f;
+      }
+    });
+  }
+
+  __device__ void load(int64_t base, bool is_weighted, float (&z)[kUnroll][kVector], float (&t)[kUnroll][kVector],
+                       float (&w)[kUnroll][kVector]) const {
+    const Problem& p = job.problem;
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) w[u][k] = position(base, u) + k < count ? 1.0f : 0.0f;
+    if (is_weighted && p.has_weight) {
+      const auto take = [&](const auto& pack, int u) {
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) w[u][k] = float(pack.element[k]);
+      };
+      if (p.weight.dtype == Dtype::f32)
+        load_all<float>(p.weight, base, take);
+      else
+        load_all<uint8_t>(p.weight, base, take);
+    }
+    load_all<Element>(p.logits, base, [&](const Pack<Element, kVector>& pack, int u) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) z[u][k] = Number<Element>::widened(pack.element[k]);
+    });
+    switch (p.target.dtype) {
+      case Dtype::boolean:
+      case Dtype::u8:
+        return load_hard<uint8_t>(base, t, w);
+      case Dtype::i32:
+        return load_hard<int32_t>(base, t, w);
+      case Dtype::i64:
+        return load_hard<int64_t>(base, t, w);
+      case Dtype::f16:
+        return load_soft<Half>(base, t, w);
+      case Dtype::bf16:
+        return load_soft<Bfloat16>(base, t, w);
+      default:
+        return load_soft<float>(base, t, w);
+    }
+  }
+  __device__ void store(int64_t base, const float (&out)[kUnroll][kVector]) const {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = position(base, u);
+      Pack<Element, kVector> pack;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) pack.element[k] = Number<Element>::narrowed(out[u][k]);
+      Element* p = at<Element>(job.problem.output, i);
+      if (i + kVector <= count)
+        pack.store(p);
+      else
+        for (int k = 0; k < kVector; ++k)
+          if (i + k < count) p[k] = pack.element[k];
+    }
+  }
+  __device__ void scale(int64_t base, float (&g)[kUnroll][kVector]) const {
+    load_all<float>(job.problem.upstream, base, [&](const Pack<float, kVector>& pack, int u) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) g[u][k] *= pack.element[k];
+    });
+  }
+};
+
+// What a thread adds up: Σ w, Σ w t, the region sums, two per pointwise term.
+template <class Real, int kPoints, bool kExtra>
+struct RowTotals {
+  static constexpr int kRegion = kExtra ? 7 : 3, kPoint = 2 + kRegion, kCount = kPoint + 2 * kPoints;
+  Real value[kCount];
+  __device__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) value[i] = Real(0);
+  }
+  __device__ Real& weight() { return value[0]; }
+  __device__ Real& labels() { return value[1]; }
+  __device__ Real& region(int s) { return value[2 + s]; }
+  __device__ void add(const RowTotals& other) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) value[i] += other.value[i];
+  }
+};
+
+template <class Source, class Link, class Points, bool kExtra>
+struct Rows {
+  using Real = typename Source::Real;
+  using Totals = RowTotals<Real, Points::kCount, kExtra>;
+  static constexpr int kVector = Source::kVector, kUnroll = Source::kUnroll;
+  static constexpr int kBlock = kThreads, kBlocks = Points::kCount > 1 ? 2 : 3, kGroup = kThreads * kVector * kUnroll;
+  static constexpr int kSharedBytes = int(sizeof(double)) * Totals::kCount * (kWarps + 1);
+
+  // Pixels of weight 0 are selected out before the link: what stands there is not read into anything.
+  template <bool kWeighted>
+  __device__ static Pixel<Real> pixel(Real w, Real& z, Real& t) {
+    if (kWeighted && w == Real(0)) z = t = Real(0);
+    return Link::pixel(z);
+  }
+
+  template <bool kWeighted>
+  __device__ static void add_group(const Job& job, Real (&z)[kUnroll][kVector], Real (&t)[kUnroll][kVector],
+                                   const Real (&w)[kUnroll][kVector], Totals& totals) {
+    const bool regions = job.plan.region_count > 0;
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      Totals own;
+      own.clear();
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        const Real weight = kWeighted ? w[u][k] : Real(1);
+        const Pixel<Real> x = pixel<kWeighted>(weight, z[u][k], t[u][k]);
+        own.weight() += weight;
+        own.labels() += weight * t[u][k];
+        if (regions) region_sums<kExtra>(weight, x.p, x.q, t[u][k], [&](int s, Real v) { own.region(s) += v; });
+        Points::template for_each<Real>(job, [&](const auto& loss, int i) {
+          const Parts<Real> parts = loss(x, t[u][k]);
+          add_at<Totals::kPoint, 2 * Points::kCount>(own.value, 2 * i, weight * parts.positive);
+          add_at<Totals::kPoint, 2 * Points::kCount>(own.value, 2 * i + 1, weight * parts.negative);
+        });
+      }
+      totals.add(own);
+    }
+  }
+
+  __device__ static void statistics(const Job& job) {
+    double* totals = reinterpret_cast<double*>(shared_memory());
+    double* staging = totals + Totals::kCount;
+    if (threadIdx.x < Totals::kCount) totals[threadIdx.x] = 0;
+    __syncthreads();
+    const Span span = chunk_of(job.cut, blockIdx.x);
+    const int64_t classes = job.problem.classes;
+    const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
+    Totals sums;
+    sums.clear();
+    int groups = 0;
+    for (int64_t base = 0; base < span.count; base += kGroup) {
+      Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
+      if (source.weighted(base)) {
+        source.load(base, true, z, t, w);
+        add_group<true>(job, z, t, w, sums);
+      } else {
+        source.load(base, false, z, t, w);
+        add_group<false>(job, z, t, w, sums);
+      }
+      if (++groups * kUnroll < kAddsPerFlush) continue;
+      add_over_block(sums.value, Totals::kCount, totals, staging);
+      sums.clear();
+      groups = 0;
+    }
+    add_over_block(sums.value, Totals::kCount, totals, staging);
+    if (threadIdx.x != 0) return;
+    // In the order of Layout.
+    double* out = job.partial + blockIdx.x * job.layout.unit_sums();
+    *out++ = totals[0];
+    for (int i = 0; i < 2 * job.plan.point_count; ++i) *out++ = totals[Totals::kPoint + i];
+    if (job.plan.sums_labels()) *out++ = totals[1];
+    for (int s = 0; s < job.layout.region_sums; ++s) *out++ = totals[2 + s];
+  }
+
+  // The loss of each pixel (kGradient = false) or its gradient.
+  template <bool kGradient, bool kWeighted>
+  __device__ static void compute_group(const Job& job, const Source& source, int64_t base, const RowSlopes<Real>& row,
+                                       const Real* slope, Real upstream, Real (&z)[kUnroll][kVector],
+                                       Real (&t)[kUnroll][kVector], const Real (&w)[kUnroll][kVector]) {
+    const bool regions = kGradient && job.plan.region_count > 0;
+    Real out[kUnroll][kVector];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        const Real weight = kWeighted ? w[u][k] : Real(1);
+        const Pixel<Real> x = pixel<kWeighted>(weight, z[u][k], t[u][k]);
+        Real g = Real(0);
+        if constexpr (kGradient) {
+          const Pixel<Dual<Real>> dual = Link::seed(x);
+          if (regions) g = region_slope<kExtra>(row, x.p, x.q, t[u][k]) * dual.p.d[0];
+          Points::template for_each<Real>(job, [&](const auto& loss, int i) {
+            const Parts<Dual<Real>> parts = loss(dual, t[u][k]);
+            g += upstream * (slope[2 * i] * parts.positive.d[0] + slope[2 * i + 1] * parts.negative.d[0]);
+          });
+        } else {
+          Points::template for_each<Real>(job, [&](const auto& loss, int i) {
+            const Parts<Real> parts = loss(x, t[u][k]);
+            g += slope[2 * i] * parts.positive + slope[2 * i + 1] * parts.negative;
+          });
+        }
+        out[u][k] = g;
+      }
+    if (kGradient && job.problem.has_upstream) source.scale(base, out);
+    if (kWeighted) {
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) out[u][k] = masked_product(w[u][k], out[u][k]);
+    }
+    source.store(base, out);
+  }
+
+  __device__ static void values(const Job& job) { write<false>(job); }
+  __device__ static void gradient(const Job& job) { write<true>(job); }
+
+  template <bool kGradient>
+  __device__ static void write(const Job& job) {
+    // The chunks that the statistics read last are those that the second cache still holds.
+    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
+    const int64_t classes = job.problem.classes, n = span.unit / classes, c = span.unit % classes;
+    const Source source{job, n, c, span.first, span.count};
+    const Real* slopes = static_cast<const Real*>(job.slopes) + span.unit * job.layout.unit_slopes();
+    const Real upstream = kGradient ? upstream_of<Real>(job, n, c) : Real(1);
+    RowSlopes<Real> row{};
+    if (kGradient && job.plan.region_count) {
+      const Real* r = slopes + 2 * job.plan.point_count;
+      row = {r[0] * upstream, r[1] * upstream, r[2] * upstream, r[3] * upstream, r[4] * upstream};
+    }
+    for (int64_t base = 0; base < span.count; base += kGroup) {
+      Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
+      if (source.weighted(base)) {
+        source.load(base, true, z, t, w);
+        compute_group<kGradient, true>(job, source, base, row, slopes, upstream, z, t, w);
+      } else {
+        source.load(base, false, z, t, w);
+        compute_group<kGradient, false>(job, source, base, row, slopes, upstream, z, t, w);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace segfuse

@@ -1,0 +1,165 @@
+#include <stdexcept>
+
+#include "kernels.h"
+#include "steps.h"
+
+namespace segfuse {
+namespace {
+
+const std::vector<KernelTable>& tables() {
+  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(), any_joint_kernels()};
+  return all;
+}
+
+const Kernel* find(const Key& key) {
+  for (const KernelTable& table : tables())
+    for (size_t i = 0; i < table.count; ++i)
+      if (table.begin[i].key == key) return &table.begin[i];
+  return nullptr;
+}
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // take it back: the next call of anybody must not find it
+  std::string message = std::string("segfuse: ") + what + ": " + cudaGetErrorString(status);
+  if (status == cudaErrorNoKernelImageForDevice)
+    message += " (this build holds no code for the device; python -m segfuse lists its architectures)";
+  throw std::runtime_error(message);
+}
+
+// ------------------------------------------------------------------------------------------------------------- policy
+
+// Partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
+Cut cut_of(const Layout& layout, const Problem& p) {
+  constexpr int64_t kSmallest = 4096, kPartials = 65536;
+  Cut cut{p.pixels, kSmallest, 0, 0};
+  const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
+  while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;
+  cut.per_unit = per_unit();
+  cut.count = layout.units * cut.per_unit;
+  return cut;
+}
+
+// Whether positions are neighbours in memory, and groups of `group` of them can be loaded at once.
+bool is_array(const View& v, int64_t group) {
+  const int64_t size = size_of(v.dtype), aligned = group * size < 16 ? group * size : 16;
+  const auto whole = [&](int64_t bytes) { return bytes % aligned == 0; };
+  return v.dims == 1 && v.stride[0] == 1 && whole(int64_t(reinterpret_cast<uintptr_t>(v.data))) &&
+         whole(v.sample_stride * size) && whole(v.class_stride * size);
+}
+
+bool rows_are_arrays(const Problem& p, Step step) {
+  const int64_t group = 16 / size_of(p.logits.dtype);
+  const Dtype t = p.target.dtype, w = p.weight.dtype;
+  const bool target = t == Dtype::boolean || t == Dtype::u8 || t == Dtype::i32 || t == Dtype::i64 || t == Dtype::f16 ||
+                      t == Dtype::bf16 || t == Dtype::f32;
+  const bool weight = w == Dtype::f32 || w == Dtype::boolean || w == Dtype::u8;
+  return target && is_array(p.logits, group) && is_array(p.target, group) &&
+         (!p.has_weight || (weight && is_array(p.weight, group))) && (!p.has_upstream || is_array(p.upstream, group)) &&
+         (step != Step::gradient || is_array(p.output, group));
+}
+
+PointSet points_of(const Plan& plan) {
+  if (plan.point_count == 0) return PointSet::none;
+  if (plan.point_count > 1) return PointSet::any;
+  switch (plan.points[0].kind) {
+    case PointKind::bce_with_logits:
+      return PointSet::bce;
+    case PointKind::focal_square:
+      return PointSet::focal_square;
+    default:
+      return PointSet::any;
+  }
+}
+
+// The kernel for a step: the most special one that there is.
+const Kernel& kernel_for(Step step, const Plan& plan, const Problem& p) {
+  const Dtype real = p.wide ? Dtype::f64 : Dtype::f32;
+  if (step == Step::head) return *find({step, Engine::head, real, LinkKind::sigmoid, PointSet::any, true, 0});
+  if (plan.joint) return *find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
+  if (plan.link == LinkKind::sigmoid && !p.wide && rows_are_arrays(p, step))
+    for (const PointSet points : {points_of(plan), PointSet::any})
+      for (const bool extra : {plan.sums_extra(), true})
+        if (const Kernel* k = find({step, Engine::rows, p.logits.dtype, plan.link, points, extra, 0})) return *k;
+  return *find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
+}
+
+// ------------------------------------------------------------------------------------------------------------- launch
+
+void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
+  if (blocks == 0) return;
+  const Kernel& kernel = kernel_for(step, job.plan, job.problem);
+  if (kernel.shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes),
+          kernel.name);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(kernel.threads));
+  config.dynamicSmemBytes = size_t(kernel.shared_bytes);
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel.function, job), kernel.name);
+  trace().pass(kernel.name, "cuda", job.plan, job.problem, step == Step::values || step == Step::gradient);
+}
+
+Job make_job(const Plan& plan, const Problem& problem, const Constants& constants) {
+  Job job{};
+  job.plan = settled(plan, problem);
+  job.problem = problem;
+  job.constants = constants;
+  job.layout = Layout(plan, problem);
+  job.cut = cut_of(job.layout, problem);
+  job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
+  return job;
+}
+
+}  // namespace
+
+Trace& trace() {
+  static Trace instance;
+  return instance;
+}
+
+int64_t workspace_size(const Plan& plan, const Problem& problem) {
+  const Layout layout(plan, problem);
+  return (cut_of(layout, problem).count + layout.units) * layout.unit_sums() +
+         Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count());
+}
+
+void forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
+             double* workspace, cudaStream_t stream) {
+  Job job = make_job(plan, problem, constants);
+  job.partial = workspace;
+  job.sums = job.partial + job.cut.count * job.layout.unit_sums();
+  job.head_workspace = job.sums + job.layout.units * job.layout.unit_sums();
+  job.loss = plan.unreduced() ? nullptr : outputs.loss;
+  job.terms = outputs.terms;
+  job.slopes = outputs.slopes;
+  launch(Step::statistics, job, job.cut.count, stream);
+  launch(Step::head, job, 1, stream);
+  if (plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
+}
+
+void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
+              const void* upstream, cudaStream_t stream) {
+  Job job = make_job(plan, problem, constants);
+  job.slopes = const_cast<void*>(slopes);
+  job.upstream = upstream;
+  launch(Step::gradient, job, job.cut.count, stream);
+}
+
+void warmup() {
+  for (const KernelTable& table : tables())
+    for (size_t i = 0; i < table.count; ++i) {
+      cudaFuncAttributes attributes;
+      check(cudaFuncGetAttributes(&attributes, table.begin[i].function), table.begin[i].name);
+    }
+}
+
+std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  for (const KernelTable& table : tables())
+    for (size_t i = 0; i < table.count; ++i) names.push_back(table.begin[i].name);
+  return names;
+}
+
+}  // namespace segfuse

@@ -1,0 +1,51 @@
+// What a step read and wrote, for the tests and the benches. One trace per native module.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "problem.h"
+
+namespace segfuse {
+
+struct TraceEvent {
+  std::string kernel, instruction_set;
+  int64_t bytes_read, bytes_written;
+};
+
+class Trace {
+ public:
+  void start() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    events_.clear();
+    on_ = true;
+  }
+  std::vector<TraceEvent> stop() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    on_ = false;
+    return std::move(events_);
+  }
+  // A pass over the pixels: every input is read once; `writes`: problem.output is written.
+  void pass(const char* kernel, const char* instruction_set, const Plan& plan, const Problem& p, bool writes) {
+    if (!on_) return;
+    const int64_t read = bytes(p, p.logits, true) + bytes(p, p.target, !p.label_map) +
+                         (p.has_weight ? bytes(p, p.weight, !plan.joint) : 0);
+    const int64_t written = writes ? bytes(p, p.output, !plan.joint || p.output.class_stride) : 0;
+    std::lock_guard<std::mutex> lock(mutex_);
+    events_.push_back({kernel, instruction_set, read, written});
+  }
+
+ private:
+  static int64_t bytes(const Problem& p, const View& v, bool per_class) {
+    return v.data ? p.samples * p.pixels * (per_class ? p.classes : 1) * size_of(v.dtype) : 0;
+  }
+  std::mutex mutex_;
+  std::atomic<bool> on_{false};
+  std::vector<TraceEvent> events_;
+};
+
+}  // namespace segfuse

@@ -1,0 +1,68 @@
+"""Builds the CUDA sources with g++ against the fiber shim, as a Python module that takes CPU tensors.
+
+    python tests/shim/build.py FOLDER [--sanitize] [--sources csrc]
+
+Objects are kept by the hash of all text and flags, so an unchanged source is not compiled twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+
+SHIM = Path(__file__).parent
+ROOT = SHIM.parents[1]
+FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
+NAME = "_cuda_shim"
+
+
+def build(folder: Path, sanitize: bool = False, csrc: Path = ROOT / "csrc") -> Path:
+    """The path of the module, built if it is not there."""
+    cuda = sorted((csrc / "cuda").glob("*.cu"))
+    sources = [*cuda, csrc / "cuda" / "binding.cpp", *sorted(SHIM.glob("*.cpp"))]
+    flags = [*FLAGS, *(["-O1", *SANITIZE] if sanitize else ["-O1"])]
+    includes = [f"-I{SHIM}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    defines = [f"-DSEGFUSE_MODULE={NAME}", '-DSEGFUSE_ARCHITECTURES="shim"']
+    headers = b"".join(p.read_bytes() for p in sorted([*csrc.rglob("*.h"), *SHIM.glob("*.h")]))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: Path) -> Path:
+        own = source.read_bytes() + headers + " ".join(flags).encode()
+        target = folder / f"{source.stem}-{hashlib.sha256(own).hexdigest()[:16]}.o"
+        if not target.exists():
+            command = ["g++", "-x", "c++", *flags, *includes, *defines, "-c", str(source), "-o", f"{target}.part"]
+            subprocess.run(command, check=True)
+            Path(f"{target}.part").rename(target)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    digest = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
+    module = folder / digest / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not module.exists():
+        module.parent.mkdir(exist_ok=True)
+        link = ["g++", "-shared", *flags, *map(str, objects), "-o", f"{module}.part"]
+        subprocess.run(link, check=True)
+        Path(f"{module}.part").rename(module)
+    return module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--sources", type=Path, default=ROOT / "csrc")
+    options = parser.parse_args()
+    sys.stdout.write(f"{build(options.folder, options.sanitize, options.sources)}\n")
+
+
+if __name__ == "__main__":
+    main()
