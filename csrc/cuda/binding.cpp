@@ -27,8 +27,7 @@ void py_forward(const PyPlan& plan, const py::object& logits, const py::object& 
   check_slopes(plan, problem, slopes, slope_count);
   if (unreduced.is_none() && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
   const Constants constants = constants_of(tables, coefficients, classes);
-  if (workspace_count < workspace_size(plan.plan, problem))
-    throw std::invalid_argument("workspace: too small");
+  if (workspace_count < workspace_size(plan.plan, problem)) throw std::invalid_argument("workspace: too small");
   const py::gil_scoped_release release;
   forward(plan.plan, problem, constants, {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes)},
           pointer<double>(workspace), pointer<CUstream_st>(stream));

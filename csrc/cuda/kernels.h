@@ -45,7 +45,14 @@ struct KernelTable {
 // rows.cu, any_joint.cu, head.cu, ...
 KernelTable rows_kernels();
 KernelTable any_joint_kernels();
+KernelTable label_map_kernels();
+KernelTable tile_kernels();
 KernelTable head_kernels();
+
+// The largest tile (tile.h) that `shared_bytes` hold, the same for both passes; 0 if even the smallest is too large.
+constexpr int kFewestTilePixels = 4;
+int tile_pixels(const Plan& plan, const Problem& problem, int64_t shared_bytes);
+int64_t tile_bytes(const Plan& plan, const Problem& problem, int pixels, bool statistics);
 
 namespace {
 
@@ -67,7 +74,7 @@ constexpr Kernel entry(const char* name, Engine engine, Dtype dtype, LinkKind li
           name,
           &kernel<E, kStep>,
           E::kBlock,
-          kStep == Step::statistics || kStep == Step::head ? E::kSharedBytes : 0};
+          kStep == Step::values ? 0 : E::kSharedBytes};
 }
 
 }  // namespace

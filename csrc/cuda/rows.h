@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../pixel.h"
+#include "dense.h"
 #include "points.h"
-#include "source.h"
 
 namespace segfuse {
 namespace {
@@ -22,7 +22,7 @@ struct StridedRow {
   // Whether weights are other than 1 in the group that starts at `base`.
   __device__ bool weighted(int64_t) const { return true; }
 
-  __device__ void load(int64_t base, bool, Real (&z)[kUnroll][1], Real (&t)[kUnroll][1], Real (&w)[kUnroll][1]) const {
+  __device__ void load(int64_t base, Real (&z)[kUnroll][1], Real (&t)[kUnroll][1], Real (&w)[kUnroll][1]) const {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t i = base + u * kThreads + threadIdx.x;
@@ -52,12 +52,12 @@ struct StridedRow {
   }
 };
 
-// Planes that are arrays, read and written 16 bytes of logits at a time. Targets: bool, uint8, int32, int64, the floats
-// of 2 and 4 bytes; weights: float32, bool, uint8 (binding.cpp's policy sends the rest to StridedRow).
+// Planes that are arrays, read and written 16 bytes of logits at a time.
 template <class Element>
 struct DenseRow {
   using Real = float;
   static constexpr int kVector = 16 / int(sizeof(Element)), kUnroll = 8 / kVector;
+  using Array = float[kUnroll][kVector];
   const Job& job;
   int64_t n, c, first, count;
 
@@ -65,51 +65,35 @@ struct DenseRow {
     return job.problem.has_weight || job.can_ignore || (job.plan.has_ignore && !job.problem.hard_target) ||
            base + kThreads * kVector * kUnroll > count;
   }
-  template <class T>
-  __device__ T* at(const View& v, int64_t i) const {
-    return static_cast<T*>(v.data) + n * v.sample_stride + c * v.class_stride + first + i;
-  }
+  __device__ Dense<kVector> dense() const { return {job, n, first, count}; }
   __device__ int64_t position(int64_t base, int u) const {
     return base + (u * kThreads + int64_t(threadIdx.x)) * kVector;
   }
 
-  // f(pack, u) for each vector of a tensor, all loads ahead of the first call. Chunks end at whole vectors or at the
-  // end of the plane: what is cut off there is loaded element by element.
-  template <class T, class Function>
-  __device__ void load_all(const View& v, int64_t base, const Function& f) const {
+  // f(pack, u) for each vector of a tensor, all loads ahead of the first call.
+  template <class T, class F>
+  __device__ void load_all(const View& v, int64_t base, const F& f) const {
     Pack<T, kVector> pack[kUnroll];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = position(base, u);
-      if (i + kVector <= count) {
-        pack[u].load(at<const T>(v, i));
-      } else {
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) pack[u].element[k] = i + k < count ? *at<const T>(v, i + k) : T{};
-      }
-    }
+    for (int u = 0; u < kUnroll; ++u) dense().load(v, c, position(base, u), pack[u]);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) f(pack[u], u);
   }
-
   template <class T>
-  __device__ void load_hard(int64_t base, float (&t)[kUnroll][kVector], float (&w)[kUnroll][kVector]) const {
+  __device__ void load_hard(int64_t base, Array& t, Array& w) const {
     const T ignored = T(job.plan.ignore_index);
     load_all<T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
         const T y = pack.element[k];
-        if (job.can_ignore && y == ignored) {
-          w[u][k] = 0.0f;
-          t[u][k] = 0.0f;
-        } else {
-          t[u][k] = y == T(0) ? 0.0f : y == T(1) ? 1.0f : not_a_number<float>();
-        }
+        const bool ignore = job.can_ignore && y == ignored;
+        if (ignore) w[u][k] = 0.0f;
+        t[u][k] = y == T(0) || ignore ? 0.0f : y == T(1) ? 1.0f : not_a_number<float>();
       }
     });
   }
   template <class T>
-  __device__ void load_soft(int64_t base, float (&t)[kUnroll][kVector], float (&w)[kUnroll][kVector]) const {
+  __device__ void load_soft(int64_t base, Array& t, Array& w) const {
     load_all<T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
@@ -119,28 +103,14 @@ struct DenseRow {
     });
   }
 
-  __device__ void load(int64_t base, bool is_weighted, float (&z)[kUnroll][kVector], float (&t)[kUnroll][kVector],
-                       float (&w)[kUnroll][kVector]) const {
-    const Problem& p = job.problem;
+  __device__ void load(int64_t base, Array& z, Array& t, Array& w) const {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) w[u][k] = position(base, u) + k < count ? 1.0f : 0.0f;
-    if (is_weighted && p.has_weight) {
-      const auto take = [&](const auto& pack, int u) {
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) w[u][k] = float(pack.element[k]);
-      };
-      if (p.weight.dtype == Dtype::f32)
-        load_all<float>(p.weight, base, take);
-      else
-        load_all<uint8_t>(p.weight, base, take);
-    }
-    load_all<Element>(p.logits, base, [&](const Pack<Element, kVector>& pack, int u) {
+    for (int u = 0; u < kUnroll; ++u) dense().load_weights(c, position(base, u), w[u]);
+    load_all<Element>(job.problem.logits, base, [&](const Pack<Element, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) z[u][k] = Number<Element>::widened(pack.element[k]);
     });
-    switch (p.target.dtype) {
+    switch (job.problem.target.dtype) {
       case Dtype::boolean:
       case Dtype::u8:
         return load_hard<uint8_t>(base, t, w);
@@ -156,22 +126,16 @@ struct DenseRow {
         return load_soft<float>(base, t, w);
     }
   }
-  __device__ void store(int64_t base, const float (&out)[kUnroll][kVector]) const {
+  __device__ void store(int64_t base, const Array& out) const {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = position(base, u);
       Pack<Element, kVector> pack;
 #pragma unroll
       for (int k = 0; k < kVector; ++k) pack.element[k] = Number<Element>::narrowed(out[u][k]);
-      Element* p = at<Element>(job.problem.output, i);
-      if (i + kVector <= count)
-        pack.store(p);
-      else
-        for (int k = 0; k < kVector; ++k)
-          if (i + k < count) p[k] = pack.element[k];
+      dense().store(job.problem.output, c, position(base, u), pack);
     }
   }
-  __device__ void scale(int64_t base, float (&g)[kUnroll][kVector]) const {
+  __device__ void scale(int64_t base, Array& g) const {
     load_all<float>(job.problem.upstream, base, [&](const Pack<float, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) g[u][k] *= pack.element[k];
@@ -251,10 +215,10 @@ struct Rows {
     for (int64_t base = 0; base < span.count; base += kGroup) {
       Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
       if (source.weighted(base)) {
-        source.load(base, true, z, t, w);
+        source.load(base, z, t, w);
         add_group<true>(job, z, t, w, sums);
       } else {
-        source.load(base, false, z, t, w);
+        source.load(base, z, t, w);
         add_group<false>(job, z, t, w, sums);
       }
       if (++groups * kUnroll < kAddsPerFlush) continue;
@@ -330,10 +294,10 @@ struct Rows {
     for (int64_t base = 0; base < span.count; base += kGroup) {
       Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
       if (source.weighted(base)) {
-        source.load(base, true, z, t, w);
+        source.load(base, z, t, w);
         compute_group<kGradient, true>(job, source, base, row, slopes, upstream, z, t, w);
       } else {
-        source.load(base, false, z, t, w);
+        source.load(base, z, t, w);
         compute_group<kGradient, false>(job, source, base, row, slopes, upstream, z, t, w);
       }
     }

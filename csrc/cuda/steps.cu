@@ -1,5 +1,6 @@
 #include <stdexcept>
 
+#include "dense.h"
 #include "kernels.h"
 #include "steps.h"
 
@@ -7,7 +8,8 @@ namespace segfuse {
 namespace {
 
 const std::vector<KernelTable>& tables() {
-  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(), any_joint_kernels()};
+  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(), label_map_kernels(), tile_kernels(),
+                                            any_joint_kernels()};
   return all;
 }
 
@@ -48,15 +50,14 @@ bool is_array(const View& v, int64_t group) {
          whole(v.sample_stride * size) && whole(v.class_stride * size);
 }
 
-bool rows_are_arrays(const Problem& p, Step step) {
+// Whether the dense engines can read and write everything.
+bool all_arrays(const Problem& p, Step step) {
   const int64_t group = 16 / size_of(p.logits.dtype);
-  const Dtype t = p.target.dtype, w = p.weight.dtype;
-  const bool target = t == Dtype::boolean || t == Dtype::u8 || t == Dtype::i32 || t == Dtype::i64 || t == Dtype::f16 ||
-                      t == Dtype::bf16 || t == Dtype::f32;
-  const bool weight = w == Dtype::f32 || w == Dtype::boolean || w == Dtype::u8;
-  return target && is_array(p.logits, group) && is_array(p.target, group) &&
-         (!p.has_weight || (weight && is_array(p.weight, group))) && (!p.has_upstream || is_array(p.upstream, group)) &&
-         (step != Step::gradient || is_array(p.output, group));
+  const Dtype t = p.target.dtype;
+  const bool soft = !p.label_map && (t == Dtype::f16 || t == Dtype::bf16 || t == Dtype::f32);
+  return (is_dense_label(t) || soft) && is_array(p.logits, group) && is_array(p.target, group) &&
+         (!p.has_weight || (is_dense_weight(p.weight.dtype) && is_array(p.weight, group))) &&
+         (!p.has_upstream || is_array(p.upstream, group)) && (step != Step::gradient || is_array(p.output, group));
 }
 
 PointSet points_of(const Plan& plan) {
@@ -65,6 +66,8 @@ PointSet points_of(const Plan& plan) {
   switch (plan.points[0].kind) {
     case PointKind::bce_with_logits:
       return PointSet::bce;
+    case PointKind::cross_entropy:
+      return PointSet::cross_entropy;
     case PointKind::focal_square:
       return PointSet::focal_square;
     default:
@@ -72,13 +75,29 @@ PointSet points_of(const Plan& plan) {
   }
 }
 
+// Softmax, class indices, sums of products, labels as they are.
+bool is_plain_label_map(const Plan& plan, const Problem& p) {
+  for (int k = 0; k < plan.point_count; ++k)
+    if (plan.points[k].smooths) return false;
+  return plan.joint && plan.link == LinkKind::softmax && p.label_map && !p.wide && !plan.sums_extra();
+}
+
 // The kernel for a step: the most special one that there is.
-const Kernel& kernel_for(Step step, const Plan& plan, const Problem& p) {
+const Kernel& kernel_for(Step step, const Job& job) {
+  const Plan& plan = job.plan;
+  const Problem& p = job.problem;
   const Dtype real = p.wide ? Dtype::f64 : Dtype::f32;
   if (step == Step::head) return *find({step, Engine::head, real, LinkKind::sigmoid, PointSet::any, true, 0});
+  const PointSet own = points_of(plan);
+  if (is_plain_label_map(plan, p) && (own == PointSet::none || own == PointSet::cross_entropy) && all_arrays(p, step))
+    if (const Kernel* k =
+            find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
+      return *k;
+  if (job.tile_pixels && step != Step::values)
+    return *find({step, Engine::tile, p.logits.dtype, plan.link, PointSet::any, false, 0});
   if (plan.joint) return *find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
-  if (plan.link == LinkKind::sigmoid && !p.wide && rows_are_arrays(p, step))
-    for (const PointSet points : {points_of(plan), PointSet::any})
+  if (plan.link == LinkKind::sigmoid && !p.wide && all_arrays(p, step))
+    for (const PointSet points : {own, PointSet::any})
       for (const bool extra : {plan.sums_extra(), true})
         if (const Kernel* k = find({step, Engine::rows, p.logits.dtype, plan.link, points, extra, 0})) return *k;
   return *find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
@@ -88,17 +107,28 @@ const Kernel& kernel_for(Step step, const Plan& plan, const Problem& p) {
 
 void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
   if (blocks == 0) return;
-  const Kernel& kernel = kernel_for(step, job.plan, job.problem);
-  if (kernel.shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes),
+  const Kernel& kernel = kernel_for(step, job);
+  const int64_t shared_bytes = kernel.key.engine == Engine::tile
+                                   ? tile_bytes(job.plan, job.problem, job.tile_pixels, step == Step::statistics)
+                                   : kernel.shared_bytes;
+  if (shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
           kernel.name);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(unsigned(kernel.threads));
-  config.dynamicSmemBytes = size_t(kernel.shared_bytes);
+  config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = stream;
   check(cudaLaunchKernelEx(&config, kernel.function, job), kernel.name);
   trace().pass(kernel.name, "cuda", job.plan, job.problem, step == Step::values || step == Step::gradient);
+}
+
+// Shared memory of a tile: what two blocks of an sm_80 and one of an sm_86 or sm_120 have; less where there is less.
+int64_t tile_memory() {
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device attribute");
+  return most < 81920 ? most : 81920;
 }
 
 Job make_job(const Plan& plan, const Problem& problem, const Constants& constants) {
@@ -109,6 +139,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Constants& constant
   job.layout = Layout(plan, problem);
   job.cut = cut_of(job.layout, problem);
   job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
+  if (is_plain_label_map(plan, problem)) job.tile_pixels = tile_pixels(plan, problem, tile_memory());
   return job;
 }
 

@@ -1,0 +1,71 @@
+// Planes that are arrays: a chunk of one of them, some neighbours at a time, 16 bytes of logits per load.
+#pragma once
+
+#include "source.h"
+
+namespace segfuse {
+namespace {
+
+// Labels that the dense engines read; the others go through source.h.
+HD bool is_dense_label(Dtype t) { return t == Dtype::boolean || t == Dtype::u8 || t == Dtype::i32 || t == Dtype::i64; }
+HD bool is_dense_weight(Dtype t) { return t == Dtype::f32 || t == Dtype::boolean || t == Dtype::u8; }
+
+// Positions [first, first + count) of sample n; i counts from `first`, in whole groups of kVector.
+template <int kVector>
+struct Dense {
+  const Job& job;
+  int64_t n, first, count;
+
+  template <class T>
+  __device__ T* at(const View& v, int64_t c, int64_t i) const {
+    return static_cast<T*>(v.data) + n * v.sample_stride + c * v.class_stride + first + i;
+  }
+  // Chunks end at whole groups or at the end of the plane: what is cut off there is taken element by element.
+  template <class T>
+  __device__ void load(const View& v, int64_t c, int64_t i, Pack<T, kVector>& pack) const {
+    if (i + kVector <= count) {
+      pack.load(at<const T>(v, c, i));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) pack.element[k] = i + k < count ? *at<const T>(v, c, i + k) : T{};
+    }
+  }
+  template <class T>
+  __device__ void store(const View& v, int64_t c, int64_t i, const Pack<T, kVector>& pack) const {
+    if (i + kVector <= count) {
+      pack.store(at<T>(v, c, i));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k)
+        if (i + k < count) *at<T>(v, c, i + k) = pack.element[k];
+    }
+  }
+  // 1, or the weights of channel c; 0 past the end.
+  __device__ void load_weights(int64_t c, int64_t i, float (&w)[kVector]) const {
+    const View& v = job.problem.weight;
+    if (!job.problem.has_weight) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) w[k] = i + k < count ? 1.0f : 0.0f;
+    } else if (v.dtype == Dtype::f32) {
+      take(load_as<float>(v, c, i), w);
+    } else {
+      take(load_as<uint8_t>(v, c, i), w);
+    }
+  }
+  template <class T>
+  __device__ Pack<T, kVector> load_as(const View& v, int64_t c, int64_t i) const {
+    Pack<T, kVector> pack;
+    load(v, c, i, pack);
+    return pack;
+  }
+
+ private:
+  template <class T>
+  __device__ static void take(const Pack<T, kVector>& pack, float (&out)[kVector]) {
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) out[k] = float(pack.element[k]);
+  }
+};
+
+}  // namespace
+}  // namespace segfuse

@@ -1,0 +1,70 @@
+// What the scheduler (fiber.cpp) and its reports (report.cpp) know of a grid.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "context.h"
+#include "device.h"
+
+namespace segfuse_shim {
+
+struct Block;
+
+struct Thread {
+  Context context;
+  uint3 index;
+  unsigned warp, lane;
+  Block* block;
+  Op op;  // what it waits at; none while it is ready
+  Site site;
+  unsigned mask;
+  int argument, width;
+  uint64_t value;  // operand of a collective, then its result
+};
+
+struct Warp {
+  Thread* threads;
+  unsigned lanes, ready, waiting, exited;  // bit sets; waiting: at a collective
+  size_t place;                            // in `runnable`, while ready is not empty
+};
+
+struct Block {
+  uint3 index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  unsigned char* shared;
+  unsigned busy, arrived, exited;  // threads neither waiting nor gone; at a barrier; gone
+  Op op;                           // of the first thread at the barrier
+  Site site;
+  bool mixed;  // not all at that one
+  unsigned votes;
+  int verdict;
+};
+
+struct Run {  // the launch under way
+  const void* kernel;
+  size_t shared_bytes;
+  bool cooperative, warp_by_warp;
+  uint64_t seed, number;     // SEGFUSE_SHIM_SEED, launches since it was set
+  uint64_t patience, spins;  // scheduling points since a thread last came to its end
+  Thread* current;
+};
+inline Run run;
+
+inline bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
+
+std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
+std::string text(Site site);
+const char* name(Op op);
+std::string name_of(const void* function);
+
+// Prints what happened, in which launch and where, with the states of the block's threads if it is given; aborts.
+[[noreturn]] void give_up(const std::string& what, const Block* block = nullptr);
+// Nobody in the block can run and not everybody has exited. Names the culprit.
+[[noreturn]] void report_stuck(const Block& block);
+
+// Completes a collective, at which every lane of the mask has arrived: replaces their operands by their results.
+void exchange(Warp& warp, unsigned mask, Op op, Site site);
+
+}  // namespace segfuse_shim
