@@ -150,8 +150,8 @@ View view(const py::object& tensor, const char* argument, bool has_classes, int6
   const size_t first = has_classes ? 2 : 1;
   const auto fail = [&](const std::string& what) { throw std::invalid_argument(std::string(argument) + ": " + what); };
   if (shape.size() < first || shape[0] != samples || (has_classes && shape[1] != classes)) fail("unexpected shape");
-  v.sample_stride = stride[0];
-  v.class_stride = has_classes ? stride[1] : 0;
+  v.sample_stride = samples > 1 ? stride[0] : 0;
+  v.class_stride = has_classes && classes > 1 ? stride[1] : 0;
   int64_t total = 1;
   for (size_t d = first; d < shape.size(); ++d) {
     total *= shape[d];

@@ -1,30 +1,49 @@
 """Shared fixtures: every test starts from the same random state.
 
-    SEGFUSE_SEED=n              other random inputs
-    SEGFUSE_SHIM=module.so      the CUDA sources, run on the CPU (tests/shim/build.py), take the CPU kernels' place
-    SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
+SEGFUSE_SEED=n              other random inputs
+SEGFUSE_SHIM=module.so      the CUDA sources, run on the CPU (tests/shim/build.py), take the CPU kernels' place
+SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
 """
 
 import importlib.util
 import os
+import sys
 import zlib
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
 
 from segfuse import _kernels, _native
 
+ROOT = Path(__file__).parents[1]
+DEVICE = os.environ.get("SEGFUSE_TEST_DEVICE", "cpu")
+SHIM = os.environ.get("SEGFUSE_SHIM")
+
 # On small tensors the oracle spends its time waking threads; test_engine.py runs the kernels on several.
 torch.set_num_threads(1)
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
 
-if path := os.environ.get("SEGFUSE_SHIM"):
-    spec = importlib.util.spec_from_file_location("_cuda_shim", path)
-    shim = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shim)
-    _kernels.engines["cpu"] = _kernels.CudaEngine(shim)
-    _native._traced.append(shim)
-if device := os.environ.get("SEGFUSE_TEST_DEVICE"):
-    torch.set_default_device(device)
+
+@lru_cache(maxsize=1)
+def cuda_engine() -> _kernels.CudaEngine:
+    """That of the GPU, or the CUDA sources compiled for the CPU."""
+    if DEVICE == "cuda":
+        return _kernels.engine_of(torch.device("cuda"))
+    sys.path.insert(0, str(ROOT / "tests" / "shim"))
+    from build import build
+
+    spec = importlib.util.spec_from_file_location("_cuda_shim", SHIM or build(ROOT / "build" / "shim"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return _kernels.CudaEngine(module)
+
+
+if SHIM:
+    _kernels.engines["cpu"] = cuda_engine()
+    _native._traced.append(cuda_engine().module)
 
 
 @pytest.fixture(autouse=True)

@@ -93,9 +93,7 @@ class CudaEngine:
         workspace = torch.empty(count, dtype=torch.float64, device=device)
         addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel(), workspace.data_ptr(), count
         with _on(device):
-            self.module.forward(
-                native, *inputs, *constants, _address(classes), unreduced, *addresses, _stream(device)
-            )
+            self.module.forward(native, *inputs, *constants, _address(classes), unreduced, *addresses, _stream(device))
 
     def backward(self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor) -> None:
         """See `Engine`."""

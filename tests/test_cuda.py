@@ -1,0 +1,291 @@
+"""The CUDA kernels: on a GPU if SEGFUSE_TEST_DEVICE=cuda, else their sources on the CPU, through the fiber shim.
+
+The other tests run on them as well (test_shim.py, bench/gpu.sh); here stands what only they have: vector loads and their
+tails, exact numbers of classes, tiles, chunks, NaN for labels out of range, streams, graphs.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import segfuse
+from cases import TOLERANCE, Case, check_case, check_close, make_logits, make_target, make_weight, shape_of
+from conftest import DEVICE, cuda_engine
+from segfuse import _kernels, _native
+from test_layout import channels_last, inner
+from test_values import PATHS
+
+needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: SEGFUSE_TEST_DEVICE=cuda")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+CLASS_COUNTS = (2, 3, 4, 5, 6, 8, 16, 19, 21, 33, 65, 150, 1024)
+LAUNCHED: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def _cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if DEVICE == "cpu":
+        monkeypatch.setitem(_kernels.engines, "cpu", cuda_engine())
+        monkeypatch.setattr(_native, "_traced", [cuda_engine().module])
+    with _native.trace() as events:
+        yield
+    LAUNCHED.update(event.kernel for event in events)
+
+
+def multiclass(loss: str, **options: object) -> Case:
+    return Case(loss, "multiclass", options)
+
+
+LABEL_MAPS = [
+    multiclass("cross_entropy_loss"),
+    multiclass("tversky_loss", alpha=0.3, beta=0.7),
+    multiclass("focal_loss", gamma=2.0),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", PATHS, ids=str)
+def test_planes_that_are_arrays(case: Case, dtype: torch.dtype) -> None:
+    """Several chunks, the last one cut off within a vector or not."""
+    for space in ((16, 24), (72, 127), (4099,)):
+        shape = shape_of(case.mode, *space)
+        for label_dtype in (torch.uint8, torch.int32, torch.int64, torch.bool):
+            check_case(case, make_logits(shape, dtype), make_target(case.mode, shape, label_dtype))
+    shape = shape_of(case.mode, 40, 32)
+    for weight_dtype in (torch.float32, torch.uint8, torch.bool):
+        weight = (make_weight(case.mode, shape) * 3).to(weight_dtype)
+        target = make_target(case.mode, shape)
+        check_case(case, make_logits(shape, dtype), target, weight)
+        check_case(case, make_logits(shape, dtype), target, weight, ignore_index=1)
+    for label_dtype in (torch.float16, torch.bfloat16, torch.float32):
+        soft = make_target(case.mode, shape, label_dtype, soft=True)
+        check_case(case, make_logits(shape, dtype), soft.float())
+        exact = case.module()(make_logits(shape, dtype), soft)
+        assert exact.isfinite()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sample", "none"])
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_reductions(case: Case, reduction: str) -> None:
+    shape = shape_of(case.mode, 24, 32)
+    for layout in (channels_last, lambda x: x):
+        logits = layout(make_logits(shape))
+        check_case(case, logits, make_target(case.mode, shape), make_weight(case.mode, shape), reduction=reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("case", PATHS, ids=str)
+def test_float64_and_probabilities(case: Case, reduction: str) -> None:
+    shape = shape_of(case.mode, 12, 16)
+    target, weight = make_target(case.mode, shape), make_weight(case.mode, shape)
+    for dtype in (torch.float64, torch.float32):
+        logits = make_logits(shape, dtype, scale=1.5)
+        check_case(case, logits, target, weight, reduction=reduction)
+        probabilities = logits.softmax(1) if case.mode == "multiclass" else logits.sigmoid()
+        # 1 - p is a subtraction here, in the oracle too: float32 rounds it, hence the slack.
+        check_case(case, probabilities, target, weight, reduction=reduction, from_logits=False, slack=3.0)
+
+
+@pytest.mark.parametrize("classes", CLASS_COUNTS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", LABEL_MAPS, ids=str)
+def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> None:
+    shape = (2, classes, 12, 16) if classes > 100 else (2, classes, 24, 48)
+    target = make_target("multiclass", shape)
+    target[:, 3:5] = 255
+    for layout in (channels_last, lambda x: x, inner):
+        check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
+    weight = make_weight("multiclass", shape)
+    check_case(case, make_logits(shape, dtype), target.to(torch.int16), weight, ignore_index=255)
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+def test_many_rounds_of_sums(classes: int) -> None:
+    """More additions than a thread makes before it passes them on."""
+    shape = (1, classes, 256, 260)
+    case = multiclass("tversky_loss", alpha=0.3, beta=0.7)
+    for logits in (make_logits(shape), torch.zeros(shape) + torch.arange(classes).view(1, -1, 1, 1)):
+        check_case(case, logits, make_target("multiclass", shape))
+    binary = Case("tversky_loss", "binary", {"alpha": 0.3, "beta": 0.7})
+    for logits in (make_logits((1, 1, 2**17)), torch.full((1, 1, 2**17), 0.3)):
+        check_case(binary, logits, make_target("binary", (1, 1, 2**17)))
+
+
+TIES = (
+    [5.0, 5.0, 1.0],
+    [1.0, 5.0, 5.0],
+    [5.0, 5.0, 5.0],
+    [-1e4, 0.0, 1e4],
+    [float("-inf"), 0.0, 3.0],
+    [40.0, 0.0, 1.0],
+)
+
+
+@pytest.mark.parametrize("kernel_classes", [3, 6, 70], ids=["registers", "tile", "teams"])
+@pytest.mark.parametrize("case", LABEL_MAPS, ids=str)
+def test_ties_and_extremes(case: Case, kernel_classes: int) -> None:
+    """Several classes at the peak, logits of +-1e4, -inf beside the label, nearly perfect pixels."""
+    logits = torch.full((1, kernel_classes, 16, 16), -3.0)
+    target = torch.zeros(1, 16, 16, dtype=torch.int64)
+    for i, values in enumerate(TIES):
+        for label in range(3):
+            if values[label] == float("-inf"):
+                continue
+            logits[0, :3, i, label] = torch.tensor(values)
+            target[0, i, label] = label
+    check_case(case, logits, target)
+    perfect = torch.nn.functional.one_hot(target, kernel_classes).movedim(-1, 1) * 18.0
+    check_case(case, perfect, target)
+
+
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_labels_out_of_range_give_nan(case: Case) -> None:
+    """No address depends on them; the next call is as good as ever."""
+    shape = shape_of(case.mode, 24, 32)
+    limit = 5 if case.mode == "multiclass" else 2
+    for layout in (channels_last, lambda x: x):
+        for wrong in (-1, limit, 2**31 + 1, -(2**40)):
+            target = make_target(case.mode, shape)
+            logits = layout(make_logits(shape)).requires_grad_()
+            target.flatten()[37] = wrong
+            loss = case.module()(logits, target)
+            loss.backward()
+            assert loss.isnan()
+            assert logits.grad.isnan().any()
+            masked = torch.ones(target.shape)
+            masked.flatten()[37] = 0
+            assert case.module()(logits, target, masked).isfinite()
+            assert case.module(ignore_index=wrong)(logits, target).isfinite()
+    check_case(case, make_logits(shape), make_target(case.mode, shape))
+
+
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_the_same_bits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run to run; in the shim for other orders of blocks and threads and another number of processors."""
+    shape = shape_of(case.mode, 72, 128)
+    base, target = make_logits(shape), make_target(case.mode, shape)
+    found = []
+    for seed in range(4):
+        monkeypatch.setenv("SEGFUSE_SHIM_SEED", str(seed))
+        monkeypatch.setenv("SEGFUSE_SHIM_SMS", str(1 + 5 * seed))
+        logits = base.clone().requires_grad_()
+        loss = case.module()(logits, target)
+        loss.backward()
+        found.append((loss.detach(), logits.grad))
+    for loss, gradient in found[1:]:
+        assert torch.equal(loss, found[0][0])
+        assert torch.equal(gradient, found[0][1])
+
+
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_every_output_is_written(case: Case) -> None:
+    """torch fills new tensors, the workspace among them, with NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        for space in ((24, 32), (7, 9)):
+            shape = shape_of(case.mode, *space)
+            check_case(case, make_logits(shape), make_target(case.mode, shape), make_weight(case.mode, shape))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_second_backward_and_upstream(case: Case) -> None:
+    shape = shape_of(case.mode, 24, 32)
+    logits = make_logits(shape).requires_grad_()
+    loss = case.module()(logits, make_target(case.mode, shape))
+    (first,) = torch.autograd.grad(loss, logits, torch.tensor(1.0), retain_graph=True)
+    (second,) = torch.autograd.grad(loss, logits, torch.tensor(1.7), retain_graph=True)
+    (again,) = torch.autograd.grad(loss, logits, torch.tensor(1.0))
+    check_close(second, first.double() * 1.7, 1e-6, "gradient")
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("case", [c for c in PATHS if c.mode != "binary"], ids=str)
+def test_offsets_beyond_two_to_the_31(case: Case) -> None:
+    """Classes 2^31 elements apart, in memory of which only their pages are ever touched."""
+    apart = 2**31 + 16
+    near = make_logits((1, 2, 64), torch.float16)
+    far = torch.empty(2 * apart, dtype=torch.float16).as_strided((1, 2, 64), (1, apart, 1)).copy_(near)
+    options = {k: v for k, v in case.options.items() if not isinstance(v, tuple)}
+    target = make_target(case.mode, (1, 2, 64))
+    loss = Case(case.loss, case.mode, options).module()
+    results = []
+    for logits in (near.requires_grad_(), far.requires_grad_()):
+        value = loss(logits, target)
+        results.append((value.detach(), torch.autograd.grad(value, logits)[0]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_two_passes_and_a_head() -> None:
+    criterion = segfuse.DiceCELoss() + 20 * segfuse.FocalLoss("multiclass") + segfuse.JaccardLoss("multiclass")
+    shape = (2, 5, 32, 32)
+    with _native.trace() as events:
+        criterion(make_logits(shape).requires_grad_(), make_target("multiclass", shape)).backward()
+    assert [event.kernel.split("<")[0].split(".")[-1] for event in events] == ["statistics", "head", "gradient"]
+    read = 4 * 5 * 2048 + 8 * 2048
+    assert [(e.bytes_read, e.bytes_written) for e in events if "head" not in e.kernel] == [(read, 0), (read, 4 * 10240)]
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_side_stream_and_graph(case: Case) -> None:
+    shape = shape_of(case.mode, 96, 128)
+    loss = case.module()
+    static = make_logits(shape).requires_grad_()
+    target = make_target(case.mode, shape)
+    segfuse.warmup(static.device)
+
+    def step() -> tuple[Tensor, Tensor]:
+        value = loss(static, target)
+        return value, torch.autograd.grad(value, static)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value, gradient = step()
+    for _ in range(3):
+        with torch.no_grad():
+            static.copy_(make_logits(shape))
+        graph.replay()
+        expected = step()
+        assert torch.equal(value, expected[0])
+        assert torch.equal(gradient, expected[1])
+
+
+@needs_gpu
+@pytest.mark.parametrize("classes", [1, 4])
+def test_more_than_two_to_the_31_elements(classes: int) -> None:
+    """Equal predictions everywhere: a plain float sum of them would be off by 2.6e-4."""
+    pixels = (2**31 + 4096) // classes
+    mode = "binary" if classes == 1 else "multiclass"
+    logits = torch.full((1, classes, pixels), 0.3, dtype=torch.bfloat16)
+    logits[:, 0] = 0.5
+    target = torch.zeros((1, pixels), dtype=torch.uint8)
+    small = (1, classes, 4096)
+    loss = segfuse.DiceLoss(mode, smooth=0.0) + (segfuse.CrossEntropyLoss() if classes > 1 else 0)
+    value = loss(logits.requires_grad_(), target if classes > 1 else target[:, None])
+    (gradient,) = torch.autograd.grad(value, logits)
+    part = logits.detach()[..., :4096].contiguous().requires_grad_()
+    expected = loss(part, target[:, :4096] if classes > 1 else target[:, None, :4096])
+    (expected_gradient,) = torch.autograd.grad(expected, part)
+    check_close(value.detach(), expected.detach().double(), TOLERANCE[torch.float32][0], "loss")
+    scale = 4096 / pixels
+    for found in (gradient[..., :4096], gradient[..., -4096:]):
+        check_close(
+            found.reshape(small), expected_gradient.double() * scale, 3 * TOLERANCE[torch.bfloat16][1], "gradient"
+        )
+
+
+def test_every_kernel_was_launched() -> None:
+    """Last in the file: prints how often each kernel ran above, and finds those that did not."""
+    names = cuda_engine().module.kernel_names()
+    print("\n".join(f"{LAUNCHED[name]:6} {name}" for name in names))
+    assert [name for name in names if not LAUNCHED[name]] == []
