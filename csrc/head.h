@@ -82,10 +82,10 @@ struct Alone {
 // Which elements the loss has (of a reduction other than an unreduced pointwise one), and which rows make each.
 struct OutputMap {
   const Plan& plan;
-  const Problem& problem;
+  Sizes sizes;
   const int64_t* classes;  // Constants::classes
 
-  HD int64_t scored(const RegionTerm& r) const { return r.class_count ? r.class_count : problem.classes; }
+  HD int64_t scored(const RegionTerm& r) const { return r.class_count ? r.class_count : sizes.classes; }
   HD int64_t scored_class(const RegionTerm& r, int64_t j) const {
     return r.class_count ? classes[r.first_class + j] : j;
   }
@@ -96,12 +96,12 @@ struct OutputMap {
       if (classes[r.first_class + j] == c) return j;
     return -1;
   }
-  HD int64_t pooled_samples(const RegionTerm& r) const { return r.pool_batch ? 1 : problem.samples; }
+  HD int64_t pooled_samples(const RegionTerm& r) const { return r.pool_batch ? 1 : sizes.samples; }
   HD int64_t pooled_classes(const RegionTerm& r) const { return r.pool_classes ? 1 : scored(r); }
   HD int64_t rows(const RegionTerm& r) const { return pooled_samples(r) * pooled_classes(r); }
 
   HD int64_t count() const {
-    if (plan.reduction == Reduction::sample) return problem.samples;
+    if (plan.reduction == Reduction::sample) return sizes.samples;
     return plan.reduction != Reduction::none || plan.region_count == 0 ? 1 : rows(plan.regions[0]);
   }
   // Of (n, c); a class that is not scored has slopes of 0 and may be sent anywhere.
@@ -115,21 +115,34 @@ struct OutputMap {
   HD bool averages() const { return plan.reduction == Reduction::mean || plan.reduction == Reduction::sample; }
 };
 
+// Factors of the positive and the negative part of a pointwise term in class c, where no sum decides them.
+HD void fixed_balance(const Plan& plan, const PointTerm& term, const Constants& constants, int64_t classes, int64_t c,
+                      double& positive, double& negative) {
+  positive = negative = 1;
+  if (plan.joint || term.balance == Balance::none) return;
+  positive = term.table < 0 ? term.balance_value : constants.tables[term.table * classes + c];
+  if (term.balance == Balance::alpha) negative = 1 - positive;
+}
+
+HD double coefficient_of(const Plan& plan, const Constants& constants, int k) {
+  return constants.coefficients ? constants.coefficients[k] : plan.terms[k].coefficient;
+}
+
 class Head {
  public:
   // workspace: workspace_size() doubles.
-  HD Head(const Plan& plan, const Problem& problem, const Constants& constants, const double* sums, double* workspace)
+  HD Head(const Plan& plan, const Sizes& sizes, const Constants& constants, const double* sums, double* workspace)
       : plan_(plan),
-        problem_(problem),
+        sizes_(sizes),
         constants_(constants),
-        layout_(plan, problem),
-        outputs_{plan, problem, constants.classes},
+        layout_(plan, sizes),
+        outputs_{plan, sizes, constants.classes},
         sums_(sums),
         rows_(workspace),
-        scales_(workspace + plan.region_count * problem.samples * problem.classes * kRow) {}
+        scales_(workspace + plan.region_count * sizes.samples * sizes.classes * kRow) {}
 
-  HD static int64_t workspace_size(const Plan& plan, const Problem& problem, int64_t outputs) {
-    return plan.region_count * problem.samples * problem.classes * kRow + plan.term_count * outputs;
+  HD static int64_t workspace_size(const Plan& plan, const Sizes& sizes, int64_t outputs) {
+    return plan.region_count * sizes.samples * sizes.classes * kRow + plan.term_count * outputs;
   }
 
   // loss: one value per output, or null; terms: one such block per term; slopes: layout.units * layout.unit_slopes().
@@ -156,36 +169,26 @@ class Head {
     }
     for (int64_t u = begin; u < layout_.units; u += step) point_slopes(u, slopes + u * layout_.unit_slopes());
     if (layout_.region_slopes == 0) return;
-    for (int64_t i = begin; i < problem_.samples * problem_.classes; i += step) region_slopes(i, slopes);
+    for (int64_t i = begin; i < sizes_.samples * sizes_.classes; i += step) region_slopes(i, slopes);
   }
 
  private:
   // A pooled row: its loss and three slopes, and its weight.
   static constexpr int kRow = 5;
 
-  HD double coefficient(int k) const {
-    return constants_.coefficients ? constants_.coefficients[k] : plan_.terms[k].coefficient;
-  }
-  HD double table(int row, int64_t c) const { return constants_.tables[row * problem_.classes + c]; }
+  HD double coefficient(int k) const { return coefficient_of(plan_, constants_, k); }
+  HD double table(int row, int64_t c) const { return constants_.tables[row * sizes_.classes + c]; }
   HD const double* unit(int64_t u) const { return sums_ + u * layout_.unit_sums(); }
-  HD int64_t unit_of(int64_t n, int64_t c) const { return plan_.joint ? n : n * problem_.classes + c; }
-  HD double* row(int region, int64_t i) const {
-    return rows_ + (region * problem_.samples * problem_.classes + i) * kRow;
-  }
+  HD int64_t unit_of(int64_t n, int64_t c) const { return plan_.joint ? n : n * sizes_.classes + c; }
+  HD double* row(int region, int64_t i) const { return rows_ + (region * sizes_.samples * sizes_.classes + i) * kRow; }
   HD double& scale(int term, int64_t out) const { return scales_[term * outputs_.count() + out]; }
 
-  // Factors of the positive and the negative part in unit u.
   HD void balance(const PointTerm& term, int64_t u, double& positive, double& negative) const {
-    positive = negative = 1;
-    if (plan_.joint || term.balance == Balance::none) return;
-    if (term.balance == Balance::balanced) {
-      const double* s = unit(u);
-      positive = s[0] == 0 ? 0 : 1 - s[1 + 2 * layout_.points] / s[0];
-      negative = 1 - positive;
-      return;
-    }
-    positive = term.table < 0 ? term.balance_value : table(term.table, u % problem_.classes);
-    if (term.balance == Balance::alpha) negative = 1 - positive;
+    if (plan_.joint || term.balance != Balance::balanced)
+      return fixed_balance(plan_, term, constants_, sizes_.classes, u % sizes_.classes, positive, negative);
+    const double* s = unit(u);
+    positive = s[0] == 0 ? 0 : 1 - s[1 + 2 * layout_.points] / s[0];
+    negative = 1 - positive;
   }
 
   // Σ w ℓ and the denominator of the mean, of a pointwise term in a unit. Joint plans keep both in the sums.
@@ -202,7 +205,7 @@ class Head {
   HD void score(int region, int64_t i) const {
     const RegionTerm& term = plan_.regions[region];
     const int64_t per_sample = outputs_.pooled_classes(term), j = i % per_sample;
-    const int64_t n0 = term.pool_batch ? 0 : i / per_sample, n1 = term.pool_batch ? problem_.samples : n0 + 1;
+    const int64_t n0 = term.pool_batch ? 0 : i / per_sample, n1 = term.pool_batch ? sizes_.samples : n0 + 1;
     const int64_t j0 = term.pool_classes ? 0 : j, j1 = term.pool_classes ? outputs_.scored(term) : j + 1;
     double sums[3] = {0, 0, 0}, present = 0;
     for (int64_t n = n0; n < n1; ++n)
@@ -263,7 +266,7 @@ class Head {
 
   template <class Real>
   HD void point_slopes(int64_t u, Real* slope) const {
-    const int64_t n = plan_.joint ? u : u / problem_.classes, c = plan_.joint ? 0 : u % problem_.classes;
+    const int64_t n = plan_.joint ? u : u / sizes_.classes, c = plan_.joint ? 0 : u % sizes_.classes;
     for (int k = 0; k < plan_.term_count; ++k) {
       if (plan_.terms[k].is_region) continue;
       const int index = plan_.terms[k].index;
@@ -278,7 +281,7 @@ class Head {
   // The slopes of row i = n C + c: all region terms together.
   template <class Real>
   HD void region_slopes(int64_t i, Real* slopes) const {
-    const int64_t n = i / problem_.classes, c = i % problem_.classes;
+    const int64_t n = i / sizes_.classes, c = i % sizes_.classes;
     double slope[5] = {0, 0, 0, 0, 0};
     for (int k = 0; k < plan_.term_count; ++k) {
       if (!plan_.terms[k].is_region) continue;
@@ -312,7 +315,7 @@ class Head {
   }
 
   const Plan& plan_;
-  const Problem& problem_;
+  const Sizes sizes_;
   const Constants& constants_;
   const Layout layout_;
   const OutputMap outputs_;

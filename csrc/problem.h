@@ -101,15 +101,18 @@ struct View {
   int64_t size[kMaxDims], stride[kMaxDims];
 };
 
-struct Problem {
+struct Sizes {
   int64_t samples, classes, pixels;
+
+  HD int64_t units(const Plan& plan) const { return plan.joint ? samples : samples * classes; }
+};
+
+struct Problem : Sizes {
   View logits, target, weight, upstream, output;
   bool has_weight, has_upstream;  // upstream: the gradient of an unreduced pointwise loss
   bool label_map;                 // joint: target holds class indices
   bool hard_target;               // target is integer or bool
   bool wide;                      // float64 logits: everything in double
-
-  HD int64_t units(const Plan& plan) const { return plan.joint ? samples : samples * classes; }
 };
 
 // The plan as this problem reads it.
@@ -132,9 +135,9 @@ struct Layout {
   int points, label_sums, region_sums, region_slopes;
 
   Layout() = default;
-  HD Layout(const Plan& plan, const Problem& problem)
-      : units(problem.units(plan)),
-        rows_per_unit(plan.joint ? problem.classes : 1),
+  HD Layout(const Plan& plan, const Sizes& sizes)
+      : units(sizes.units(plan)),
+        rows_per_unit(plan.joint ? sizes.classes : 1),
         points(plan.point_count),
         label_sums(plan.sums_labels() ? 1 : 0),
         region_sums(plan.region_count == 0 ? 0

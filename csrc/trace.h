@@ -29,11 +29,13 @@ class Trace {
     on_ = false;
     return std::move(events_);
   }
-  // A pass over the pixels: every input is read once; `writes`: problem.output is written.
-  void pass(const char* kernel, const char* instruction_set, const Plan& plan, const Problem& p, bool writes) {
+  // A pass over the pixels: `reads`: every input is read once; `writes`: problem.output is written.
+  void pass(const char* kernel, const char* instruction_set, const Plan& plan, const Problem& p, bool reads,
+            bool writes) {
     if (!on_) return;
-    const int64_t read = bytes(p, p.logits, true) + bytes(p, p.target, !p.label_map) +
-                         (p.has_weight ? bytes(p, p.weight, !plan.joint) : 0);
+    const int64_t inputs = bytes(p, p.logits, true) + bytes(p, p.target, !p.label_map) +
+                           (p.has_weight ? bytes(p, p.weight, !plan.joint) : 0);
+    const int64_t read = reads ? inputs : 0;
     const int64_t written = writes ? bytes(p, p.output, !plan.joint || p.output.class_stride) : 0;
     std::lock_guard<std::mutex> lock(mutex_);
     events_.push_back({kernel, instruction_set, read, written});

@@ -21,6 +21,7 @@ from test_values import PATHS
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: SEGFUSE_TEST_DEVICE=cuda")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CLASS_COUNTS = (2, 3, 4, 5, 6, 8, 16, 19, 21, 33, 65, 150, 1024)
+EXACT_COUNTS = (2, 3, 4, 5, 8, 16, 19, 21)  # label_map.cu
 LAUNCHED: Counter[str] = Counter()
 
 
@@ -99,6 +100,9 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
         check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
     weight = make_weight("multiclass", shape)
     check_case(case, make_logits(shape, dtype), target.to(torch.int16), weight, ignore_index=255)
+    if case.loss == "cross_entropy_loss" and classes in EXACT_COUNTS and dtype != torch.float16:
+        with _native.scheme("gradient_in_forward"):
+            check_case(case, make_logits(shape, dtype), target, slack=2.0, ignore_index=255)
 
 
 @pytest.mark.parametrize("classes", [4, 6])
@@ -228,6 +232,76 @@ def test_two_passes_and_a_head() -> None:
     assert [event.kernel.split("<")[0].split(".")[-1] for event in events] == ["statistics", "head", "gradient"]
     read = 4 * 5 * 2048 + 8 * 2048
     assert [(e.bytes_read, e.bytes_written) for e in events if "head" not in e.kernel] == [(read, 0), (read, 4 * 10240)]
+
+
+AHEAD = [
+    Case("bce_with_logits_loss", "binary", {"pos_weight": 2.5}),
+    Case("bce_with_logits_loss", "multilabel", {"pos_weight": (0.2, 1.5, 0.7, 2.0, 1.1), "label_smoothing": 0.1}),
+    Case("focal_loss", "binary", {"alpha": 0.3}),
+    multiclass("cross_entropy_loss"),
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("case", AHEAD, ids=str)
+def test_gradient_in_forward(case: Case, reduction: str) -> None:
+    """The scheme's traps: an upstream gradient that is not 1, weights that it could not foresee, a second backward."""
+    for dtype, classes in ((torch.float32, 5), (torch.bfloat16, 5), (torch.float32, 19)):
+        shape = shape_of(case.mode, 72, 64)
+        if case.mode == "multiclass":
+            shape = (shape[0], classes, *shape[2:])
+        target = make_target(case.mode, shape)
+        with _native.scheme("gradient_in_forward"):
+            slack = 2.0 if dtype == torch.bfloat16 else 1.0  # rounded twice when it is rescaled
+            check_case(case, make_logits(shape, dtype), target, reduction=reduction, slack=slack)
+            check_case(
+                case,
+                make_logits(shape, dtype),
+                target,
+                make_weight(case.mode, shape),
+                slack,
+                reduction=reduction,
+                ignore_index=1,
+            )
+        base = make_logits(shape, dtype)
+        found = {}
+        for scheme in ("two_pass", "auto"):
+            logits = base.clone().requires_grad_()
+            with _native.scheme(scheme), _native.trace() as events:
+                loss = case.module(reduction=reduction)(logits, target)
+                found[scheme] = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2)]
+            kernels = [event.kernel.split("<")[0].split(".")[-1] for event in events]
+            ahead = ["both", "head", "rescale", "gradient"]  # the second time, it has to be computed
+            assert kernels == (ahead if scheme == "auto" else ["statistics", "head", "gradient", "gradient"])
+        for gradient in found["auto"]:
+            assert torch.equal(gradient, found["two_pass"][0])
+
+
+def test_gradient_in_forward_of_nothing_valid() -> None:
+    logits = make_logits((2, 5, 8, 16)).requires_grad_()
+    with _native.scheme("gradient_in_forward"):
+        loss = segfuse.CrossEntropyLoss()(logits, torch.full((2, 8, 16), -100))
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+def test_gradient_in_forward_is_refused_or_left() -> None:
+    """float16 would underflow; region losses need their sums first; a label that is ignored moves the mean."""
+    x, t = make_logits((2, 5, 8, 16)), make_target("multiclass", (2, 5, 8, 16))
+    with _native.scheme("gradient_in_forward"), pytest.raises(ValueError, match="gradient_in_forward"):
+        segfuse.CrossEntropyLoss()(x.half().requires_grad_(), t)
+    left = [
+        (segfuse.CrossEntropyLoss(), x.half()),
+        (segfuse.DiceLoss("multiclass"), x),
+        (segfuse.CrossEntropyLoss(ignore_index=255), x),
+        (segfuse.CrossEntropyLoss(class_weight=[1.0, 2.0, 3.0, 4.0, 5.0]), x),
+        (segfuse.CrossEntropyLoss(reduction="sample"), x),
+    ]
+    for loss, logits in left:
+        with _native.trace() as events:
+            loss(logits.requires_grad_(), t).sum().backward()
+        assert [e.kernel for e in events if ".both" in e.kernel or "rescale" in e.kernel] == []
 
 
 @needs_gpu

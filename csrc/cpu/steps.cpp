@@ -110,7 +110,7 @@ void run(const char* name, Step step, const Plan& plan, const Job& job, const Cu
     if (!report.count || before(bad, report)) report = bad;
     report.count = total;
   });
-  trace().pass(name, kernels().name, plan, *job.problem, step != Step::statistics);
+  trace().pass(name, kernels().name, plan, *job.problem, true, step != Step::statistics);
   if (!report.count) return;
   const int64_t classes = job.problem->label_map ? job.problem->classes : 2;
   std::string message = "target: label " + std::to_string(report.value) + " is outside [0, " + std::to_string(classes) +

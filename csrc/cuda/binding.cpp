@@ -18,19 +18,22 @@ int64_t py_workspace_size(const PyPlan& plan, const std::vector<int64_t>& shape)
   return workspace_size(plan.plan, problem);
 }
 
-void py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
-                bool soft, uintptr_t tables, uintptr_t coefficients, uintptr_t classes, const py::object& unreduced,
-                uintptr_t loss, uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t workspace,
-                int64_t workspace_count, uintptr_t stream) {
-  const Problem problem =
-      make_problem(plan, logits, target, weight, soft, py::none(), unreduced, plan.mode == Mode::multilabel);
+// True if the gradient, where one is asked for, has been written.
+bool py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
+                bool soft, uintptr_t tables, uintptr_t coefficients, uintptr_t classes, const py::object& output,
+                uintptr_t loss, uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t correction,
+                uintptr_t workspace, int64_t workspace_count, int scheme, uintptr_t stream) {
+  const bool unreduced = plan.plan.unreduced();
+  const bool with_classes = unreduced ? plan.mode == Mode::multilabel : plan.mode != Mode::binary;
+  const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), output, with_classes);
   check_slopes(plan, problem, slopes, slope_count);
-  if (unreduced.is_none() && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
+  if (!unreduced && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
   const Constants constants = constants_of(tables, coefficients, classes);
   if (workspace_count < workspace_size(plan.plan, problem)) throw std::invalid_argument("workspace: too small");
   const py::gil_scoped_release release;
-  forward(plan.plan, problem, constants, {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes)},
-          pointer<double>(workspace), pointer<CUstream_st>(stream));
+  return forward(plan.plan, problem, constants,
+                 {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes), pointer<float>(correction)},
+                 pointer<double>(workspace), static_cast<Scheme>(scheme), pointer<CUstream_st>(stream));
 }
 
 void py_backward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
@@ -47,6 +50,14 @@ void py_backward(const PyPlan& plan, const py::object& logits, const py::object&
            pointer<CUstream_st>(stream));
 }
 
+void py_rescale(uintptr_t gradient, int dtype, int64_t count, uintptr_t correction, uintptr_t upstream,
+                uintptr_t stream) {
+  if (count && !(gradient && correction && upstream)) throw std::invalid_argument("gradient: has no storage");
+  const py::gil_scoped_release release;
+  rescale(pointer<void>(gradient), static_cast<Dtype>(dtype), count, pointer<const float>(correction),
+          pointer<const float>(upstream), pointer<CUstream_st>(stream));
+}
+
 }  // namespace
 }  // namespace segfuse
 
@@ -59,6 +70,7 @@ PYBIND11_MODULE(SEGFUSE_MODULE, m, py::mod_gil_not_used()) {
   m.def("workspace_size", &py_workspace_size);
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
+  m.def("rescale", &py_rescale);
   m.def("warmup", &warmup);
   m.def("kernel_names", &kernel_names);
   bind_trace(m, trace());

@@ -46,8 +46,14 @@ struct HeadKernel {
     add_chunks(job);
     __syncthreads();
     const Head head(job.plan, job.problem, job.constants, job.sums, job.head_workspace);
-    head.run(Block{reinterpret_cast<double*>(shared_memory())}, static_cast<Real*>(job.loss), job.terms,
-             static_cast<Real*>(job.slopes));
+    const Block block{reinterpret_cast<double*>(shared_memory())};
+    head.run(block, static_cast<Real*>(job.loss), job.terms, static_cast<Real*>(job.slopes));
+    if (!job.correction) return;
+    const int64_t n_sums = job.layout.unit_sums();
+    const double weight = block.sum(job.layout.units, [&](int64_t u) { return job.sums[u * n_sums]; });
+    const bool averages = job.plan.reduction == Reduction::mean;
+    if (threadIdx.x == 0)
+      *job.correction = weight == 0 ? 0.0f : averages ? float(1 / weight / job.assumed_scale) : 1.0f;
   }
 };
 

@@ -24,6 +24,9 @@ struct Job {
   double* partial;  // per chunk: the sums of its unit
   double* sums;     // per unit
   double* head_workspace;
+  // Gradient in forward: the factor of the mean that it foresees, and the true factor over it.
+  double assumed_scale;
+  float* correction;
   void* loss;  // of the loss's type; null: unreduced
   double* terms;
   void* slopes;
@@ -39,6 +42,20 @@ struct Span {
 __device__ inline Span chunk_of(const Cut& cut, int64_t i) {
   const int64_t unit = i / cut.per_unit, first = (i - unit * cut.per_unit) * cut.chunk;
   return {unit, first, cut.pixels - first < cut.chunk ? cut.pixels - first : cut.chunk};
+}
+
+// The slopes of unit u's pointwise terms, with the mean's factor as foreseen: what the head would leave.
+__device__ inline void foresee_slopes(const Job& job, int64_t u, float* slopes) {
+  if (int(threadIdx.x) >= job.plan.term_count) return;
+  const Term& term = job.plan.terms[threadIdx.x];
+  if (term.is_region) return;
+  const int64_t classes = job.problem.classes;
+  double positive, negative;
+  fixed_balance(job.plan, job.plan.points[term.index], job.constants, classes, job.plan.joint ? 0 : u % classes,
+                positive, negative);
+  const double factor = coefficient_of(job.plan, job.constants, threadIdx.x) * job.assumed_scale;
+  slopes[2 * term.index] = float(factor * positive);
+  slopes[2 * term.index + 1] = float(factor * negative);
 }
 
 // The gradient of the loss that row (n, c) belongs to.

@@ -7,10 +7,11 @@
 
 namespace segfuse {
 
-enum class Step : int { statistics, head, values, gradient };
+// both: statistics and gradient in one read. rescale: of such a gradient, once the upstream gradient is known.
+enum class Step : int { statistics, head, values, gradient, both, rescale };
 // rows: planes that are arrays; strided_rows: any; any_joint: any multiclass plan; label_map: softmax and class indices
 // with all classes of a pixel in registers; tile: the same through shared memory.
-enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile };
+enum class Engine : int { head, rescale, rows, strided_rows, any_joint, label_map, tile };
 enum class PointSet : int { none, bce, cross_entropy, focal_square, any };
 
 struct Key {
@@ -48,6 +49,7 @@ KernelTable any_joint_kernels();
 KernelTable label_map_kernels();
 KernelTable tile_kernels();
 KernelTable head_kernels();
+KernelTable rescale_kernels();
 
 // The largest tile (tile.h) that `shared_bytes` hold, the same for both passes; 0 if even the smallest is too large.
 constexpr int kFewestTilePixels = 4;
@@ -63,6 +65,8 @@ __global__ void __launch_bounds__(E::kBlock, E::kBlocks) kernel(const __grid_con
     E::statistics(job);
   else if constexpr (kStep == Step::values)
     E::values(job);
+  else if constexpr (kStep == Step::both)
+    E::both(job);
   else
     E::gradient(job);
 }

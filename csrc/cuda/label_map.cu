@@ -15,10 +15,18 @@ namespace {
   SEGFUSE_LABEL_MAP(float, "float32", Dtype::f32, classes), SEGFUSE_LABEL_MAP(Half, "float16", Dtype::f16, classes), \
       SEGFUSE_LABEL_MAP(Bfloat16, "bfloat16", Dtype::bf16, classes)
 
+#define SEGFUSE_BOTH(Element, name, dtype, classes)                                                                 \
+  entry<LabelMap<Element, classes>, Step::both>("label_map.both<" name ", " #classes ">", Engine::label_map, dtype, \
+                                                LinkKind::softmax, PointSet::cross_entropy, false, classes)
+#define SEGFUSE_BOTHS(classes) \
+  SEGFUSE_BOTH(float, "float32", Dtype::f32, classes), SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16, classes)
+
 // The numbers of classes that are met most: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC.
 constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENTS(2), SEGFUSE_ELEMENTS(3),  SEGFUSE_ELEMENTS(4),  SEGFUSE_ELEMENTS(5),
     SEGFUSE_ELEMENTS(8), SEGFUSE_ELEMENTS(16), SEGFUSE_ELEMENTS(19), SEGFUSE_ELEMENTS(21),
+    SEGFUSE_BOTHS(2),    SEGFUSE_BOTHS(3),     SEGFUSE_BOTHS(4),     SEGFUSE_BOTHS(5),
+    SEGFUSE_BOTHS(8),    SEGFUSE_BOTHS(16),    SEGFUSE_BOTHS(19),    SEGFUSE_BOTHS(21),
 };
 
 }  // namespace

@@ -113,17 +113,25 @@ struct LabelMap {
     }
   };
 
-  __device__ static void statistics(const Job& job) {
+  __device__ static void statistics(const Job& job) { add_chunk<false>(job); }
+  __device__ static void both(const Job& job) { add_chunk<true>(job); }
+
+  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
+  template <bool kWrites>
+  __device__ static void add_chunk(const Job& job) {
     constexpr int kSums = kGroupSums + 3 * kClasses;  // of the block: group, then by class FP | I, FN of all classes
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + kSums;
     float* columns = reinterpret_cast<float*>(staging + kSums * kWarps);  // [class][I, FN][thread]
     for (int s = threadIdx.x; s < kSums; s += kThreads) totals[s] = 0;
-    for (int r = 0; r < 2 * kClasses; ++r) columns[r * kThreads + threadIdx.x] = 0.0f;
-    __syncthreads();
     const Span span = chunk_of(job.cut, blockIdx.x);
     const Dense<kVector> dense{job, span.unit, span.first, span.count};
-    const bool regions = job.plan.region_count > 0;
+    const bool regions = !kWrites && job.plan.region_count > 0;
+    if constexpr (kWrites)
+      foresee_slopes(job, span.unit, columns);
+    else
+      for (int r = 0; r < 2 * kClasses; ++r) columns[r * kThreads + threadIdx.x] = 0.0f;
+    __syncthreads();
     float group_sums[kGroupSums] = {}, fp[kClasses] = {};
     int adds = 0;
     const auto flush = [&] {
@@ -139,7 +147,7 @@ struct LabelMap {
       adds = 0;
     };
     for (int64_t base = 0; base < span.count; base += kGroup) {
-      const Group group(dense, base);
+      Group group(dense, base);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
         const At at(group, k, nullptr);
@@ -149,6 +157,7 @@ struct LabelMap {
           group_sums[1] += at.w * scale * loss(at.own, 1.0f).positive;
           group_sums[2] += job.plan.points[0].weighs_the_mean ? at.w * scale : at.w;
         });
+        if constexpr (kWrites) write_pixel(job, group, k, at, at.w, columns[0], nullptr, nullptr);
         if (!regions) continue;
         const float scaled = at.w * at.shared.inverse;
 #pragma unroll
@@ -158,6 +167,9 @@ struct LabelMap {
         mine[0] += at.w * at.own.p;
         mine[kThreads] += at.w * at.own.q;
       }
+      if constexpr (kWrites)
+#pragma unroll
+        for (int c = 0; c < kClasses; ++c) dense.store(job.problem.output, c, group.i, group.logits[c]);
       if ((adds += kVector) >= kAddsPerFlush) flush();
     }
     flush();
@@ -188,6 +200,38 @@ struct LabelMap {
     __syncthreads();
   }
 
+  // The gradient of pixel k takes its logits' place. slope: of the pointwise term; present, absent: null without
+  // regions.
+  __device__ static void write_pixel(const Job& job, Group& group, int k, const At& at, float w, float slope,
+                                     const float* present, const float* absent) {
+    const Pixel<Dual<float>> dual = Softmax::seed(at.own);
+    float d = 0.0f;
+    Points::template for_each<float>(
+        job, [&](const auto& loss, int) { d = slope * class_scale(job, 0, at.y) * loss(dual, 1.0f).positive.d[0]; });
+    const float scaled = w * at.shared.inverse;
+    if (job.plan.region_count == 0) {
+      const float at_label = w * softmax_pull_back(at.own.p, at.own.q, 0.0f, 0.0f, d, 0.0f);
+#pragma unroll
+      for (int c = 0; c < kClasses; ++c) {
+        const float g = softmax_pull_back(at.e[c] * scaled, 0.0f, 0.0f, 0.0f, 0.0f, d);
+        group.logits[c].element[k] = Number<Element>::narrowed(c == at.y ? at_label : g);
+      }
+      return;
+    }
+    const float s = present[at.y], reference = at.is_peak ? s : at.reference;
+    float others = 0.0f;
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c)
+      if (c != at.y) others += at.e[c] * (absent[c] - reference);
+    const float mean = at.own.p * (s - reference) + others * at.shared.inverse;
+    const float at_label = w * softmax_pull_back(at.own.p, at.own.q, s - reference, mean, d, 0.0f);
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+      const float g = softmax_pull_back(at.e[c] * scaled, 0.0f, absent[c] - reference, mean, 0.0f, d);
+      group.logits[c].element[k] = Number<Element>::narrowed(c == at.y ? at_label : g);
+    }
+  }
+
   __device__ static void gradient(const Job& job) {
     float* present = reinterpret_cast<float*>(shared_memory());
     float* absent = present + kClasses;
@@ -209,28 +253,9 @@ struct LabelMap {
       if (job.problem.has_upstream) dense.load(job.problem.upstream, 0, group.i, upstream);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        const At at(group, k, absent);
+        const At at(group, k, regions ? absent : nullptr);
         const float w = job.problem.has_upstream ? masked_product(at.w, upstream.element[k]) : at.w;
-        const Pixel<Dual<float>> dual = Softmax::seed(at.own);
-        float d = 0.0f;
-        Points::template for_each<float>(job, [&](const auto& loss, int) {
-          d = slopes[0] * of_point * class_scale(job, 0, at.y) * loss(dual, 1.0f).positive.d[0];
-        });
-        const float s = present[at.y], reference = at.is_peak ? s : at.reference;
-        float others = 0.0f;
-        if (regions) {
-#pragma unroll
-          for (int c = 0; c < kClasses; ++c)
-            if (c != at.y) others += at.e[c] * (absent[c] - reference);
-        }
-        const float mean = at.own.p * (s - reference) + others * at.shared.inverse;
-        const float at_label = w * softmax_pull_back(at.own.p, at.own.q, s - reference, mean, d, 0.0f);
-        const float scaled = w * at.shared.inverse;
-#pragma unroll
-        for (int c = 0; c < kClasses; ++c) {
-          const float g = softmax_pull_back(at.e[c] * scaled, 0.0f, absent[c] - reference, mean, 0.0f, d);
-          group.logits[c].element[k] = Number<Element>::narrowed(c == at.y ? at_label : g);
-        }
+        write_pixel(job, group, k, at, w, job.plan.point_count ? slopes[0] * of_point : 0.0f, present, absent);
       }
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) dense.store(job.problem.output, c, group.i, group.logits[c]);

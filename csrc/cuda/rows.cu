@@ -27,9 +27,18 @@ namespace {
       SEGFUSE_ENTRY(gradient, "strided " #Real ", " #link, SEGFUSE_ROWS(StridedRow<Real>, Link, AnyPoints, true), \
                     strided_rows, dtype, link, any, true)
 
+// float16 is not among them: a gradient divided by the number of pixels would underflow before it is scaled up.
+#define SEGFUSE_BOTH(Element, name, dtype)                                                                          \
+  SEGFUSE_ENTRY(both, name ", bce", SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, OnePoint<BceWithLogits>, false), rows, \
+                dtype, sigmoid, bce, false),                                                                        \
+      SEGFUSE_ENTRY(both, name ", focal_square",                                                                    \
+                    SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, OnePoint<FocalSquare>, false), rows, dtype, sigmoid,   \
+                    focal_square, false)
+
 constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENT(float, "float32", Dtype::f32),           SEGFUSE_ELEMENT(Half, "float16", Dtype::f16),
-    SEGFUSE_ELEMENT(Bfloat16, "bfloat16", Dtype::bf16),      SEGFUSE_STRIDED(float, Dtype::f32, Sigmoid, sigmoid),
+    SEGFUSE_ELEMENT(Bfloat16, "bfloat16", Dtype::bf16),      SEGFUSE_BOTH(float, "float32", Dtype::f32),
+    SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16),         SEGFUSE_STRIDED(float, Dtype::f32, Sigmoid, sigmoid),
     SEGFUSE_STRIDED(float, Dtype::f32, Identity, identity),  SEGFUSE_STRIDED(double, Dtype::f64, Sigmoid, sigmoid),
     SEGFUSE_STRIDED(double, Dtype::f64, Identity, identity),
 };

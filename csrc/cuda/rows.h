@@ -167,7 +167,8 @@ struct Rows {
   using Totals = RowTotals<Real, Points::kCount, kExtra>;
   static constexpr int kVector = Source::kVector, kUnroll = Source::kUnroll;
   static constexpr int kBlock = kThreads, kBlocks = Points::kCount > 1 ? 2 : 3, kGroup = kThreads * kVector * kUnroll;
-  static constexpr int kSharedBytes = int(sizeof(double)) * Totals::kCount * (kWarps + 1);
+  static constexpr int kSharedBytes =
+      int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPoints;
 
   // Pixels of weight 0 are selected out before the link: what stands there is not read into anything.
   template <bool kWeighted>
@@ -201,12 +202,19 @@ struct Rows {
     }
   }
 
-  __device__ static void statistics(const Job& job) {
+  __device__ static void statistics(const Job& job) { add_chunk<false>(job); }
+  __device__ static void both(const Job& job) { add_chunk<true>(job); }
+
+  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
+  template <bool kWrites>
+  __device__ static void add_chunk(const Job& job) {
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + Totals::kCount;
-    if (threadIdx.x < Totals::kCount) totals[threadIdx.x] = 0;
-    __syncthreads();
+    Real* slopes = reinterpret_cast<Real*>(staging + Totals::kCount * kWarps);
     const Span span = chunk_of(job.cut, blockIdx.x);
+    if (threadIdx.x < Totals::kCount) totals[threadIdx.x] = 0;
+    if constexpr (kWrites) foresee_slopes(job, span.unit, slopes);
+    __syncthreads();
     const int64_t classes = job.problem.classes;
     const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
     Totals sums;
@@ -217,9 +225,11 @@ struct Rows {
       if (source.weighted(base)) {
         source.load(base, z, t, w);
         add_group<true>(job, z, t, w, sums);
+        if constexpr (kWrites) compute_group<true, true>(job, source, base, {}, slopes, Real(1), z, t, w);
       } else {
         source.load(base, z, t, w);
         add_group<false>(job, z, t, w, sums);
+        if constexpr (kWrites) compute_group<true, false>(job, source, base, {}, slopes, Real(1), z, t, w);
       }
       if (++groups * kUnroll < kAddsPerFlush) continue;
       add_over_block(sums.value, Totals::kCount, totals, staging);

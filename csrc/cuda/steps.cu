@@ -1,113 +1,12 @@
-#include <stdexcept>
-
-#include "dense.h"
-#include "kernels.h"
+#include "policy.h"
 #include "steps.h"
 
 namespace segfuse {
 namespace {
 
-const std::vector<KernelTable>& tables() {
-  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(), label_map_kernels(), tile_kernels(),
-                                            any_joint_kernels()};
-  return all;
-}
-
-const Kernel* find(const Key& key) {
-  for (const KernelTable& table : tables())
-    for (size_t i = 0; i < table.count; ++i)
-      if (table.begin[i].key == key) return &table.begin[i];
-  return nullptr;
-}
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // take it back: the next call of anybody must not find it
-  std::string message = std::string("segfuse: ") + what + ": " + cudaGetErrorString(status);
-  if (status == cudaErrorNoKernelImageForDevice)
-    message += " (this build holds no code for the device; python -m segfuse lists its architectures)";
-  throw std::runtime_error(message);
-}
-
-// ------------------------------------------------------------------------------------------------------------- policy
-
-// Partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
-Cut cut_of(const Layout& layout, const Problem& p) {
-  constexpr int64_t kSmallest = 4096, kPartials = 65536;
-  Cut cut{p.pixels, kSmallest, 0, 0};
-  const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
-  while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;
-  cut.per_unit = per_unit();
-  cut.count = layout.units * cut.per_unit;
-  return cut;
-}
-
-// Whether positions are neighbours in memory, and groups of `group` of them can be loaded at once.
-bool is_array(const View& v, int64_t group) {
-  const int64_t size = size_of(v.dtype), aligned = group * size < 16 ? group * size : 16;
-  const auto whole = [&](int64_t bytes) { return bytes % aligned == 0; };
-  return v.dims == 1 && v.stride[0] == 1 && whole(int64_t(reinterpret_cast<uintptr_t>(v.data))) &&
-         whole(v.sample_stride * size) && whole(v.class_stride * size);
-}
-
-// Whether the dense engines can read and write everything.
-bool all_arrays(const Problem& p, Step step) {
-  const int64_t group = 16 / size_of(p.logits.dtype);
-  const Dtype t = p.target.dtype;
-  const bool soft = !p.label_map && (t == Dtype::f16 || t == Dtype::bf16 || t == Dtype::f32);
-  return (is_dense_label(t) || soft) && is_array(p.logits, group) && is_array(p.target, group) &&
-         (!p.has_weight || (is_dense_weight(p.weight.dtype) && is_array(p.weight, group))) &&
-         (!p.has_upstream || is_array(p.upstream, group)) && (step != Step::gradient || is_array(p.output, group));
-}
-
-PointSet points_of(const Plan& plan) {
-  if (plan.point_count == 0) return PointSet::none;
-  if (plan.point_count > 1) return PointSet::any;
-  switch (plan.points[0].kind) {
-    case PointKind::bce_with_logits:
-      return PointSet::bce;
-    case PointKind::cross_entropy:
-      return PointSet::cross_entropy;
-    case PointKind::focal_square:
-      return PointSet::focal_square;
-    default:
-      return PointSet::any;
-  }
-}
-
-// Softmax, class indices, sums of products, labels as they are.
-bool is_plain_label_map(const Plan& plan, const Problem& p) {
-  for (int k = 0; k < plan.point_count; ++k)
-    if (plan.points[k].smooths) return false;
-  return plan.joint && plan.link == LinkKind::softmax && p.label_map && !p.wide && !plan.sums_extra();
-}
-
-// The kernel for a step: the most special one that there is.
-const Kernel& kernel_for(Step step, const Job& job) {
-  const Plan& plan = job.plan;
-  const Problem& p = job.problem;
-  const Dtype real = p.wide ? Dtype::f64 : Dtype::f32;
-  if (step == Step::head) return *find({step, Engine::head, real, LinkKind::sigmoid, PointSet::any, true, 0});
-  const PointSet own = points_of(plan);
-  if (is_plain_label_map(plan, p) && (own == PointSet::none || own == PointSet::cross_entropy) && all_arrays(p, step))
-    if (const Kernel* k =
-            find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
-      return *k;
-  if (job.tile_pixels && step != Step::values)
-    return *find({step, Engine::tile, p.logits.dtype, plan.link, PointSet::any, false, 0});
-  if (plan.joint) return *find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
-  if (plan.link == LinkKind::sigmoid && !p.wide && all_arrays(p, step))
-    for (const PointSet points : {own, PointSet::any})
-      for (const bool extra : {plan.sums_extra(), true})
-        if (const Kernel* k = find({step, Engine::rows, p.logits.dtype, plan.link, points, extra, 0})) return *k;
-  return *find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
-}
-
-// ------------------------------------------------------------------------------------------------------------- launch
-
 void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
   if (blocks == 0) return;
-  const Kernel& kernel = kernel_for(step, job);
+  const Kernel& kernel = *kernel_for(step, job);
   const int64_t shared_bytes = kernel.key.engine == Engine::tile
                                    ? tile_bytes(job.plan, job.problem, job.tile_pixels, step == Step::statistics)
                                    : kernel.shared_bytes;
@@ -120,27 +19,8 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = stream;
   check(cudaLaunchKernelEx(&config, kernel.function, job), kernel.name);
-  trace().pass(kernel.name, "cuda", job.plan, job.problem, step == Step::values || step == Step::gradient);
-}
-
-// Shared memory of a tile: what two blocks of an sm_80 and one of an sm_86 or sm_120 have; less where there is less.
-int64_t tile_memory() {
-  int device = 0, most = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device attribute");
-  return most < 81920 ? most : 81920;
-}
-
-Job make_job(const Plan& plan, const Problem& problem, const Constants& constants) {
-  Job job{};
-  job.plan = settled(plan, problem);
-  job.problem = problem;
-  job.constants = constants;
-  job.layout = Layout(plan, problem);
-  job.cut = cut_of(job.layout, problem);
-  job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
-  if (is_plain_label_map(plan, problem)) job.tile_pixels = tile_pixels(plan, problem, tile_memory());
-  return job;
+  const bool reads = step != Step::head, writes = step != Step::head && step != Step::statistics;
+  trace().pass(kernel.name, "cuda", job.plan, job.problem, reads, writes);
 }
 
 }  // namespace
@@ -152,12 +32,12 @@ Trace& trace() {
 
 int64_t workspace_size(const Plan& plan, const Problem& problem) {
   const Layout layout(plan, problem);
-  return (cut_of(layout, problem).count + layout.units) * layout.unit_sums() +
+  return (make_job(plan, problem, {}).cut.count + layout.units) * layout.unit_sums() +
          Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count());
 }
 
-void forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
-             double* workspace, cudaStream_t stream) {
+bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
+             double* workspace, Scheme wanted, cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
   job.partial = workspace;
   job.sums = job.partial + job.cut.count * job.layout.unit_sums();
@@ -165,9 +45,16 @@ void forward(const Plan& plan, const Problem& problem, const Constants& constant
   job.loss = plan.unreduced() ? nullptr : outputs.loss;
   job.terms = outputs.terms;
   job.slopes = outputs.slopes;
-  launch(Step::statistics, job, job.cut.count, stream);
+  const bool foresees = scheme_for(job, wanted) == Scheme::gradient_in_forward;
+  if (foresees) {
+    const int64_t count = problem.samples * (plan.joint ? 1 : problem.classes) * problem.pixels;
+    job.assumed_scale = plan.reduction == Reduction::mean ? 1 / double(count) : 1;
+    job.correction = outputs.correction;
+  }
+  launch(foresees ? Step::both : Step::statistics, job, job.cut.count, stream);
   launch(Step::head, job, 1, stream);
   if (plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
+  return foresees;
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
@@ -176,6 +63,20 @@ void backward(const Plan& plan, const Problem& problem, const Constants& constan
   job.slopes = const_cast<void*>(slopes);
   job.upstream = upstream;
   launch(Step::gradient, job, job.cut.count, stream);
+}
+
+void rescale(void* gradient, Dtype dtype, int64_t count, const float* correction, const float* upstream,
+             cudaStream_t stream) {
+  Job job{};
+  job.problem.samples = job.problem.classes = 1;
+  job.problem.pixels = count;
+  job.problem.output.data = gradient;
+  job.problem.output.dtype = dtype;
+  job.correction = const_cast<float*>(correction);
+  job.upstream = upstream;
+  // Few blocks: most calls find a factor of 1 and leave.
+  const int64_t blocks = (count + 65535) / 65536;
+  launch(Step::rescale, job, blocks < 1024 ? blocks : 1024, stream);
 }
 
 void warmup() {

@@ -15,21 +15,31 @@ namespace segfuse {
 Trace& trace();
 
 struct Outputs {
-  void* loss;     // float32, or float64 if problem.wide; null where problem.output takes it
-  double* terms;  // one value per term and loss element
-  void* slopes;   // units * unit_slopes
+  void* loss;         // float32, or float64 if problem.wide; null where problem.output takes it
+  double* terms;      // one value per term and loss element
+  void* slopes;       // units * unit_slopes
+  float* correction;  // of a gradient that the forward wrote
 };
+
+// How the gradient comes about: in a second pass over the inputs; or, of pointwise losses, in the first, so that the
+// backward finds it ready (float16 would underflow there).
+enum class Scheme : int { automatic, two_pass, gradient_in_forward };
 
 // Doubles of device memory that `forward` needs beside its outputs. Of the problem, only the sizes are read.
 int64_t workspace_size(const Plan& plan, const Problem& problem);
 
-// Every address is one of the current device's, but those of `constants` where none is used.
-void forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
-             double* workspace, cudaStream_t stream);
+// Every address is one of the current device's. problem.output: that of an unreduced loss, or the gradient if one is
+// wanted; true if it has been written, all but for `rescale`.
+bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
+             double* workspace, Scheme wanted, cudaStream_t stream);
 
 // upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream).
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
               const void* upstream, cudaStream_t stream);
+
+// The `count` elements of a gradient that a forward wrote, times the upstream gradient, one number.
+void rescale(void* gradient, Dtype dtype, int64_t count, const float* correction, const float* upstream,
+             cudaStream_t stream);
 
 // Loads every kernel onto the current device: a first launch inside a graph's capture would be an error.
 void warmup();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
@@ -29,17 +30,17 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class Engine(Protocol):
-    """The kernels of a kind of device. `inputs`: logits, target, weight, softness; `loss`: element tensor or None."""
+    """The kernels of a kind of device. ``inputs``: logits, target, weight, softness; ``constants``: addresses."""
 
     def forward(
         self,
         plan: Plan,
         inputs: tuple[_Native, _Native, _Native | None, bool],
         constants: tuple[int, int],
-        unreduced: _Native | None,
         outputs: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
-        """Fill loss, terms and slopes."""
+        differentiated: Tensor | None,
+    ) -> Tensor | None:
+        """Fill loss, terms and slopes. Perhaps give the gradient in the differentiated logits, to be finished."""
 
     def backward(
         self,
@@ -52,20 +53,29 @@ class Engine(Protocol):
     ) -> None:
         """Fill the gradient."""
 
+    def rescale(self, gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> None:
+        """Finish a gradient that `forward` filled."""
+
 
 class CpuEngine:
     """segfuse._C."""
 
-    def forward(self, plan: Plan, inputs: Any, constants: tuple[int, int], unreduced: Any, outputs: Any) -> None:
+    def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
         """See `Engine`."""
         loss, terms, slopes = outputs
-        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel()
+        unreduced = _native(loss) if plan.unreduced else None
+        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
         _C.forward(plan.native, *inputs, *constants, unreduced, *addresses, torch.get_num_threads())
+        return None
 
     def backward(self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor) -> None:
         """See `Engine`."""
-        arguments = slopes.data_ptr(), slopes.numel(), *upstream, _native(gradient)
+        arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient)
         _C.backward(plan.native, *inputs, tables, *arguments, torch.get_num_threads())
+
+    def rescale(self, gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> None:
+        """See `Engine`."""
+        raise NotImplementedError
 
 
 class CudaEngine:
@@ -84,24 +94,59 @@ class CudaEngine:
             found = self._plans[plan.spec, device] = native, classes
         return found
 
-    def forward(self, plan: Plan, inputs: Any, constants: tuple[int, int], unreduced: Any, outputs: Any) -> None:
+    def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
         """See `Engine`. The workspace is torch's, of the current stream: freed on return, used until the head is done."""
         loss, terms, slopes = outputs
         device = slopes.device
         native, classes = self._plan(plan, device)
         count = self.module.workspace_size(native, inputs[0][2])
         workspace = torch.empty(count, dtype=torch.float64, device=device)
-        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel(), workspace.data_ptr(), count
+        wanted = scheme.get()
+        ahead = differentiated is not None and wanted != "two_pass" and not plan.regions and not plan.unreduced
+        gradient = torch.empty_like(differentiated) if ahead else None
         with _on(device):
-            self.module.forward(native, *inputs, *constants, _address(classes), unreduced, *addresses, _stream(device))
+            written: bool = self.module.forward(
+                native,
+                *inputs,
+                *constants,
+                _address(classes),
+                _native(loss) if plan.unreduced else _optional(gradient),
+                loss.data_ptr(),
+                terms.data_ptr(),
+                slopes.data_ptr(),
+                slopes.numel() - 1,
+                _last(slopes),
+                workspace.data_ptr(),
+                count,
+                SCHEMES.index(wanted),
+                _stream(device),
+            )
+        return gradient if written else None
 
     def backward(self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor) -> None:
         """See `Engine`."""
         device = slopes.device
         native, classes = self._plan(plan, device)
-        arguments = slopes.data_ptr(), slopes.numel(), *upstream, _native(gradient)
+        arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient)
         with _on(device):
             self.module.backward(native, *inputs, tables, _address(classes), *arguments, _stream(device))
+
+    def rescale(self, gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> None:
+        """See `Engine`."""
+        code, device = DTYPE_CODE[gradient.dtype], gradient.device
+        addresses = _last(slopes), grad_loss.data_ptr()
+        with _on(device):
+            self.module.rescale(gradient.data_ptr(), code, gradient.numel(), *addresses, _stream(device))
+
+
+def _last(slopes: Tensor) -> int:
+    """The address of the float after the slopes: the correction of a gradient that was written ahead."""
+    return slopes.data_ptr() + (slopes.numel() - 1) * slopes.element_size()
+
+
+# How the gradient comes about on CUDA (csrc/cuda/steps.h), for tests and benches: `segfuse._native.scheme`.
+SCHEMES = ("auto", "two_pass", "gradient_in_forward")
+scheme: ContextVar[str] = ContextVar("scheme", default="auto")
 
 
 class _Nowhere:
@@ -172,8 +217,9 @@ def forward(
     weight: Tensor | None,
     tables: Tensor | None,
     coefficients: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, terms and slopes."""
+    wants_gradient: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Loss, terms and slopes; and the gradient if it is wanted and came with them, to be finished by `rescale`."""
     shape = logits.shape
     dtype = plan.loss_dtype(logits)
     loss_shape = plan.loss_shape(shape)
@@ -185,14 +231,14 @@ def forward(
         tables = tables.contiguous()
     if coefficients is not None:
         coefficients = coefficients.contiguous()
-    _engine(device).forward(
+    gradient = _engine(device).forward(
         plan,
         _inputs(plan, logits, target, weight),
         (_address(tables), _address(coefficients)),
-        _native(loss) if plan.unreduced else None,
         (loss, terms, slopes),
+        logits if wants_gradient else None,
     )
-    return loss, terms, slopes
+    return loss, terms, slopes, gradient
 
 
 def backward(
@@ -218,6 +264,12 @@ def backward(
         (0, _native(grad_loss)) if plan.unreduced else (grad_loss.data_ptr(), None),
         gradient,
     )
+    return gradient
+
+
+def rescale(gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> Tensor:
+    """A gradient that `forward` wrote, in place, for the upstream gradient."""
+    _engine(gradient.device).rescale(gradient, slopes, grad_loss)
     return gradient
 
 

@@ -86,6 +86,20 @@ def instruction_set(name: str) -> Iterator[None]:
         _C.use_instruction_set(before)
 
 
+@contextmanager
+def scheme(name: str) -> Iterator[None]:
+    """How CUDA's gradient comes about inside the ``with`` block: "auto", "two_pass" or "gradient_in_forward"."""
+    from segfuse import _kernels
+
+    if name not in _kernels.SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(_kernels.SCHEMES)}; got {name!r}")
+    token = _kernels.scheme.set(name)
+    try:
+        yield
+    finally:
+        _kernels.scheme.reset(token)
+
+
 def build_info() -> dict[str, Any]:
     """Versions, native modules and CPU features, as a dict (``python -m segfuse`` prints it)."""
     from segfuse import __version__

@@ -29,7 +29,7 @@ _library.define(
 
 
 def _forward_op(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
-    return _kernels.forward(plan_of(spec), logits, target, weight, tables, coefficients)
+    return _kernels.forward(plan_of(spec), logits, target, weight, tables, coefficients)[:3]
 
 
 def _backward_op(

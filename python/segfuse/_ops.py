@@ -66,8 +66,7 @@ def apply(
             wants_grad = logits.requires_grad or (coefficients is not None and coefficients.requires_grad)
             if wants_grad and torch.is_grad_enabled():
                 return _Loss.apply(logits, target, weight, tables, coefficients, plan)  # type: ignore[no-any-return]
-            loss, terms, _ = _kernels.forward(plan, logits, target, weight, tables, coefficients)
-            return loss, terms
+            return _kernels.forward(plan, logits, target, weight, tables, coefficients)[:2]
         if not logits.is_meta:
             _announce_reference(logits.device)
             return plan.reference(logits, target, weight, tables, coefficients)
@@ -112,7 +111,7 @@ def _announce_reference(device: torch.device) -> None:
 
 
 class _Loss(torch.autograd.Function):
-    """The fast route. Saved: the inputs, and the few floats per row that the head leaves."""
+    """The fast route. Saved: the inputs, the few floats per row that the head leaves, and a gradient if there is one."""
 
     @staticmethod
     def forward(
@@ -124,7 +123,9 @@ class _Loss(torch.autograd.Function):
         coefficients: Tensor | None,
         plan: Plan,
     ) -> tuple[Tensor, Tensor]:
-        loss, terms, slopes = _kernels.forward(plan, logits, target, weight, tables, coefficients)
+        loss, terms, slopes, ctx.gradient = _kernels.forward(
+            plan, logits, target, weight, tables, coefficients, wants_gradient=logits.requires_grad
+        )
         ctx.save_for_backward(logits, target, weight, tables, coefficients, slopes, terms)
         ctx.plan = plan
         ctx.mark_non_differentiable(terms)
@@ -136,8 +137,16 @@ class _Loss(torch.autograd.Function):
         wants_logits, wants_coefficients = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
         if torch.is_grad_enabled():  # create_graph=True: this gradient is to be differentiated again
             return reference_gradient(ctx, grad_loss, logits, target, weight, tables, coefficients)
+        # Taken once: whoever asks for the gradient a second time, must not get the first one's scale.
+        gradient, ctx.gradient = ctx.gradient, None
+        if not wants_logits:
+            gradient = None
+        elif gradient is not None and _has_storage(grad_loss) and _plain(grad_loss):
+            gradient = _kernels.rescale(gradient, slopes, grad_loss)
+        else:
+            gradient = _gradient(ctx.plan, grad_loss, logits, target, weight, tables, slopes)
         return (
-            _gradient(ctx.plan, grad_loss, logits, target, weight, tables, slopes) if wants_logits else None,
+            gradient,
             None,
             None,
             None,

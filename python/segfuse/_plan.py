@@ -67,10 +67,10 @@ class Plan:
         )
 
     def slope_count(self, shape: torch.Size) -> int:
-        """Floats that the head leaves for the gradient pass (Layout in csrc/problem.h)."""
+        """Floats that the head leaves for the gradient pass (Layout in csrc/problem.h), and one more (steps.h)."""
         classes = 1 if self.mode == "binary" else shape[1]
         units, rows = (shape[0], classes) if self.mode == "multiclass" else (shape[0] * classes, 1)
-        return units * (2 * self.points + (5 * rows if self.regions else 0))
+        return units * (2 * self.points + (5 * rows if self.regions else 0)) + 1
 
     def loss_dtype(self, logits: Tensor) -> torch.dtype:
         """float64 for float64 logits, else float32."""

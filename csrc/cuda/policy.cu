@@ -1,0 +1,157 @@
+#include <stdexcept>
+
+#include "dense.h"
+#include "policy.h"
+
+namespace segfuse {
+
+const std::vector<KernelTable>& tables() {
+  static const std::vector<KernelTable> all{head_kernels(),      rescale_kernels(), rows_kernels(),
+                                            label_map_kernels(), tile_kernels(),    any_joint_kernels()};
+  return all;
+}
+
+namespace {
+
+const Kernel* find(const Key& key) {
+  for (const KernelTable& table : tables())
+    for (size_t i = 0; i < table.count; ++i)
+      if (table.begin[i].key == key) return &table.begin[i];
+  return nullptr;
+}
+
+// Partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
+Cut cut_of(const Layout& layout, const Problem& p) {
+  constexpr int64_t kSmallest = 4096, kPartials = 65536;
+  Cut cut{p.pixels, kSmallest, 0, 0};
+  const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
+  while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;
+  cut.per_unit = per_unit();
+  cut.count = layout.units * cut.per_unit;
+  return cut;
+}
+
+// Whether a step writes the gradient.
+bool writes(Step step) { return step == Step::gradient || step == Step::both; }
+
+// Whether positions are neighbours in memory, and groups of `group` of them can be loaded at once.
+bool is_array(const View& v, int64_t group) {
+  const int64_t size = size_of(v.dtype), aligned = group * size < 16 ? group * size : 16;
+  const auto whole = [&](int64_t bytes) { return bytes % aligned == 0; };
+  return v.dims == 1 && v.stride[0] == 1 && whole(int64_t(reinterpret_cast<uintptr_t>(v.data))) &&
+         whole(v.sample_stride * size) && whole(v.class_stride * size);
+}
+
+// Whether the dense engines can read and write everything.
+bool all_arrays(const Problem& p, Step step) {
+  const int64_t group = 16 / size_of(p.logits.dtype);
+  const Dtype t = p.target.dtype;
+  const bool soft = !p.label_map && (t == Dtype::f16 || t == Dtype::bf16 || t == Dtype::f32);
+  return (is_dense_label(t) || soft) && is_array(p.logits, group) && is_array(p.target, group) &&
+         (!p.has_weight || (is_dense_weight(p.weight.dtype) && is_array(p.weight, group))) &&
+         (!p.has_upstream || is_array(p.upstream, group)) && (!writes(step) || is_array(p.output, group));
+}
+
+PointSet points_of(const Plan& plan) {
+  if (plan.point_count == 0) return PointSet::none;
+  if (plan.point_count > 1) return PointSet::any;
+  switch (plan.points[0].kind) {
+    case PointKind::bce_with_logits:
+      return PointSet::bce;
+    case PointKind::cross_entropy:
+      return PointSet::cross_entropy;
+    case PointKind::focal_square:
+      return PointSet::focal_square;
+    default:
+      return PointSet::any;
+  }
+}
+
+// Softmax, class indices, sums of products, labels as they are.
+bool is_plain_label_map(const Plan& plan, const Problem& p) {
+  for (int k = 0; k < plan.point_count; ++k)
+    if (plan.points[k].smooths) return false;
+  return plan.joint && plan.link == LinkKind::softmax && p.label_map && !p.wide && !plan.sums_extra();
+}
+
+// Shared memory of a tile: what two blocks of an sm_80 and one of an sm_86 or sm_120 have; less where there is less.
+int64_t tile_memory() {
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device attribute");
+  return most < 81920 ? most : 81920;
+}
+
+// Whether the gradient can be written before the mean is known: pointwise losses of which one factor is missing.
+bool is_foreseeable(const Plan& plan, const Problem& p) {
+  for (int k = 0; k < plan.point_count; ++k)
+    if (plan.points[k].balance == Balance::balanced || plan.points[k].weighs_the_mean) return false;
+  return plan.region_count == 0 && (plan.reduction == Reduction::mean || plan.reduction == Reduction::sum) &&
+         p.logits.dtype != Dtype::f16 && p.samples * p.pixels > 0;
+}
+
+// Whether that factor is known as well, so that nothing has to be read again.
+bool is_foreseen(const Job& job) {
+  const bool soft_ignore = job.plan.has_ignore && !job.problem.hard_target;
+  // -100 is the default of cross-entropy: it says nothing about the labels.
+  return !job.problem.has_weight && !soft_ignore && (!job.can_ignore || job.plan.ignore_index == -100);
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // take it back: the next call of anybody must not find it
+  std::string message = std::string("segfuse: ") + what + ": " + cudaGetErrorString(status);
+  if (status == cudaErrorNoKernelImageForDevice)
+    message += " (this build holds no code for the device; python -m segfuse lists its architectures)";
+  throw std::runtime_error(message);
+}
+
+// The kernel for a step: the most special one that there is.
+const Kernel* kernel_for(Step step, const Job& job) {
+  const Plan& plan = job.plan;
+  const Problem& p = job.problem;
+  const Dtype real = p.wide ? Dtype::f64 : Dtype::f32;
+  if (step == Step::rescale)
+    return find({step, Engine::rescale, p.output.dtype, LinkKind::sigmoid, PointSet::any, false, 0});
+  if (step == Step::head) return find({step, Engine::head, real, LinkKind::sigmoid, PointSet::any, true, 0});
+  const PointSet own = points_of(plan);
+  if (is_plain_label_map(plan, p) && (own == PointSet::none || own == PointSet::cross_entropy) && all_arrays(p, step))
+    if (const Kernel* k =
+            find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
+      return k;
+  if (step == Step::both && plan.joint) return nullptr;
+  if (job.tile_pixels && step != Step::values)
+    return find({step, Engine::tile, p.logits.dtype, plan.link, PointSet::any, false, 0});
+  if (plan.joint) return find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
+  if (plan.link == LinkKind::sigmoid && !p.wide && all_arrays(p, step))
+    for (const PointSet points : {own, PointSet::any})
+      for (const bool extra : {plan.sums_extra(), true})
+        if (const Kernel* k = find({step, Engine::rows, p.logits.dtype, plan.link, points, extra, 0})) return k;
+  return find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
+}
+
+Scheme scheme_for(const Job& job, Scheme wanted) {
+  const bool has_gradient = job.problem.output.data && !job.plan.unreduced();
+  const bool can_foresee = has_gradient && is_foreseeable(job.plan, job.problem) && kernel_for(Step::both, job);
+  if (wanted == Scheme::gradient_in_forward && has_gradient && !can_foresee)
+    throw std::invalid_argument(
+        "scheme: gradient_in_forward is for pointwise losses in float32 and bfloat16, in planes");
+  if (wanted == Scheme::two_pass || !can_foresee) return Scheme::two_pass;
+  return wanted == Scheme::gradient_in_forward || is_foreseen(job) ? Scheme::gradient_in_forward : Scheme::two_pass;
+}
+
+Job make_job(const Plan& plan, const Problem& problem, const Constants& constants) {
+  Job job{};
+  job.plan = settled(plan, problem);
+  job.problem = problem;
+  job.constants = constants;
+  job.layout = Layout(plan, problem);
+  job.cut = cut_of(job.layout, problem);
+  job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
+  if (is_plain_label_map(plan, problem)) job.tile_pixels = tile_pixels(plan, problem, tile_memory());
+  return job;
+}
+
+}  // namespace segfuse
