@@ -21,7 +21,7 @@ int64_t py_workspace_size(const PyPlan& plan, const std::vector<int64_t>& shape)
 // True if the gradient, where one is asked for, has been written.
 bool py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
                 bool soft, uintptr_t tables, uintptr_t coefficients, uintptr_t classes, const py::object& output,
-                uintptr_t loss, uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t correction,
+                uintptr_t loss, uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t ahead,
                 uintptr_t workspace, int64_t workspace_count, int scheme, uintptr_t stream) {
   const bool unreduced = plan.plan.unreduced();
   const bool with_classes = unreduced ? plan.mode == Mode::multilabel : plan.mode != Mode::binary;
@@ -32,13 +32,14 @@ bool py_forward(const PyPlan& plan, const py::object& logits, const py::object& 
   if (workspace_count < workspace_size(plan.plan, problem)) throw std::invalid_argument("workspace: too small");
   const py::gil_scoped_release release;
   return forward(plan.plan, problem, constants,
-                 {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes), pointer<float>(correction)},
+                 {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes), pointer<float>(ahead)},
                  pointer<double>(workspace), static_cast<Scheme>(scheme), pointer<CUstream_st>(stream));
 }
 
 void py_backward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
                  bool soft, uintptr_t tables, uintptr_t classes, uintptr_t slopes, int64_t slope_count,
-                 uintptr_t scalar_upstream, const py::object& upstream, const py::object& gradient, uintptr_t stream) {
+                 uintptr_t scalar_upstream, const py::object& upstream, const py::object& gradient, uintptr_t ahead,
+                 uintptr_t stream) {
   const Problem problem =
       make_problem(plan, logits, target, weight, soft, upstream, gradient, plan.mode != Mode::binary);
   check_slopes(plan, problem, slopes, slope_count);
@@ -47,15 +48,7 @@ void py_backward(const PyPlan& plan, const py::object& logits, const py::object&
   const Constants constants = constants_of(tables, 0, classes);
   const py::gil_scoped_release release;
   backward(plan.plan, problem, constants, pointer<const void>(slopes), pointer<const void>(scalar_upstream),
-           pointer<CUstream_st>(stream));
-}
-
-void py_rescale(uintptr_t gradient, int dtype, int64_t count, uintptr_t correction, uintptr_t upstream,
-                uintptr_t stream) {
-  if (count && !(gradient && correction && upstream)) throw std::invalid_argument("gradient: has no storage");
-  const py::gil_scoped_release release;
-  rescale(pointer<void>(gradient), static_cast<Dtype>(dtype), count, pointer<const float>(correction),
-          pointer<const float>(upstream), pointer<CUstream_st>(stream));
+           pointer<const float>(ahead), pointer<CUstream_st>(stream));
 }
 
 }  // namespace
@@ -70,7 +63,6 @@ PYBIND11_MODULE(SEGFUSE_MODULE, m, py::mod_gil_not_used()) {
   m.def("workspace_size", &py_workspace_size);
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
-  m.def("rescale", &py_rescale);
   m.def("warmup", &warmup);
   m.def("kernel_names", &kernel_names);
   bind_trace(m, trace());

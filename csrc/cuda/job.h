@@ -24,13 +24,25 @@ struct Job {
   double* partial;  // per chunk: the sums of its unit
   double* sums;     // per unit
   double* head_workspace;
-  // Gradient in forward: the factor of the mean that it foresees, and the true factor over it.
-  double assumed_scale;
-  float* correction;
+  // Sample after sample (serial.h): groups of blocks, and per sample how many blocks have brought their sums.
+  int serial_groups;
+  unsigned* arrived;
+  // A gradient written in the forward: the sum of weights that it takes for granted (0: none), and whether that proved
+  // right (1 or 0). If so, and where the upstream gradient is 1, the gradient pass has nothing left to do.
+  double assumed_weight;
+  float* ahead;
   void* loss;  // of the loss's type; null: unreduced
   double* terms;
   void* slopes;
   const void* upstream;  // gradient of the loss, of its type; null: ones, or problem.upstream
+
+  // The factor of the mean if every pixel counts: what the head would find.
+  HD double foreseen_scale() const {
+    const double pixels = double(problem.pixels * (plan.joint ? 1 : problem.classes));
+    return plan.reduction == Reduction::mean     ? 1 / (pixels * problem.samples)
+           : plan.reduction == Reduction::sample ? 1 / pixels
+                                                 : 1;
+  }
 };
 
 namespace {
@@ -53,7 +65,7 @@ __device__ inline void foresee_slopes(const Job& job, int64_t u, float* slopes) 
   double positive, negative;
   fixed_balance(job.plan, job.plan.points[term.index], job.constants, classes, job.plan.joint ? 0 : u % classes,
                 positive, negative);
-  const double factor = coefficient_of(job.plan, job.constants, threadIdx.x) * job.assumed_scale;
+  const double factor = coefficient_of(job.plan, job.constants, threadIdx.x) * job.foreseen_scale();
   slopes[2 * term.index] = float(factor * positive);
   slopes[2 * term.index + 1] = float(factor * negative);
 }
@@ -64,6 +76,12 @@ __device__ inline Real upstream_of(const Job& job, int64_t n, int64_t c) {
   if (!job.upstream) return Real(1);
   const OutputMap map{job.plan, job.problem, job.constants.classes};
   return static_cast<const Real*>(job.upstream)[map.of(n, c)];
+}
+
+// Whether the forward has left the gradient of a row as it is to be.
+template <class Real>
+__device__ inline bool is_done(const Job& job, Real upstream) {
+  return job.ahead && *job.ahead == 1.0f && upstream == Real(1);
 }
 
 }  // namespace

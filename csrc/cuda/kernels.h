@@ -7,11 +7,11 @@
 
 namespace segfuse {
 
-// both: statistics and gradient in one read. rescale: of such a gradient, once the upstream gradient is known.
-enum class Step : int { statistics, head, values, gradient, both, rescale };
+// both: statistics and gradient in one read; serial: sample after sample (serial.h).
+enum class Step : int { statistics, head, values, gradient, both, serial };
 // rows: planes that are arrays; strided_rows: any; any_joint: any multiclass plan; label_map: softmax and class indices
 // with all classes of a pixel in registers; tile: the same through shared memory.
-enum class Engine : int { head, rescale, rows, strided_rows, any_joint, label_map, tile };
+enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile };
 enum class PointSet : int { none, bce, cross_entropy, focal_square, any };
 
 struct Key {
@@ -35,7 +35,7 @@ struct Kernel {
   Key key;
   const char* name;
   Function function;
-  int threads, shared_bytes;  // of `tile`, the launch says how much
+  int threads, shared_bytes;  // `tile` and Step::serial: and what policy.h says
 };
 
 struct KernelTable {
@@ -49,7 +49,6 @@ KernelTable any_joint_kernels();
 KernelTable label_map_kernels();
 KernelTable tile_kernels();
 KernelTable head_kernels();
-KernelTable rescale_kernels();
 
 // The largest tile (tile.h) that `shared_bytes` hold, the same for both passes; 0 if even the smallest is too large.
 constexpr int kFewestTilePixels = 4;

@@ -1,5 +1,6 @@
 #include "kernels.h"
 #include "label_map.h"
+#include "serial.h"
 
 namespace segfuse {
 namespace {
@@ -18,15 +19,20 @@ namespace {
 #define SEGFUSE_BOTH(Element, name, dtype, classes)                                                                 \
   entry<LabelMap<Element, classes>, Step::both>("label_map.both<" name ", " #classes ">", Engine::label_map, dtype, \
                                                 LinkKind::softmax, PointSet::cross_entropy, false, classes)
-#define SEGFUSE_BOTHS(classes) \
-  SEGFUSE_BOTH(float, "float32", Dtype::f32, classes), SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16, classes)
+#define SEGFUSE_SERIAL(Element, name, dtype, classes)                                                  \
+  entry<Serial<LabelMap<Element, classes>>, Step::serial>("label_map.serial<" name ", " #classes ">",  \
+                                                          Engine::label_map, dtype, LinkKind::softmax, \
+                                                          PointSet::cross_entropy, false, classes)
+#define SEGFUSE_AHEAD(classes)                                                                                       \
+  SEGFUSE_SERIAL(float, "float32", Dtype::f32, classes), SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, classes), \
+      SEGFUSE_BOTH(float, "float32", Dtype::f32, classes), SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16, classes)
 
 // The numbers of classes that are met most: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC.
 constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENTS(2), SEGFUSE_ELEMENTS(3),  SEGFUSE_ELEMENTS(4),  SEGFUSE_ELEMENTS(5),
     SEGFUSE_ELEMENTS(8), SEGFUSE_ELEMENTS(16), SEGFUSE_ELEMENTS(19), SEGFUSE_ELEMENTS(21),
-    SEGFUSE_BOTHS(2),    SEGFUSE_BOTHS(3),     SEGFUSE_BOTHS(4),     SEGFUSE_BOTHS(5),
-    SEGFUSE_BOTHS(8),    SEGFUSE_BOTHS(16),    SEGFUSE_BOTHS(19),    SEGFUSE_BOTHS(21),
+    SEGFUSE_AHEAD(2),    SEGFUSE_AHEAD(3),     SEGFUSE_AHEAD(4),     SEGFUSE_AHEAD(5),
+    SEGFUSE_AHEAD(8),    SEGFUSE_AHEAD(16),    SEGFUSE_AHEAD(19),    SEGFUSE_AHEAD(21),
 };
 
 }  // namespace

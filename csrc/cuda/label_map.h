@@ -113,18 +113,18 @@ struct LabelMap {
     }
   };
 
-  __device__ static void statistics(const Job& job) { add_chunk<false>(job); }
-  __device__ static void both(const Job& job) { add_chunk<true>(job); }
+  __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
+  __device__ static void both(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
   // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
   template <bool kWrites>
-  __device__ static void add_chunk(const Job& job) {
+  __device__ static void add_chunk(const Job& job, int64_t chunk) {
     constexpr int kSums = kGroupSums + 3 * kClasses;  // of the block: group, then by class FP | I, FN of all classes
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + kSums;
     float* columns = reinterpret_cast<float*>(staging + kSums * kWarps);  // [class][I, FN][thread]
     for (int s = threadIdx.x; s < kSums; s += kThreads) totals[s] = 0;
-    const Span span = chunk_of(job.cut, blockIdx.x);
+    const Span span = chunk_of(job.cut, chunk);
     const Dense<kVector> dense{job, span.unit, span.first, span.count};
     const bool regions = !kWrites && job.plan.region_count > 0;
     if constexpr (kWrites)
@@ -174,7 +174,7 @@ struct LabelMap {
     }
     flush();
     // In the order of Layout.
-    double* out = job.partial + blockIdx.x * job.layout.unit_sums();
+    double* out = job.partial + chunk * job.layout.unit_sums();
     const int group_count = int(job.layout.group_sums());
     for (int s = threadIdx.x; s < group_count; s += kThreads) out[s] = totals[s];
     for (int s = threadIdx.x; regions && s < 3 * kClasses; s += kThreads) {
@@ -233,11 +233,19 @@ struct LabelMap {
   }
 
   __device__ static void gradient(const Job& job) {
+    // The chunks that the statistics read last are those that the second cache still holds.
+    const int64_t chunk = int64_t(gridDim.x) - 1 - blockIdx.x, unit = chunk_of(job.cut, chunk).unit;
+    // Only an unreduced region loss has more than one upstream gradient in a sample, and no gradient ahead.
+    if (is_done(job, upstream_of<float>(job, unit, 0))) return;
+    write_chunk(job, chunk, static_cast<const float*>(job.slopes) + unit * job.layout.unit_slopes());
+  }
+
+  // slopes: of the chunk's unit.
+  __device__ static void write_chunk(const Job& job, int64_t chunk, const float* slopes) {
     float* present = reinterpret_cast<float*>(shared_memory());
     float* absent = present + kClasses;
-    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
+    const Span span = chunk_of(job.cut, chunk);
     const Dense<kVector> dense{job, span.unit, span.first, span.count};
-    const float* slopes = static_cast<const float*>(job.slopes) + span.unit * job.layout.unit_slopes();
     const bool regions = job.plan.region_count > 0;
     for (int c = threadIdx.x; c < kClasses; c += kThreads) {
       const float* row = slopes + 2 * job.plan.point_count + 5 * c;

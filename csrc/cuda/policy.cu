@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <stdexcept>
 
 #include "dense.h"
@@ -6,8 +7,8 @@
 namespace segfuse {
 
 const std::vector<KernelTable>& tables() {
-  static const std::vector<KernelTable> all{head_kernels(),      rescale_kernels(), rows_kernels(),
-                                            label_map_kernels(), tile_kernels(),    any_joint_kernels()};
+  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(), label_map_kernels(), tile_kernels(),
+                                            any_joint_kernels()};
   return all;
 }
 
@@ -20,19 +21,8 @@ const Kernel* find(const Key& key) {
   return nullptr;
 }
 
-// Partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
-Cut cut_of(const Layout& layout, const Problem& p) {
-  constexpr int64_t kSmallest = 4096, kPartials = 65536;
-  Cut cut{p.pixels, kSmallest, 0, 0};
-  const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
-  while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;
-  cut.per_unit = per_unit();
-  cut.count = layout.units * cut.per_unit;
-  return cut;
-}
-
 // Whether a step writes the gradient.
-bool writes(Step step) { return step == Step::gradient || step == Step::both; }
+bool writes(Step step) { return step == Step::gradient || step == Step::both || step == Step::serial; }
 
 // Whether positions are neighbours in memory, and groups of `group` of them can be loaded at once.
 bool is_array(const View& v, int64_t group) {
@@ -82,16 +72,27 @@ int64_t tile_memory() {
   return most < 81920 ? most : 81920;
 }
 
-// Whether the gradient can be written before the mean is known: pointwise losses of which one factor is missing.
+// Whether the gradient can be written before the mean is known: if every pixel counts, one over their number.
 bool is_foreseeable(const Plan& plan, const Problem& p) {
   for (int k = 0; k < plan.point_count; ++k)
     if (plan.points[k].balance == Balance::balanced || plan.points[k].weighs_the_mean) return false;
-  return plan.region_count == 0 && (plan.reduction == Reduction::mean || plan.reduction == Reduction::sum) &&
-         p.logits.dtype != Dtype::f16 && p.samples * p.pixels > 0;
+  return plan.region_count == 0 && !plan.unreduced() && p.logits.dtype != Dtype::f16 && p.samples * p.pixels > 0;
 }
 
-// Whether that factor is known as well, so that nothing has to be read again.
-bool is_foreseen(const Job& job) {
+// Whether the gradient of a sample depends on the sums of that sample alone (and the rows' weights on none).
+bool samples_stand_alone(const Job& job) {
+  const Plan& plan = job.plan;
+  const Problem& p = job.problem;
+  for (int k = 0; k < plan.region_count; ++k)
+    if (plan.regions[k].pool_batch || plan.regions[k].absent == Absent::skip) return false;
+  for (int k = 0; k < plan.point_count; ++k)
+    if (plan.points[k].weighs_the_mean) return false;
+  return plan.region_count && plan.reduction != Reduction::none && p.logits.dtype != Dtype::f16 &&
+         p.samples * p.pixels > 0 && p.classes <= 64;
+}
+
+// Whether every pixel is likely to count, so that the gradient will not have to be computed again.
+bool is_likely(const Job& job) {
   const bool soft_ignore = job.plan.has_ignore && !job.problem.hard_target;
   // -100 is the default of cross-entropy: it says nothing about the labels.
   return !job.problem.has_weight && !soft_ignore && (!job.can_ignore || job.plan.ignore_index == -100);
@@ -108,20 +109,29 @@ void check(cudaError_t status, const char* what) {
   throw std::runtime_error(message);
 }
 
-// The kernel for a step: the most special one that there is.
+// Partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
+Cut cut_of(const Layout& layout, int64_t pixels) {
+  constexpr int64_t kSmallest = 4096, kPartials = 65536;
+  Cut cut{pixels, kSmallest, 0, 0};
+  const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
+  while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;
+  cut.per_unit = per_unit();
+  cut.count = layout.units * cut.per_unit;
+  return cut;
+}
+
 const Kernel* kernel_for(Step step, const Job& job) {
   const Plan& plan = job.plan;
   const Problem& p = job.problem;
   const Dtype real = p.wide ? Dtype::f64 : Dtype::f32;
-  if (step == Step::rescale)
-    return find({step, Engine::rescale, p.output.dtype, LinkKind::sigmoid, PointSet::any, false, 0});
   if (step == Step::head) return find({step, Engine::head, real, LinkKind::sigmoid, PointSet::any, true, 0});
   const PointSet own = points_of(plan);
   if (is_plain_label_map(plan, p) && (own == PointSet::none || own == PointSet::cross_entropy) && all_arrays(p, step))
     if (const Kernel* k =
             find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
       return k;
-  if (step == Step::both && plan.joint) return nullptr;
+  const bool optional = step == Step::both || step == Step::serial;
+  if (optional && plan.joint) return nullptr;
   if (job.tile_pixels && step != Step::values)
     return find({step, Engine::tile, p.logits.dtype, plan.link, PointSet::any, false, 0});
   if (plan.joint) return find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
@@ -129,17 +139,47 @@ const Kernel* kernel_for(Step step, const Job& job) {
     for (const PointSet points : {own, PointSet::any})
       for (const bool extra : {plan.sums_extra(), true})
         if (const Kernel* k = find({step, Engine::rows, p.logits.dtype, plan.link, points, extra, 0})) return k;
-  return find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
+  return optional ? nullptr : find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
 }
 
 Scheme scheme_for(const Job& job, Scheme wanted) {
-  const bool has_gradient = job.problem.output.data && !job.plan.unreduced();
-  const bool can_foresee = has_gradient && is_foreseeable(job.plan, job.problem) && kernel_for(Step::both, job);
-  if (wanted == Scheme::gradient_in_forward && has_gradient && !can_foresee)
+  if (job.plan.unreduced() && wanted != Scheme::two_pass && wanted != Scheme::automatic)
+    throw std::invalid_argument("scheme: a loss per element has its gradient in a pass of its own (two_pass)");
+  if (wanted == Scheme::two_pass || !job.problem.output.data || job.plan.unreduced()) return Scheme::two_pass;
+  const bool can_foresee = is_foreseeable(job.plan, job.problem) && kernel_for(Step::both, job);
+  if (wanted == Scheme::gradient_in_forward && !can_foresee)
     throw std::invalid_argument(
         "scheme: gradient_in_forward is for pointwise losses in float32 and bfloat16, in planes");
-  if (wanted == Scheme::two_pass || !can_foresee) return Scheme::two_pass;
-  return wanted == Scheme::gradient_in_forward || is_foreseen(job) ? Scheme::gradient_in_forward : Scheme::two_pass;
+  if (wanted == Scheme::sample_serial) {
+    if (!samples_stand_alone(job) || !kernel_for(Step::serial, job))
+      throw std::invalid_argument(
+          "scheme: sample_serial is for region losses of each sample in float32 and bfloat16, in planes");
+    return wanted;
+  }
+  if (!can_foresee) return Scheme::two_pass;
+  return wanted == Scheme::gradient_in_forward || is_likely(job) ? Scheme::gradient_in_forward : Scheme::two_pass;
+}
+
+int64_t serial_bytes(const Job& job, const Kernel& kernel) {
+  const Sizes one{1, job.problem.classes, job.problem.pixels};
+  const int64_t units = job.layout.units / job.problem.samples;
+  const int64_t doubles =
+      units * job.layout.unit_sums() + kWarps + 2 * kMaxTerms + Head::workspace_size(job.plan, one, 1);
+  return kernel.shared_bytes + int64_t(sizeof(double)) * doubles +
+         int64_t(sizeof(float)) * units * job.layout.unit_slopes();
+}
+
+// As many samples at once as half of the second cache holds, if each has enough chunks for its blocks.
+int serial_groups(const Job& job, int64_t blocks) {
+  int device = 0, cache = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "device attribute");
+  const Problem& p = job.problem;
+  const int64_t bytes = p.pixels * (p.classes * size_of(p.logits.dtype) + size_of(p.target.dtype));
+  const int64_t chunks = job.layout.units / p.samples * job.cut.per_unit;
+  int64_t groups = cache / 2 / (bytes + 1);
+  groups = std::max(groups, (blocks + chunks - 1) / chunks);
+  return int(std::max<int64_t>(1, std::min({groups, p.samples, blocks})));
 }
 
 Job make_job(const Plan& plan, const Problem& problem, const Constants& constants) {
@@ -148,7 +188,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Constants& constant
   job.problem = problem;
   job.constants = constants;
   job.layout = Layout(plan, problem);
-  job.cut = cut_of(job.layout, problem);
+  job.cut = cut_of(job.layout, problem.pixels);
   job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
   if (is_plain_label_map(plan, problem)) job.tile_pixels = tile_pixels(plan, problem, tile_memory());
   return job;

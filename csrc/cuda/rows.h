@@ -202,16 +202,16 @@ struct Rows {
     }
   }
 
-  __device__ static void statistics(const Job& job) { add_chunk<false>(job); }
-  __device__ static void both(const Job& job) { add_chunk<true>(job); }
+  __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
+  __device__ static void both(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
   // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
   template <bool kWrites>
-  __device__ static void add_chunk(const Job& job) {
+  __device__ static void add_chunk(const Job& job, int64_t chunk) {
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + Totals::kCount;
     Real* slopes = reinterpret_cast<Real*>(staging + Totals::kCount * kWarps);
-    const Span span = chunk_of(job.cut, blockIdx.x);
+    const Span span = chunk_of(job.cut, chunk);
     if (threadIdx.x < Totals::kCount) totals[threadIdx.x] = 0;
     if constexpr (kWrites) foresee_slopes(job, span.unit, slopes);
     __syncthreads();
@@ -239,7 +239,7 @@ struct Rows {
     add_over_block(sums.value, Totals::kCount, totals, staging);
     if (threadIdx.x != 0) return;
     // In the order of Layout.
-    double* out = job.partial + blockIdx.x * job.layout.unit_sums();
+    double* out = job.partial + chunk * job.layout.unit_sums();
     *out++ = totals[0];
     for (int i = 0; i < 2 * job.plan.point_count; ++i) *out++ = totals[Totals::kPoint + i];
     if (job.plan.sums_labels()) *out++ = totals[1];
@@ -285,17 +285,31 @@ struct Rows {
     source.store(base, out);
   }
 
+  // For serial.h: the gradient of a chunk, its unit's slopes being final.
+  __device__ static void write_chunk(const Job& job, int64_t chunk, const Real* slopes) {
+    write_chunk<true>(job, chunk, slopes, Real(1));
+  }
+
   __device__ static void values(const Job& job) { write<false>(job); }
   __device__ static void gradient(const Job& job) { write<true>(job); }
 
   template <bool kGradient>
   __device__ static void write(const Job& job) {
     // The chunks that the statistics read last are those that the second cache still holds.
-    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
-    const int64_t classes = job.problem.classes, n = span.unit / classes, c = span.unit % classes;
-    const Source source{job, n, c, span.first, span.count};
-    const Real* slopes = static_cast<const Real*>(job.slopes) + span.unit * job.layout.unit_slopes();
-    const Real upstream = kGradient ? upstream_of<Real>(job, n, c) : Real(1);
+    const int64_t chunk = int64_t(gridDim.x) - 1 - blockIdx.x, classes = job.problem.classes;
+    const int64_t unit = chunk_of(job.cut, chunk).unit;
+    const Real upstream = kGradient ? upstream_of<Real>(job, unit / classes, unit % classes) : Real(1);
+    if (kGradient && is_done(job, upstream)) return;
+    write_chunk<kGradient>(job, chunk, static_cast<const Real*>(job.slopes) + unit * job.layout.unit_slopes(),
+                           upstream);
+  }
+
+  // slopes: of the chunk's unit.
+  template <bool kGradient>
+  __device__ static void write_chunk(const Job& job, int64_t chunk, const Real* slopes, Real upstream) {
+    const Span span = chunk_of(job.cut, chunk);
+    const int64_t classes = job.problem.classes;
+    const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
     RowSlopes<Real> row{};
     if (kGradient && job.plan.region_count) {
       const Real* r = slopes + 2 * job.plan.point_count;

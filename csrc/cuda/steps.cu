@@ -1,8 +1,30 @@
+#include <stdexcept>
+
 #include "policy.h"
 #include "steps.h"
 
 namespace segfuse {
 namespace {
+
+void launch(Step step, const Kernel& kernel, const Job& job, int64_t blocks, int64_t shared_bytes, bool cooperative,
+            cudaStream_t stream) {
+  if (shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
+          kernel.name);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(kernel.threads));
+  config.dynamicSmemBytes = size_t(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cooperative ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel.function, job), kernel.name);
+  const bool reads = step != Step::head, writes = step != Step::head && step != Step::statistics;
+  trace().pass(kernel.name, "cuda", job.plan, job.problem, reads, writes);
+}
 
 void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
   if (blocks == 0) return;
@@ -10,17 +32,26 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
   const int64_t shared_bytes = kernel.key.engine == Engine::tile
                                    ? tile_bytes(job.plan, job.problem, job.tile_pixels, step == Step::statistics)
                                    : kernel.shared_bytes;
+  launch(step, kernel, job, blocks, shared_bytes, false, stream);
+}
+
+// As many blocks as are resident at once, for they wait for one another.
+void launch_serial(Job& job, cudaStream_t stream) {
+  const Kernel& kernel = *kernel_for(Step::serial, job);
+  const int64_t shared_bytes = serial_bytes(job, kernel);
+  int device = 0, processors = 0, resident = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device attribute");
   if (shared_bytes > 48 * 1024)
     check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
           kernel.name);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks));
-  config.blockDim = dim3(unsigned(kernel.threads));
-  config.dynamicSmemBytes = size_t(shared_bytes);
-  config.stream = stream;
-  check(cudaLaunchKernelEx(&config, kernel.function, job), kernel.name);
-  const bool reads = step != Step::head, writes = step != Step::head && step != Step::statistics;
-  trace().pass(kernel.name, "cuda", job.plan, job.problem, reads, writes);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel.function, kernel.threads, size_t(shared_bytes)),
+        kernel.name);
+  int64_t blocks = int64_t(processors) * resident;
+  if (blocks == 0) throw std::runtime_error("segfuse: sample_serial needs more shared memory than the device has");
+  job.serial_groups = serial_groups(job, blocks);
+  blocks -= blocks % job.serial_groups;
+  launch(Step::serial, kernel, job, blocks, shared_bytes, true, stream);
 }
 
 }  // namespace
@@ -32,8 +63,8 @@ Trace& trace() {
 
 int64_t workspace_size(const Plan& plan, const Problem& problem) {
   const Layout layout(plan, problem);
-  return (make_job(plan, problem, {}).cut.count + layout.units) * layout.unit_sums() +
-         Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count());
+  return (cut_of(layout, problem.pixels).count + layout.units) * layout.unit_sums() +
+         Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count()) + problem.samples;
 }
 
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
@@ -45,38 +76,29 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
   job.loss = plan.unreduced() ? nullptr : outputs.loss;
   job.terms = outputs.terms;
   job.slopes = outputs.slopes;
-  const bool foresees = scheme_for(job, wanted) == Scheme::gradient_in_forward;
-  if (foresees) {
-    const int64_t count = problem.samples * (plan.joint ? 1 : problem.classes) * problem.pixels;
-    job.assumed_scale = plan.reduction == Reduction::mean ? 1 / double(count) : 1;
-    job.correction = outputs.correction;
+  const Scheme scheme = scheme_for(job, wanted);
+  if (scheme != Scheme::two_pass) job.ahead = outputs.ahead;
+  if (job.ahead && plan.point_count && plan.reduction != Reduction::sum)
+    job.assumed_weight = double(problem.samples * (plan.joint ? 1 : problem.classes) * problem.pixels);
+  if (scheme == Scheme::sample_serial) {
+    job.arrived = reinterpret_cast<unsigned*>(workspace + workspace_size(plan, problem) - problem.samples);
+    check(cudaMemsetAsync(job.arrived, 0, size_t(problem.samples) * sizeof(unsigned), stream), "arrived");
+    launch_serial(job, stream);
+  } else {
+    launch(scheme == Scheme::two_pass ? Step::statistics : Step::both, job, job.cut.count, stream);
   }
-  launch(foresees ? Step::both : Step::statistics, job, job.cut.count, stream);
   launch(Step::head, job, 1, stream);
   if (plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
-  return foresees;
+  return scheme != Scheme::two_pass;
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, cudaStream_t stream) {
+              const void* upstream, const float* ahead, cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
   job.slopes = const_cast<void*>(slopes);
   job.upstream = upstream;
+  job.ahead = const_cast<float*>(ahead);
   launch(Step::gradient, job, job.cut.count, stream);
-}
-
-void rescale(void* gradient, Dtype dtype, int64_t count, const float* correction, const float* upstream,
-             cudaStream_t stream) {
-  Job job{};
-  job.problem.samples = job.problem.classes = 1;
-  job.problem.pixels = count;
-  job.problem.output.data = gradient;
-  job.problem.output.dtype = dtype;
-  job.correction = const_cast<float*>(correction);
-  job.upstream = upstream;
-  // Few blocks: most calls find a factor of 1 and leave.
-  const int64_t blocks = (count + 65535) / 65536;
-  launch(Step::rescale, job, blocks < 1024 ? blocks : 1024, stream);
 }
 
 void warmup() {

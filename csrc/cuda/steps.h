@@ -15,31 +15,29 @@ namespace segfuse {
 Trace& trace();
 
 struct Outputs {
-  void* loss;         // float32, or float64 if problem.wide; null where problem.output takes it
-  double* terms;      // one value per term and loss element
-  void* slopes;       // units * unit_slopes
-  float* correction;  // of a gradient that the forward wrote
+  void* loss;     // float32, or float64 if problem.wide; null where problem.output takes it
+  double* terms;  // one value per term and loss element
+  void* slopes;   // units * unit_slopes
+  float* ahead;   // whether a gradient that the forward wrote is right as it is
 };
 
-// How the gradient comes about: in a second pass over the inputs; or, of pointwise losses, in the first, so that the
-// backward finds it ready (float16 would underflow there).
-enum class Scheme : int { automatic, two_pass, gradient_in_forward };
+// How the gradient comes about: in a second pass over the inputs; of pointwise losses in the first; of region losses of
+// single samples after each sample's sums (serial.h). The latter two leave nothing to the backward unless the upstream
+// gradient is not 1 or pixels did not count: then it computes the gradient again. (float16 would underflow before it.)
+enum class Scheme : int { automatic, two_pass, gradient_in_forward, sample_serial };
 
 // Doubles of device memory that `forward` needs beside its outputs. Of the problem, only the sizes are read.
 int64_t workspace_size(const Plan& plan, const Problem& problem);
 
 // Every address is one of the current device's. problem.output: that of an unreduced loss, or the gradient if one is
-// wanted; true if it has been written, all but for `rescale`.
+// wanted; true if it has been written.
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
              double* workspace, Scheme wanted, cudaStream_t stream);
 
-// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream).
+// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). ahead: of a gradient that the
+// forward has written into problem.output, else null.
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, cudaStream_t stream);
-
-// The `count` elements of a gradient that a forward wrote, times the upstream gradient, one number.
-void rescale(void* gradient, Dtype dtype, int64_t count, const float* correction, const float* upstream,
-             cudaStream_t stream);
+              const void* upstream, const float* ahead, cudaStream_t stream);
 
 // Loads every kernel onto the current device: a first launch inside a graph's capture would be an error.
 void warmup();

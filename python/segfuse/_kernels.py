@@ -40,7 +40,7 @@ class Engine(Protocol):
         outputs: tuple[Tensor, Tensor, Tensor],
         differentiated: Tensor | None,
     ) -> Tensor | None:
-        """Fill loss, terms and slopes. Perhaps give the gradient in the differentiated logits, to be finished."""
+        """Fill loss, terms and slopes. Perhaps give the gradient in the differentiated logits, for `backward`."""
 
     def backward(
         self,
@@ -50,11 +50,9 @@ class Engine(Protocol):
         slopes: Tensor,
         upstream: tuple[int, _Native | None],
         gradient: Tensor,
+        ahead: bool,
     ) -> None:
-        """Fill the gradient."""
-
-    def rescale(self, gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> None:
-        """Finish a gradient that `forward` filled."""
+        """Fill the gradient; ``ahead``: it is what `forward` gave."""
 
 
 class CpuEngine:
@@ -68,14 +66,12 @@ class CpuEngine:
         _C.forward(plan.native, *inputs, *constants, unreduced, *addresses, torch.get_num_threads())
         return None
 
-    def backward(self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor) -> None:
+    def backward(
+        self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor, ahead: bool
+    ) -> None:
         """See `Engine`."""
         arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient)
         _C.backward(plan.native, *inputs, tables, *arguments, torch.get_num_threads())
-
-    def rescale(self, gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> None:
-        """See `Engine`."""
-        raise NotImplementedError
 
 
 class CudaEngine:
@@ -102,7 +98,8 @@ class CudaEngine:
         count = self.module.workspace_size(native, inputs[0][2])
         workspace = torch.empty(count, dtype=torch.float64, device=device)
         wanted = scheme.get()
-        ahead = differentiated is not None and wanted != "two_pass" and not plan.regions and not plan.unreduced
+        # Whether a gradient written ahead may be of use; csrc/cuda/policy.cu decides.
+        ahead = differentiated is not None and not plan.unreduced and not (wanted == "auto" and plan.regions)
         gradient = torch.empty_like(differentiated) if ahead else None
         with _on(device):
             written: bool = self.module.forward(
@@ -123,29 +120,24 @@ class CudaEngine:
             )
         return gradient if written else None
 
-    def backward(self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor) -> None:
+    def backward(
+        self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor, ahead: bool
+    ) -> None:
         """See `Engine`."""
         device = slopes.device
         native, classes = self._plan(plan, device)
-        arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient)
+        arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient), _last(slopes) if ahead else 0
         with _on(device):
             self.module.backward(native, *inputs, tables, _address(classes), *arguments, _stream(device))
 
-    def rescale(self, gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> None:
-        """See `Engine`."""
-        code, device = DTYPE_CODE[gradient.dtype], gradient.device
-        addresses = _last(slopes), grad_loss.data_ptr()
-        with _on(device):
-            self.module.rescale(gradient.data_ptr(), code, gradient.numel(), *addresses, _stream(device))
-
 
 def _last(slopes: Tensor) -> int:
-    """The address of the float after the slopes: the correction of a gradient that was written ahead."""
+    """The address of the number after the slopes: whether a gradient that was written ahead is right as it is."""
     return slopes.data_ptr() + (slopes.numel() - 1) * slopes.element_size()
 
 
 # How the gradient comes about on CUDA (csrc/cuda/steps.h), for tests and benches: `segfuse._native.scheme`.
-SCHEMES = ("auto", "two_pass", "gradient_in_forward")
+SCHEMES = ("auto", "two_pass", "gradient_in_forward", "sample_serial")
 scheme: ContextVar[str] = ContextVar("scheme", default="auto")
 
 
@@ -219,7 +211,7 @@ def forward(
     coefficients: Tensor | None,
     wants_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Loss, terms and slopes; and the gradient if it is wanted and came with them, to be finished by `rescale`."""
+    """Loss, terms and slopes; and the gradient if it is wanted and came with them: `backward` takes it once."""
     shape = logits.shape
     dtype = plan.loss_dtype(logits)
     loss_shape = plan.loss_shape(shape)
@@ -249,9 +241,10 @@ def backward(
     weight: Tensor | None,
     tables: Tensor | None,
     slopes: Tensor,
+    ahead: Tensor | None = None,
 ) -> Tensor:
-    """The gradient in the logits, of their dtype and layout."""
-    gradient = torch.empty_like(logits)
+    """The gradient in the logits, of their dtype and layout; ``ahead``: what `forward` gave of it."""
+    gradient = torch.empty_like(logits) if ahead is None else ahead
     if not plan.unreduced:
         grad_loss = grad_loss.contiguous()
     if tables is not None:
@@ -263,13 +256,8 @@ def backward(
         slopes,
         (0, _native(grad_loss)) if plan.unreduced else (grad_loss.data_ptr(), None),
         gradient,
+        ahead is not None,
     )
-    return gradient
-
-
-def rescale(gradient: Tensor, slopes: Tensor, grad_loss: Tensor) -> Tensor:
-    """A gradient that `forward` wrote, in place, for the upstream gradient."""
-    _engine(gradient.device).rescale(gradient, slopes, grad_loss)
     return gradient
 
 

@@ -88,7 +88,7 @@ def instruction_set(name: str) -> Iterator[None]:
 
 @contextmanager
 def scheme(name: str) -> Iterator[None]:
-    """How CUDA's gradient comes about inside the ``with`` block: "auto", "two_pass" or "gradient_in_forward"."""
+    """How CUDA's gradient comes about inside the ``with`` block: one of ``_kernels.SCHEMES``."""
     from segfuse import _kernels
 
     if name not in _kernels.SCHEMES:

@@ -137,14 +137,11 @@ class _Loss(torch.autograd.Function):
         wants_logits, wants_coefficients = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
         if torch.is_grad_enabled():  # create_graph=True: this gradient is to be differentiated again
             return reference_gradient(ctx, grad_loss, logits, target, weight, tables, coefficients)
-        # Taken once: whoever asks for the gradient a second time, must not get the first one's scale.
-        gradient, ctx.gradient = ctx.gradient, None
-        if not wants_logits:
-            gradient = None
-        elif gradient is not None and _has_storage(grad_loss) and _plain(grad_loss):
-            gradient = _kernels.rescale(gradient, slopes, grad_loss)
-        else:
-            gradient = _gradient(ctx.plan, grad_loss, logits, target, weight, tables, slopes)
+        # Taken once: another backward must not write into what this one gives away.
+        ahead, ctx.gradient = ctx.gradient, None
+        gradient = None
+        if wants_logits:
+            gradient = _gradient(ctx.plan, grad_loss, logits, target, weight, tables, slopes, ahead)
         return (
             gradient,
             None,
@@ -163,9 +160,10 @@ def _gradient(
     weight: Tensor | None,
     tables: Tensor | None,
     slopes: Tensor,
+    ahead: Tensor | None,
 ) -> Tensor:
     """`_kernels.backward` by the route that fits: a backward may be batched (is_grads_batched), traced, or compiled."""
     saved = logits, target, weight, tables, slopes
     if not torch.compiler.is_compiling() and _has_storage(grad_loss) and _plain(grad_loss, *saved):
-        return _kernels.backward(plan, grad_loss, *saved)
+        return _kernels.backward(plan, grad_loss, *saved, ahead)
     return torch.ops.segfuse.backward(grad_loss, *saved, plan.spec)  # type: ignore[no-any-return]

@@ -1,0 +1,122 @@
+"""The case table: workloads, losses, element types; their inputs; and the bytes that a scheme has to move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import segfuse
+
+# Large ones for a GPU, small ones (lower case) for a few CPU cores.
+WORKLOADS: dict[str, dict[str, tuple[int, ...]]] = {
+    "cuda": {
+        "A": (16, 1, 512, 512),
+        "B": (8, 19, 512, 1024),
+        "C": (2, 4, 128, 128, 128),
+        "D": (32, 1, 1024, 1024),
+    },
+    "cpu": {"a": (4, 1, 512, 512), "b": (2, 19, 256, 512), "c": (1, 4, 96, 96, 96)},
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TARGETS = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64}
+BINARY = ("dice_bce", "dice", "bce", "focal")
+MULTICLASS = ("dice_ce", "ce")
+IGNORED = 255
+SCHEMES = ("two_pass", "gradient_in_forward", "sample_serial")
+
+
+def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: int) -> int:
+    """Bytes of a forward and a backward per pixel; "one_pass" is the floor: read both once, write the gradient."""
+    passes = {"two_pass": (3, 2), "gradient_in_forward": (2, 1), "sample_serial": (2, 1), "one_pass": (2, 1)}
+    logits, targets = passes[scheme]
+    return logits * classes * logit_bytes + targets * target_bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss on a workload, with the types of logits and target."""
+
+    workload: str
+    shape: tuple[int, ...]
+    loss: str
+    dtype: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.workload}/{self.loss}/{self.dtype}/{self.target}"
+
+    @property
+    def classes(self) -> int:
+        return self.shape[1]
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.shape) // self.classes
+
+    @property
+    def rank(self) -> int:
+        """What is measured first when time is short: the compounds, in the types that most people use."""
+        usual = (self.dtype, self.target) in (("float32", "float32"), ("float32", "int64"), ("bfloat16", "uint8"))
+        return 2 * (not usual) + (self.loss not in ("dice_bce", "dice_ce"))
+
+    def bytes_per_pixel(self, scheme: str) -> int:
+        return bytes_per_pixel(scheme, self.classes, DTYPES[self.dtype].itemsize, TARGETS[self.target].itemsize)
+
+    def ours(self, ignore: int | None = None, **options: Any) -> segfuse.Loss:
+        """The fused loss; options for its region part."""
+        data: dict[str, Any] = {} if ignore is None else {"ignore_index": ignore}
+        if self.loss == "dice_ce":
+            return segfuse.DiceCELoss(**options, **data)
+        if self.loss == "ce":
+            return segfuse.CrossEntropyLoss(**data)
+        if self.loss == "dice_bce":
+            return segfuse.DiceBCELoss("binary", **options, **data)
+        single = {"dice": segfuse.DiceLoss, "bce": segfuse.BCEWithLogitsLoss, "focal": segfuse.FocalLoss}[self.loss]
+        return single("binary", **options, **data)
+
+    def inputs(self, device: str, seed: int, labels: str = "blobs", ignored: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Logits (a leaf that wants a gradient) and a target, drawn on the device."""
+        generator = torch.Generator(device).manual_seed(seed)
+        grid = self.shape if self.classes == 1 else (self.shape[0], *self.shape[2:])
+        logits = torch.randn(self.shape, generator=generator, device=device, dtype=DTYPES[self.dtype])
+        target = _labels(grid, self.classes, labels, generator).to(TARGETS[self.target])
+        if ignored:
+            target[torch.rand(grid, generator=generator, device=device) < ignored] = IGNORED
+        return logits.requires_grad_(), target
+
+
+def _labels(grid: tuple[int, ...], classes: int, kind: str, generator: torch.Generator) -> Tensor:
+    """Labels: independent per pixel ("iid"), or in regions of about 32 pixels across ("blobs"), as real ones are."""
+    channel = 2 if classes == 1 else 1
+    coarse = tuple(max(1, n // 32) for n in grid[channel:]) if kind == "blobs" else grid[channel:]
+    shape = (*grid[:channel], *coarse)
+    if classes == 1:
+        drawn = (torch.rand(shape, generator=generator, device=generator.device) < 0.3).to(torch.uint8)
+    else:
+        drawn = torch.randint(0, classes, shape, generator=generator, device=generator.device, dtype=torch.uint8)
+    if coarse == grid[channel:]:
+        return drawn
+    for axis, size in enumerate(grid[channel:], channel):
+        index = torch.arange(size, device=drawn.device) * drawn.shape[axis] // size
+        drawn = drawn.index_select(axis, index)
+    return drawn
+
+
+def table(device: str, shrink: int = 1) -> Iterator[Case]:
+    """All cases, the most telling ones first; `shrink` divides the spatial sizes, for trying the harness."""
+    cases = []
+    for workload, shape in WORKLOADS[device].items():
+        small = (*shape[:2], *(max(1, n // shrink) for n in shape[2:]))
+        binary = shape[1] == 1
+        for loss in BINARY if binary else MULTICLASS:
+            for dtype in DTYPES:
+                for target in ("float32", "uint8") if binary else ("int64", "uint8"):
+                    cases.append(Case(workload, small, loss, dtype, target))
+    # Multiclass before binary, for it gains most; then by size.
+    yield from sorted(cases, key=lambda c: (c.rank, c.classes == 1, -math.prod(c.shape)))

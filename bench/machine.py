@@ -1,0 +1,147 @@
+"""The machine that a number was measured on: its names and versions, and its ceilings in bytes per second.
+
+python bench/machine.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+GPU_PROPERTIES = (
+    "multi_processor_count",
+    "L2_cache_size",
+    "total_memory",
+    "shared_memory_per_block_optin",
+    "shared_memory_per_multiprocessor",
+    "regs_per_multiprocessor",
+    "warp_size",
+)
+CPU_BUILD = ("CPU instruction set in use", "thread pool")  # not the paths of its files
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def driver() -> str | None:
+    """The version of the NVIDIA driver, as nvidia-smi says it."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+
+
+def l2_bytes() -> int:
+    return int(getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)) or 64 << 20
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What a result needs beside it."""
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if importlib.util.find_spec("segfuse"):
+        import segfuse
+
+        about = segfuse.build_info()
+        found |= {name: about[name] for name in ("segfuse", "CUDA architectures", *CPU_BUILD) if name in about}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "driver": driver(),
+            "torch CUDA": torch.version.cuda,
+            "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
+            **{name: getattr(properties, name) for name in GPU_PROPERTIES if hasattr(properties, name)},
+        }
+    return found
+
+
+def slug(name: str) -> str:
+    """A folder's name for a device."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
+
+
+class Clock:
+    """Seconds per call of a device: by events on a GPU (the work of the host included, if that is longer)."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, f: Callable[[], object], repeat: int = 1) -> float:
+        if self.device == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(repeat):
+                f()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / repeat
+        begin = time.perf_counter()
+        for _ in range(repeat):
+            f()
+        return (time.perf_counter() - begin) / repeat
+
+
+def median_seconds(f: Callable[[], object], clock: Clock, rounds: int = 7, repeat: int = 4) -> float:
+    clock.seconds(f, 2)
+    return float(np.median([clock.seconds(f, repeat) for _ in range(rounds)]))
+
+
+def copy_rate(device: str, size: int | None = None) -> float:
+    """Bytes per second, read and written, of copying a buffer: one of 2 GB on a GPU, if that much is free."""
+    if size is None:
+        size = 2 << 30 if device == "cuda" else 64 << 20
+    if device == "cuda":
+        size = min(size, torch.cuda.mem_get_info()[0] // 6)
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return 2 * size / median_seconds(lambda: target.copy_(source), Clock(device))
+
+
+def read_rate(device: str, size: int | None = None) -> float:
+    """Bytes per second of a sum, which only reads."""
+    if size is None:
+        size = 2 << 30 if device == "cuda" else 64 << 20
+    if device == "cuda":
+        size = min(size, torch.cuda.mem_get_info()[0] // 6)
+    source = torch.zeros(size // 4, device=device)
+    return size / median_seconds(source.sum, Clock(device))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    found = describe(options.device)
+    found["copy TB/s"] = round(copy_rate(options.device) / 1e12, 3)
+    found["read TB/s"] = round(read_rate(options.device) / 1e12, 3)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
