@@ -31,7 +31,7 @@ if DEVICE != "cpu":
 def cuda_engine() -> _kernels.CudaEngine:
     """That of the GPU, or the CUDA sources compiled for the CPU."""
     if DEVICE == "cuda":
-        return _kernels.engine_of(torch.device("cuda"))
+        return _kernels.required_engine(torch.device("cuda:0"))
     sys.path.insert(0, str(ROOT / "tests" / "shim"))
     from build import build
 

@@ -371,6 +371,23 @@ def test_gradient_ahead_is_refused_or_left() -> None:
         pass
 
 
+def test_warmup_loads_every_kernel() -> None:
+    segfuse.warmup(DEVICE)
+    with pytest.raises(RuntimeError, match="segfuse has no kernels for mps"):
+        segfuse.warmup("mps")
+
+
+def test_a_plan_lives_as_long_as_its_engine() -> None:
+    """Lists of classes lie on the device, once per plan."""
+    shape = shape_of("multiclass", 16, 16)
+    case = multiclass("tversky_loss", **TVERSKY, classes=[4, 2])
+    for _ in range(3):
+        check_case(case, make_logits(shape), make_target("multiclass", shape))
+    cached = [classes for native, classes in cuda_engine()._plans.values() if native.classes == [4, 2]]
+    assert cached
+    assert all(classes.tolist() == [4, 2] for classes in cached)
+
+
 @needs_gpu
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
 def test_side_stream_and_graph(case: Case) -> None:

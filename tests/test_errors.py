@@ -296,3 +296,20 @@ def test_labels_that_change_before_backward() -> None:
         loss = (sf.DiceLoss("multiclass") + sf.CrossEntropyLoss())(logits, target)
         change(target)
         check(loss.backward, error, message)
+
+
+@pytest.mark.parametrize("mode", ["binary", "multilabel", "multiclass"])
+def test_check_target_says_what_the_kernels_cannot(mode: str) -> None:
+    logits = torch.randn(2, 1 if mode == "binary" else 3, 4, 5)
+    target = torch.ones((2, 4, 5) if mode == "multiclass" else logits.shape, dtype=torch.uint8)
+    assert sf.check_target(logits, target, mode=mode) is None
+    target.flatten()[7] = 255
+    with pytest.raises(
+        IndexError, match=r"label 255 is outside .* 1 such label.* position 7; did you mean ignore_index"
+    ):
+        sf.check_target(logits, target, mode=mode)
+    assert sf.check_target(logits, target, mode=mode, ignore_index=255) is None
+    with pytest.raises(ValueError, match="shape"):
+        sf.check_target(logits, target[:1], mode=mode)
+    with pytest.raises(ValueError, match="target is on meta"):
+        sf.check_target(logits, target.to("meta"), mode=mode)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import segfuse
-from segfuse import _C
+from segfuse import _C, _native
 
 
 def run(*command: str) -> str:
@@ -38,10 +38,13 @@ def test_the_native_module_wants_no_symbol_of_torch_or_openmp() -> None:
 
 def test_it_is_typed() -> None:
     files = {entry.name for entry in importlib.resources.files(segfuse).iterdir()}
-    assert {"py.typed", "_C.pyi"} <= files
-    stub = importlib.resources.files(segfuse).joinpath("_C.pyi").read_text()
-    declared = set(re.findall(r"^(?:def|class) (\w+)", stub, re.MULTILINE))
-    assert declared == {name for name in dir(_C) if not name.startswith("__")}
+    assert {"py.typed", "_C.pyi", "_cuda.pyi"} <= files
+    for stub_name, module in (("_C.pyi", _C), ("_cuda.pyi", _native.cuda_module())):
+        if module is None:
+            continue
+        stub = importlib.resources.files(segfuse).joinpath(stub_name).read_text()
+        declared = set(re.findall(r"^(?:(?:def|class) )?(\w+)(?:: str$|\(|:$)", stub, re.MULTILINE))
+        assert declared == {name for name in dir(module) if not name.startswith("__")}
 
 
 def test_build_info_and_its_command() -> None:

@@ -63,6 +63,7 @@ PYBIND11_MODULE(SEGFUSE_MODULE, m, py::mod_gil_not_used()) {
   m.def("workspace_size", &py_workspace_size);
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
+  m.def("unusable", &unusable);
   m.def("warmup", &warmup);
   m.def("kernel_names", &kernel_names);
   bind_trace(m, trace());

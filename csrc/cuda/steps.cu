@@ -101,6 +101,14 @@ void backward(const Plan& plan, const Problem& problem, const Constants& constan
   launch(Step::gradient, job, job.cut.count, stream);
 }
 
+std::string unusable() {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, head_kernels().begin->function);
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();
+  return cudaGetErrorString(status);
+}
+
 void warmup() {
   for (const KernelTable& table : tables())
     for (size_t i = 0; i < table.count; ++i) {

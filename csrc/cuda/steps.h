@@ -39,6 +39,9 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
               const void* upstream, const float* ahead, cudaStream_t stream);
 
+// Why no kernel can run on the current device ("" if they can): no code for it, an old driver.
+std::string unusable();
+
 // Loads every kernel onto the current device: a first launch inside a graph's capture would be an error.
 void warmup();
 

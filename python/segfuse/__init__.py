@@ -4,6 +4,7 @@ from segfuse import reference
 from segfuse._native import build_info
 from segfuse.algebra import CompoundLoss, Loss
 from segfuse.compounds import DiceBCELoss, DiceCELoss, DiceFocalLoss
+from segfuse.diagnostics import check_target, warmup
 from segfuse.pointwise import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "bce_with_logits_loss",
     "build_info",
+    "check_target",
     "cross_entropy_loss",
     "dice_loss",
     "focal_loss",
@@ -48,4 +50,5 @@ __all__ = [
     "jaccard_loss",
     "reference",
     "tversky_loss",
+    "warmup",
 ]

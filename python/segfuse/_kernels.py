@@ -30,7 +30,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class Engine(Protocol):
-    """The kernels of a kind of device. ``inputs``: logits, target, weight, softness; ``constants``: addresses."""
+    """The kernels of a device. ``inputs``: logits, target, weight, softness; ``constants``: addresses."""
 
     def forward(
         self,
@@ -54,15 +54,21 @@ class Engine(Protocol):
     ) -> None:
         """Fill the gradient; ``ahead``: it is what `forward` gave."""
 
+    def warmup(self, device: torch.device) -> None:
+        """Load what a first call would load."""
+
 
 class CpuEngine:
     """segfuse._C."""
+
+    def warmup(self, device: torch.device) -> None:
+        """See `Engine`."""
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
         """See `Engine`."""
         loss, terms, slopes = outputs
         unreduced = _native(loss) if plan.unreduced else None
-        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
+        addresses: Any = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
         _C.forward(plan.native, *inputs, *constants, unreduced, *addresses, torch.get_num_threads())
         return None
 
@@ -70,7 +76,7 @@ class CpuEngine:
         self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor, ahead: bool
     ) -> None:
         """See `Engine`."""
-        arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient)
+        arguments: Any = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient)
         _C.backward(plan.native, *inputs, tables, *arguments, torch.get_num_threads())
 
 
@@ -130,6 +136,11 @@ class CudaEngine:
         with _on(device):
             self.module.backward(native, *inputs, tables, _address(classes), *arguments, _stream(device))
 
+    def warmup(self, device: torch.device) -> None:
+        """See `Engine`."""
+        with _on(device):
+            self.module.warmup()
+
 
 def _last(slopes: Tensor) -> int:
     """The address of the number after the slopes: whether a gradient that was written ahead is right as it is."""
@@ -170,28 +181,40 @@ def _stream(device: torch.device) -> int:
     return int(_raw_stream(device.index))
 
 
-# By the type of the device; that of CUDA is loaded with the first CUDA tensor.
+# By device, GPUs each by their own; a GPU's is made with the first tensor on it. Why there is none, where there is none.
 engines: dict[str, Engine | None] = {"cpu": CpuEngine()}
+reasons: dict[str, str] = {}
 
 
 def engine_of(device: torch.device) -> Engine | None:
     """The engine of a device, None where there are no kernels for it."""
-    if device.type not in engines:
-        module = cuda_module() if device.type == "cuda" and torch.version.hip is None else None
-        engines[device.type] = None if module is None else CudaEngine(module)
-    return engines[device.type]
+    key = device.type if device.type != "cuda" else str(device)
+    if key not in engines:
+        engines[key] = _new_cuda_engine(device) if device.type == "cuda" and torch.version.hip is None else None
+    return engines[key]
+
+
+def _new_cuda_engine(device: torch.device) -> CudaEngine | None:
+    module = cuda_module()
+    with _on(device):
+        reason = "this build holds no CUDA kernels" if module is None else module.unusable()
+    if module is None or reason:
+        reasons[str(device)] = reason
+        return None
+    return CudaEngine(module)
 
 
 @torch.compiler.assume_constant_result
-def has_kernels(device_type: str) -> bool:
-    """Whether there are kernels for a kind of device. A constant to Dynamo."""
-    return engine_of(torch.device(device_type)) is not None
+def has_kernels(device: str) -> bool:
+    """Whether there are kernels for a device. A constant to Dynamo."""
+    return engine_of(torch.device(device)) is not None
 
 
-def _engine(device: torch.device) -> Engine:
+def required_engine(device: torch.device) -> Engine:
+    """The engine of a device, or an error that says why there is none."""
     engine = engine_of(device)
     if engine is None:
-        raise RuntimeError(f"segfuse has no kernels for {device.type} here")
+        raise RuntimeError(f"segfuse has no kernels for {device}: {reasons.get(str(device), 'not a CUDA device')}")
     return engine
 
 
@@ -223,7 +246,7 @@ def forward(
         tables = tables.contiguous()
     if coefficients is not None:
         coefficients = coefficients.contiguous()
-    gradient = _engine(device).forward(
+    gradient = required_engine(device).forward(
         plan,
         _inputs(plan, logits, target, weight),
         (_address(tables), _address(coefficients)),
@@ -249,7 +272,7 @@ def backward(
         grad_loss = grad_loss.contiguous()
     if tables is not None:
         tables = tables.contiguous()
-    _engine(logits.device).backward(
+    required_engine(logits.device).backward(
         plan,
         _inputs(plan, logits, target, weight),
         _address(tables),

@@ -49,7 +49,7 @@ def apply(
     """The loss and its (detached, unscaled) terms, float64, one row per term."""
     if torch.compiler.is_compiling():
         logits, target, weight = check_inputs(plan, logits, target, weight)
-        if not logits.is_meta and not _kernels.has_kernels(logits.device.type):
+        if not logits.is_meta and not _kernels.has_kernels(str(logits.device)):
             return plan.reference(logits, target, weight, tables, coefficients)
         loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
@@ -102,11 +102,12 @@ _announced: set[str] = set()
 
 
 def _announce_reference(device: torch.device) -> None:
-    message = f"segfuse has no kernels for {device.type} here: the loss runs in plain PyTorch (segfuse.reference)"
+    reason = _kernels.reasons.get(str(device), "no such device is supported")
+    message = f"segfuse has no kernels for {device} ({reason}): the loss runs in plain PyTorch (segfuse.reference)"
     if os.environ.get("SEGFUSE_STRICT") == "1":
         raise RuntimeError(message + ", which SEGFUSE_STRICT=1 forbids")
-    if device.type not in _announced:
-        _announced.add(device.type)
+    if str(device) not in _announced:
+        _announced.add(str(device))
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 

@@ -1,0 +1,55 @@
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+# (address, dtype code, shape, strides)
+Tensor: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+architectures: str
+
+class Plan:
+    def __init__(self, plan: Mapping[str, Any]) -> None: ...
+    @property
+    def classes(self) -> list[int]: ...
+
+def unusable() -> str: ...
+def workspace_size(plan: Plan, shape: tuple[int, ...]) -> int: ...
+def forward(
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    soft: bool,
+    tables: int,
+    coefficients: int,
+    classes: int,
+    output: Tensor | None,
+    loss: int,
+    terms: int,
+    slopes: int,
+    slope_count: int,
+    ahead: int,
+    workspace: int,
+    workspace_count: int,
+    scheme: int,
+    stream: int,
+) -> bool: ...
+def backward(
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    soft: bool,
+    tables: int,
+    classes: int,
+    slopes: int,
+    slope_count: int,
+    scalar_upstream: int,
+    upstream: Tensor | None,
+    gradient: Tensor,
+    ahead: int,
+    stream: int,
+) -> None: ...
+def warmup() -> None: ...
+def kernel_names() -> list[str]: ...
+def trace_start() -> None: ...
+def trace_stop() -> list[tuple[str, str, int, int]]: ...
