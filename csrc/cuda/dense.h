@@ -20,32 +20,24 @@ struct Dense {
   __device__ T* at(const View& v, int64_t c, int64_t i) const {
     return static_cast<T*>(v.data) + n * v.sample_stride + c * v.class_stride + first + i;
   }
-  // Chunks end at whole groups or at the end of the plane: what is cut off there is taken element by element.
+  // Planes are whole groups (policy.cu), so a group is there or it is not: then it reads as 0.
   template <class T>
   __device__ void load(const View& v, int64_t c, int64_t i, Pack<T, kVector>& pack) const {
-    if (i + kVector <= count) {
+    if (i < count)
       pack.load(at<const T>(v, c, i));
-    } else {
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) pack.element[k] = i + k < count ? *at<const T>(v, c, i + k) : T{};
-    }
+    else
+      pack.clear();
   }
   template <class T>
   __device__ void store(const View& v, int64_t c, int64_t i, const Pack<T, kVector>& pack) const {
-    if (i + kVector <= count) {
-      pack.store(at<T>(v, c, i));
-    } else {
-#pragma unroll
-      for (int k = 0; k < kVector; ++k)
-        if (i + k < count) *at<T>(v, c, i + k) = pack.element[k];
-    }
+    if (i < count) pack.store(at<T>(v, c, i));
   }
   // 1, or the weights of channel c; 0 past the end.
   __device__ void load_weights(int64_t c, int64_t i, float (&w)[kVector]) const {
     const View& v = job.problem.weight;
     if (!job.problem.has_weight) {
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) w[k] = i + k < count ? 1.0f : 0.0f;
+      for (int k = 0; k < kVector; ++k) w[k] = i < count ? 1.0f : 0.0f;
     } else if (v.dtype == Dtype::f32) {
       take(load_as<float>(v, c, i), w);
     } else {

@@ -23,16 +23,18 @@ namespace {
   entry<Serial<LabelMap<Element, classes>>, Step::serial>("label_map.serial<" name ", " #classes ">",  \
                                                           Engine::label_map, dtype, LinkKind::softmax, \
                                                           PointSet::cross_entropy, false, classes)
-#define SEGFUSE_AHEAD(classes)                                                                                       \
-  SEGFUSE_SERIAL(float, "float32", Dtype::f32, classes), SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, classes), \
-      SEGFUSE_BOTH(float, "float32", Dtype::f32, classes), SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16, classes)
+#define SEGFUSE_BOTHS(classes) \
+  SEGFUSE_BOTH(float, "float32", Dtype::f32, classes), SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16, classes)
+#define SEGFUSE_SERIALS(classes) \
+  SEGFUSE_SERIAL(float, "float32", Dtype::f32, classes), SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, classes)
 
-// The numbers of classes that are met most: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC.
+// The numbers of classes that are met most: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC. Sample after
+// sample: those of volumes, of which the rest of a batch does not fit into a cache.
 constexpr Kernel kKernels[] = {
-    SEGFUSE_ELEMENTS(2), SEGFUSE_ELEMENTS(3),  SEGFUSE_ELEMENTS(4),  SEGFUSE_ELEMENTS(5),
-    SEGFUSE_ELEMENTS(8), SEGFUSE_ELEMENTS(16), SEGFUSE_ELEMENTS(19), SEGFUSE_ELEMENTS(21),
-    SEGFUSE_AHEAD(2),    SEGFUSE_AHEAD(3),     SEGFUSE_AHEAD(4),     SEGFUSE_AHEAD(5),
-    SEGFUSE_AHEAD(8),    SEGFUSE_AHEAD(16),    SEGFUSE_AHEAD(19),    SEGFUSE_AHEAD(21),
+    SEGFUSE_ELEMENTS(2),  SEGFUSE_ELEMENTS(3),  SEGFUSE_ELEMENTS(4),  SEGFUSE_ELEMENTS(5), SEGFUSE_ELEMENTS(8),
+    SEGFUSE_ELEMENTS(16), SEGFUSE_ELEMENTS(19), SEGFUSE_ELEMENTS(21), SEGFUSE_BOTHS(2),    SEGFUSE_BOTHS(3),
+    SEGFUSE_BOTHS(4),     SEGFUSE_BOTHS(5),     SEGFUSE_BOTHS(8),     SEGFUSE_BOTHS(16),   SEGFUSE_BOTHS(19),
+    SEGFUSE_BOTHS(21),    SEGFUSE_SERIALS(2),   SEGFUSE_SERIALS(3),   SEGFUSE_SERIALS(4),  SEGFUSE_SERIALS(5),
 };
 
 }  // namespace

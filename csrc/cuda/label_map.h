@@ -104,7 +104,7 @@ struct LabelMap {
       shared.finish();
       // One more read of the label's logit, from the first cache, costs less than comparing with every class.
       float d = -peak;
-      if (w != 0.0f && group.i + k < group.dense.count)
+      if (w != 0.0f && group.i < group.dense.count)
         d = Number<Element>::widened(
                 *group.dense.template at<const Element>(group.dense.job.problem.logits, y, group.i + k)) -
             peak;

@@ -37,7 +37,8 @@ bool all_arrays(const Problem& p, Step step) {
   const int64_t group = 16 / size_of(p.logits.dtype);
   const Dtype t = p.target.dtype;
   const bool soft = !p.label_map && (t == Dtype::f16 || t == Dtype::bf16 || t == Dtype::f32);
-  return (is_dense_label(t) || soft) && is_array(p.logits, group) && is_array(p.target, group) &&
+  return p.pixels % group == 0 && (is_dense_label(t) || soft) && is_array(p.logits, group) &&
+         is_array(p.target, group) &&
          (!p.has_weight || (is_dense_weight(p.weight.dtype) && is_array(p.weight, group))) &&
          (!p.has_upstream || is_array(p.upstream, group)) && (!writes(step) || is_array(p.output, group));
 }

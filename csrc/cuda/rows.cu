@@ -36,9 +36,9 @@ namespace {
                     SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, OnePoint<FocalSquare>, false), rows, dtype, sigmoid,   \
                     focal_square, false)
 
-#define SEGFUSE_SERIAL(Element, name, dtype, points, Points, extra)             \
-  entry<Serial<Rows<DenseRow<Element>, Sigmoid, Points, extra>>, Step::serial>( \
-      "rows.serial<" name ", " #points ">", Engine::rows, dtype, LinkKind::sigmoid, PointSet::points, extra)
+#define SEGFUSE_SERIAL(Element, name, dtype, points, Points)                            \
+  entry<Serial<SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, Points, false)>, Step::serial>( \
+      "rows.serial<" name ", " #points ">", Engine::rows, dtype, LinkKind::sigmoid, PointSet::points, false)
 
 constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENT(float, "float32", Dtype::f32),
@@ -46,12 +46,10 @@ constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENT(Bfloat16, "bfloat16", Dtype::bf16),
     SEGFUSE_BOTH(float, "float32", Dtype::f32),
     SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16),
-    SEGFUSE_SERIAL(float, "float32", Dtype::f32, none, NoPoints, false),
-    SEGFUSE_SERIAL(float, "float32", Dtype::f32, bce, OnePoint<BceWithLogits>, false),
-    SEGFUSE_SERIAL(float, "float32", Dtype::f32, any, AnyPoints, true),
-    SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, none, NoPoints, false),
-    SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, bce, OnePoint<BceWithLogits>, false),
-    SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, any, AnyPoints, true),
+    SEGFUSE_SERIAL(float, "float32", Dtype::f32, none, NoPoints),
+    SEGFUSE_SERIAL(float, "float32", Dtype::f32, bce, OnePoint<BceWithLogits>),
+    SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, none, NoPoints),
+    SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, bce, OnePoint<BceWithLogits>),
     SEGFUSE_STRIDED(float, Dtype::f32, Sigmoid, sigmoid),
     SEGFUSE_STRIDED(float, Dtype::f32, Identity, identity),
     SEGFUSE_STRIDED(double, Dtype::f64, Sigmoid, sigmoid),

@@ -143,6 +143,11 @@ struct DenseRow {
   }
 };
 
+template <bool kValue>
+struct Constant {
+  static constexpr bool value = kValue;
+};
+
 // What a thread adds up: Σ w, Σ w t, the region sums, two per pointwise term.
 template <class Real, int kPoints, bool kExtra>
 struct RowTotals {
@@ -175,6 +180,16 @@ struct Rows {
   __device__ static Pixel<Real> pixel(Real w, Real& z, Real& t) {
     if (kWeighted && w == Real(0)) z = t = Real(0);
     return Link::pixel(z);
+  }
+
+  // f(whether the group has weights other than 1, as a type). Where any pointwise term may come, the code is large
+  // enough to be had once: it always has.
+  template <class F>
+  __device__ static void with_weights(const Source& source, int64_t base, const F& f) {
+    if (Points::kCount > 1 || source.weighted(base))
+      f(Constant<true>());
+    else if constexpr (Points::kCount <= 1)
+      f(Constant<false>());
   }
 
   template <bool kWeighted>
@@ -222,15 +237,11 @@ struct Rows {
     int groups = 0;
     for (int64_t base = 0; base < span.count; base += kGroup) {
       Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
-      if (source.weighted(base)) {
-        source.load(base, z, t, w);
-        add_group<true>(job, z, t, w, sums);
-        if constexpr (kWrites) compute_group<true, true>(job, source, base, {}, slopes, Real(1), z, t, w);
-      } else {
-        source.load(base, z, t, w);
-        add_group<false>(job, z, t, w, sums);
-        if constexpr (kWrites) compute_group<true, false>(job, source, base, {}, slopes, Real(1), z, t, w);
-      }
+      source.load(base, z, t, w);
+      with_weights(source, base, [&](auto weighted) {
+        add_group<weighted.value>(job, z, t, w, sums);
+        if constexpr (kWrites) compute_group<true, weighted.value>(job, source, base, {}, slopes, Real(1), z, t, w);
+      });
       if (++groups * kUnroll < kAddsPerFlush) continue;
       add_over_block(sums.value, Totals::kCount, totals, staging);
       sums.clear();
@@ -317,13 +328,10 @@ struct Rows {
     }
     for (int64_t base = 0; base < span.count; base += kGroup) {
       Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
-      if (source.weighted(base)) {
-        source.load(base, z, t, w);
-        compute_group<kGradient, true>(job, source, base, row, slopes, upstream, z, t, w);
-      } else {
-        source.load(base, z, t, w);
-        compute_group<kGradient, false>(job, source, base, row, slopes, upstream, z, t, w);
-      }
+      source.load(base, z, t, w);
+      with_weights(source, base, [&](auto weighted) {
+        compute_group<kGradient, weighted.value>(job, source, base, row, slopes, upstream, z, t, w);
+      });
     }
   }
 };

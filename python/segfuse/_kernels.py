@@ -68,16 +68,18 @@ class CpuEngine:
         """See `Engine`."""
         loss, terms, slopes = outputs
         unreduced = _native(loss) if plan.unreduced else None
-        addresses: Any = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
-        _C.forward(plan.native, *inputs, *constants, unreduced, *addresses, torch.get_num_threads())
+        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
+        arguments: Any = *inputs, *constants, unreduced, *addresses, torch.get_num_threads()
+        _C.forward(plan.native, *arguments)
         return None
 
     def backward(
         self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor, ahead: bool
     ) -> None:
         """See `Engine`."""
-        arguments: Any = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient)
-        _C.backward(plan.native, *inputs, tables, *arguments, torch.get_num_threads())
+        addresses = slopes.data_ptr(), slopes.numel() - 1
+        arguments: Any = *inputs, tables, *addresses, *upstream, _native(gradient), torch.get_num_threads()
+        _C.backward(plan.native, *arguments)
 
 
 class CudaEngine:
@@ -97,7 +99,7 @@ class CudaEngine:
         return found
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
-        """See `Engine`. The workspace is torch's, of the current stream: freed on return, used until the head is done."""
+        """See `Engine`. The workspace is torch's, of the current stream: freed on return, used until then."""
         loss, terms, slopes = outputs
         device = slopes.device
         native, classes = self._plan(plan, device)
@@ -181,7 +183,7 @@ def _stream(device: torch.device) -> int:
     return int(_raw_stream(device.index))
 
 
-# By device, GPUs each by their own; a GPU's is made with the first tensor on it. Why there is none, where there is none.
+# By device, each GPU its own, made with the first tensor there. And why there is none, where there is none.
 engines: dict[str, Engine | None] = {"cpu": CpuEngine()}
 reasons: dict[str, str] = {}
 

@@ -112,7 +112,7 @@ def _announce_reference(device: torch.device) -> None:
 
 
 class _Loss(torch.autograd.Function):
-    """The fast route. Saved: the inputs, the few floats per row that the head leaves, and a gradient if there is one."""
+    """The fast route. Saved: the inputs, the head's few floats per row, and a gradient if there is one already."""
 
     @staticmethod
     def forward(

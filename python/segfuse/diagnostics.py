@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ def warmup(device: torch.device | str | int | None = None) -> None:
 def check_target(logits: Tensor, target: Tensor, *, mode: str, ignore_index: int | None = None) -> None:
     """Check the labels of a target on any device, and wait for the result.
 
-    On a GPU a label out of range makes loss and gradient NaN: to say more, the kernels would have to make the host wait.
-    This does wait, and says which label, how many, and where.
+    On a GPU a label out of range makes loss and gradient NaN: to say more, the kernels would have to make the host
+    wait. This does wait, and says which label, how many, and where.
 
     Args:
         logits: of which the shape is read, ``(N, C, *)``.
@@ -47,7 +47,7 @@ def check_target(logits: Tensor, target: Tensor, *, mode: str, ignore_index: int
     """
     if target.device != logits.device:
         raise ValueError(f"target is on {target.device}, logits are on {logits.device}")
-    make: Any = CrossEntropyLoss if mode == "multiclass" else partial(BCEWithLogitsLoss, mode)
+    make: Any = CrossEntropyLoss if mode == "multiclass" else partial(BCEWithLogitsLoss, cast(Any, mode))
     loss: Loss = make(ignore_index=ignore_index, reduction="sum")
     with torch.no_grad():
         loss(torch.zeros((), device="cpu").expand(logits.shape), target.detach().to("cpu"))
