@@ -444,6 +444,28 @@ def test_more_than_two_to_the_31_elements(classes: int) -> None:
         )
 
 
+@needs_gpu
+@pytest.mark.parametrize("scheme", ["two_pass", "auto"])
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (segfuse.DiceBCELoss("binary"), (4, 1, 1024, 1024)),
+        (segfuse.DiceCELoss(), (2, 19, 512, 512)),
+        (segfuse.CrossEntropyLoss(), (1, 150, 256, 256)),
+    ],
+    ids=str,
+)
+def test_memory_is_the_gradient_and_a_megabyte(loss: segfuse.Loss, shape: tuple[int, ...], scheme: str) -> None:
+    logits = torch.randn(shape, requires_grad=True)
+    target = make_target("binary" if shape[1] == 1 else "multiclass", shape)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with _native.scheme(scheme):
+        torch.autograd.grad(loss(logits, target), logits)
+    assert torch.cuda.max_memory_allocated() - before <= 4 * logits.numel() + 2**20
+
+
 def test_every_kernel_was_launched() -> None:
     """Last in the file: prints how often each kernel ran above, and finds those that did not."""
     names = cuda_engine().module.kernel_names()

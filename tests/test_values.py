@@ -14,6 +14,7 @@ from cases import (
     make_weight,
     shape_of,
 )
+from conftest import DEVICE, SHIM
 from segfuse import _C, _native
 from segfuse._plan import LOWER
 
@@ -136,6 +137,7 @@ def test_any_number_of_classes(case: Case, classes: int) -> None:
     check_case(case, make_logits(shape), make_target("multiclass", shape))
 
 
+@pytest.mark.skipif(DEVICE != "cpu" or SHIM is not None, reason="of the CPU kernels")
 @pytest.mark.parametrize("name", _C.instruction_sets())
 @pytest.mark.parametrize("case", PATHS, ids=str)
 def test_every_instruction_set(case: Case, name: str) -> None:
