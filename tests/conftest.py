@@ -46,6 +46,11 @@ if SHIM:
     _native._traced.append(cuda_engine().module)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if thin := int(os.environ.get("SEGFUSE_THIN", "0")):
+        items[:] = items[int(os.environ.get("SEGFUSE_SEED", "0")) % thin :: thin]
+
+
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()) ^ int(os.environ.get("SEGFUSE_SEED", "0")))

@@ -57,9 +57,16 @@ int64_t tile_bytes(const Plan& plan, const Problem& problem, int pixels, bool st
 
 namespace {
 
+// Blocks of a processor that must fit, so that loads are on their way while others compute. Kernels that do two steps
+// would spill at 80 registers.
+template <class E, Step kStep>
+constexpr int resident_blocks() {
+  return (kStep == Step::both || kStep == Step::serial) && E::kBlocks > 2 ? 2 : E::kBlocks;
+}
+
 // One kernel per engine and step, and its entry in the tables.
 template <class E, Step kStep>
-__global__ void __launch_bounds__(E::kBlock, E::kBlocks) kernel(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(E::kBlock, (resident_blocks<E, kStep>())) kernel(const __grid_constant__ Job job) {
   if constexpr (kStep == Step::statistics || kStep == Step::head)
     E::statistics(job);
   else if constexpr (kStep == Step::values)

@@ -2,13 +2,15 @@
 
     python tests/shim/build.py FOLDER [--sanitize] [--sources csrc]
 
-Objects are kept by the hash of all text and flags, so an unchanged source is not compiled twice.
+Objects are kept by the hash of the flags and of all text that a source includes, wherever that text lies: an unchanged
+source is not compiled twice, and of a changed copy of csrc only what the change reaches.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +23,20 @@ SHIM = Path(__file__).parent
 ROOT = SHIM.parents[1]
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 NAME = "_cuda_shim"
+
+
+def text_of(source: Path) -> bytes:
+    """The source and all headers of csrc and of the shim that it includes, also those of headers."""
+    found, left = {}, [source.resolve()]
+    while left:
+        path = left.pop()
+        found[path] = path.read_bytes()
+        for name in INCLUDE.findall(found[path].decode()):
+            near = [p.resolve() for p in (path.parent / name, SHIM / name) if p.is_file()]
+            left += [p for p in near[:1] if p not in found]
+    return b"\0".join(found[p] for p in sorted(found, key=lambda p: (p.name, found[p])))
 
 
 def build(folder: Path, sanitize: bool = False, csrc: Path = ROOT / "csrc") -> Path:
@@ -31,11 +46,10 @@ def build(folder: Path, sanitize: bool = False, csrc: Path = ROOT / "csrc") -> P
     flags = [*FLAGS, *(["-O1", *SANITIZE] if sanitize else ["-O1"])]
     includes = [f"-I{SHIM}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     defines = [f"-DSEGFUSE_MODULE={NAME}", '-DSEGFUSE_ARCHITECTURES="shim"']
-    headers = b"".join(p.read_bytes() for p in sorted([*csrc.rglob("*.h"), *SHIM.glob("*.h")]))
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> Path:
-        own = source.read_bytes() + headers + " ".join(flags).encode()
+        own = text_of(source) + " ".join([*flags, *defines]).encode()
         target = folder / f"{source.stem}-{hashlib.sha256(own).hexdigest()[:16]}.o"
         if not target.exists():
             command = ["g++", "-x", "c++", *flags, *includes, *defines, "-c", str(source), "-o", f"{target}.part"]

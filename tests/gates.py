@@ -1,0 +1,218 @@
+"""The CUDA kernels as they were compiled: registers, stack, 16-byte accesses, instructions per pixel.
+
+    python tests/gates.py [--module _cuda.so] [--arch sm_90]    a report
+    python tests/gates.py --write                               gates.json anew, from a module with every architecture
+
+cuobjdump and nvdisasm are on PATH or come from PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm.
+
+Instructions per pixel: of one turn of the innermost loop that loads 16 bytes at a time, over its pixels. The turn is
+the cheapest way through the loop with every logit and label loaded, and every gradient stored, 16 bytes at a time (so:
+a float32 target or an int64 label map, no weights, no end of a row, no exchange between threads), where of two arms
+that only compute the heavier one counts (regions and pointwise terms are there). It is a count, not a time. float64 is
+counted too: many GPUs have hardly any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import sass
+
+TABLE = Path(__file__).with_name("gates.json")
+KERNELS_H = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.h"
+MEASURED = "sm_90"
+SLACK = 1.05  # what a build may cost more than the table
+
+# Kernels that must not spill: those with a loop over pixels in 16-byte accesses, and others.
+STREAMING = re.compile(
+    r"(Serial<)?(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+>), false>"
+    r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>)>? (?P<step>\w+)"
+)
+OTHERS = re.compile(r"(Tile<\w+>|HeadKernel<\w+>) \w+")
+# Loops of each step: whether they write.
+LOOPS = {"statistics": {False}, "gradient": {True}, "both": {True}, "serial": {False, True}}
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    stack: int
+    local: int
+
+
+@dataclass(frozen=True)
+class Code:
+    """`instructions` is per pixel, None where a 16-byte access is missing; `turn` counts kinds of one turn."""
+
+    total: Counter[str]
+    instructions: float | None
+    pixels: int
+    turn: Counter[str]
+
+
+def installed_module() -> Path | None:
+    spec = importlib.util.find_spec("segfuse._cuda")
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def tool(name: str) -> str:
+    nvidia = importlib.util.find_spec("nvidia")
+    places = [
+        p for root in (nvidia.submodule_search_locations or [] if nvidia else []) for p in Path(root).glob("*/bin")
+    ]
+    found = shutil.which(name) or next((str(p / name) for p in sorted(places) if (p / name).exists()), None)
+    if not found:
+        raise FileNotFoundError(f"{name}: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    return found
+
+
+def run(*command: str | Path, cwd: Path | None = None, text: str | None = None) -> str:
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd, input=text, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def architectures(module: Path, form: str) -> set[str]:
+    """Those with machine code (form 'elf') or PTX ('ptx')."""
+    return set(re.findall(r"\.(sm_\w+)\.", run(tool("cuobjdump"), f"-l{form}", module)))
+
+
+def kernel_names(mangled: list[str]) -> dict[str, str]:
+    """Mangled to 'LabelMap<float, 19> gradient'; what is no kernel is left out."""
+    steps = re.search(r"enum class Step : int \{(.*?)\}", KERNELS_H.read_text(), re.DOTALL)
+    assert steps
+    step_names = [s.strip() for s in steps[1].split(",")]
+    out = {}
+    for symbol, name in zip(mangled, run("c++filt", text="\n".join(mangled)).splitlines(), strict=True):
+        short = re.sub(r"segfuse::|\(anonymous namespace\)::", "", name).replace("> >", ">>")
+        if kernel := re.fullmatch(r"void kernel<(.*), \(Step\)(\d+)>\(Job\)", short):
+            out[symbol] = f"{kernel[1]} {step_names[int(kernel[2])]}"
+    return out
+
+
+def usage(module: Path) -> dict[str, dict[str, Usage]]:
+    """By kernel and architecture."""
+    arch, symbol = "", ""
+    found: dict[str, dict[str, Usage]] = {}
+    for line in run(tool("cuobjdump"), "-res-usage", module).splitlines():
+        if header := re.match(r"arch = (sm_\w+)", line):
+            arch = header[1]
+        elif function := re.match(r" Function (\S+):", line):
+            symbol = function[1]
+        elif numbers := re.match(r"\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
+            found.setdefault(symbol, {})[arch] = Usage(*map(int, numbers.groups()))
+    names = kernel_names(list(found))
+    return {names[symbol]: found[symbol] for symbol in names}
+
+
+def code(module: Path, arch: str = MEASURED) -> dict[str, Code]:
+    """By kernel, of those that are hot."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(tool("cuobjdump"), "-xelf", arch, module.resolve(), cwd=Path(folder))
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        with ThreadPoolExecutor(2) as pool:
+            listings = list(pool.map(lambda path: run(tool("nvdisasm"), "-c", path), cubins))
+    symbols = [s for listing in listings for s in re.findall(r"^\.text\.(\S+):", listing, re.MULTILINE)]
+    hot = {symbol: name for symbol, name in kernel_names(symbols).items() if is_hot(name)}
+    functions = {s: f for listing in listings for s, f in sass.parse(listing, hot.__contains__).items()}
+    return {hot[s]: measure(hot[s], function) for s, function in functions.items()}
+
+
+def is_hot(name: str) -> bool:
+    return bool(STREAMING.fullmatch(name) or OTHERS.fullmatch(name))
+
+
+def measure(name: str, function: sass.Function) -> Code:
+    total = sass.count(function)
+    kernel = STREAMING.fullmatch(name)
+    if not kernel:
+        return Code(total, None, 0, Counter())
+    turns = cheapest_turns(
+        sass.flow(function),
+        size=4 if "float" in (kernel["row"], kernel["map"]) else 2,
+        classes=int(kernel["classes"] or 1),
+        label_bytes=8 if kernel["map"] else 4,
+    )
+    if turns.keys() != LOOPS[kernel["step"]]:
+        return Code(total, None, 0, Counter())
+    instructions = sum(cost / pixels for cost, pixels, _ in turns.values())
+    counts = sum((counts for _, _, counts in turns.values()), Counter())
+    return Code(total, instructions, next(pixels for _, pixels, _ in turns.values()), counts)
+
+
+def cheapest_turns(
+    blocks: dict[int, sass.Block], size: int, classes: int, label_bytes: int
+) -> dict[bool, tuple[int, int, Counter[str]]]:
+    """Of the loops that only read and of those that write: instructions of a turn, its pixels, its counts."""
+    best: dict[bool, tuple[int, int, Counter[str]]] = {}
+    for loop in sass.innermost_loops(blocks, "load128"):
+        writes = any(kind.startswith("store") for block in loop.blocks.values() for kind in block.counts)
+        for pixels in (32, 16, 8, 4, 2, 1):  # as many as a turn can hold
+            logits = pixels * classes * size / 16
+            required = {
+                "load128": math.ceil(logits + pixels * label_bytes / 16),
+                "store128": math.ceil(logits) if writes else 0,
+                "mufu": pixels * (classes + 1),  # exponentials and a reciprocal
+            }
+            if turn := loop.cheapest_turn(required):
+                if writes not in best or turn[0] * best[writes][1] < best[writes][0] * pixels:
+                    best[writes] = (turn[0], pixels, turn[1])
+                break
+    return best
+
+
+def table() -> dict[str, dict]:
+    return json.loads(TABLE.read_text())
+
+
+def write(used: dict[str, dict[str, Usage]], codes: dict[str, Code]) -> None:
+    """Registers in eights, as they are handed out; instructions as they are."""
+    rows = {}
+    for name in sorted(codes):
+        row: dict = {"registers": {arch: -(-u.registers // 8) * 8 for arch, u in sorted(used[name].items())}}
+        if codes[name].instructions is not None:
+            row |= {"instructions": round(codes[name].instructions, 1)}
+            row |= {kind: codes[name].turn[kind] for kind in ("load128", "store128", "mufu", "double")}
+            row |= {"pixels": codes[name].pixels}
+        rows[name] = row
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    TABLE.write_text("{\n" + lines + "\n}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the CUDA kernels were compiled to.")
+    parser.add_argument("--module", type=Path, help="default: the installed segfuse._cuda")
+    parser.add_argument("--arch", default=MEASURED, help="whose instructions are counted")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
+    options = parser.parse_args()
+    module = options.module or installed_module()
+    if module is None:
+        parser.error("segfuse was built without nvcc; name a module")
+    used, codes = usage(module), code(module, options.arch)
+    if options.write:
+        write(used, codes)
+    print(f"{'':86}    /px  MUFU/px   F64/px  LDG.128  STG.128  LDL+STL  registers (+ stack) by sm")
+    for name in sorted(codes):
+        c = codes[name]
+        pixels = c.pixels or 1
+        per_pixel = [c.instructions or 0, c.turn["mufu"] / pixels, c.turn["double"] / pixels]
+        columns = [f"{n:7.1f}" for n in per_pixel] + [f"{c.total[k]:7}" for k in ("load128", "store128", "local")]
+        registers = " ".join(
+            f"{arch[3:]}:{u.registers}{f'+{u.stack}' if u.stack else ''}" for arch, u in sorted(used[name].items())
+        )
+        print(f"{name:86}{'  '.join(columns)}  {registers}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Mistakes that somebody could make in csrc/cuda, as patterns: each place where one fits is a mutation of its own.
+
+tests/mutate.py applies one at a time and expects tests/test_cuda.py to fail. What may survive stands in EQUIVALENT, with
+the reason; a survivor that is not there is a missing test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+# Constants of which only large tensors reach the far side: chunks, sums passed on. So small, a few kilobytes do.
+SHRUNK = {
+    r"(?<=kAddsPerFlush = )64(?=;)": "4",
+    r"(?<=kSmallest = )4096(?=, )": "512",
+    r"(?<=kPartials = )65536(?=;)": "1024",
+}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression for what is right, and what to put there instead (as re.sub would)."""
+
+    name: str
+    before: str
+    after: str
+    files: str = r".*"
+    seeds: int = 1  # orders of threads to try before it counts as a survivor
+
+
+@dataclass(frozen=True)
+class Mutation:
+    pattern: Pattern
+    file: str
+    start: int
+    before: str
+    after: str
+    line: int
+    text: str  # of its line
+    nth: int = 0  # among equal lines with equal patterns
+
+    @property
+    def key(self) -> str:
+        """Stays the same while its line does."""
+        return f"{self.file}: {self.pattern.name}: {self.text}" + (f" #{self.nth + 1}" if self.nth else "")
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.pattern.name}: {self.text.replace(self.before, f'[{self.after}]', 1)}"
+
+    def apply(self, text: str) -> str:
+        end = self.start + len(self.before)
+        assert text[self.start : end] == self.before
+        return text[: self.start] + self.after + text[end:]
+
+
+DEVICE = r"(?!steps|policy|binding).*"  # the host's loops run over tables of kernels
+FOR = r"(for \([^;:\n]*"
+ARRAYS = r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|present|fp|tp|sums|columns|column)"
+
+PATTERNS = (
+    Pattern("no barrier", r"__syncthreads\(\);", ";", seeds=3),
+    Pattern("half a warp", r"0xffffffffu", "0x0000ffffu"),
+    # Loops: the first round left out, the last one, a stride that is too long.
+    Pattern("first round", FOR + r" = )([^;,\n]+)(?=;)", r"\1\2 + 1", DEVICE),
+    Pattern("last round", FOR + r";[^;\n]* < [^;\n]+)(?=;)", r"\1 - 1", DEVICE),
+    Pattern("last round", FOR + r";[^;\n]* > [^;\n]+)(?=;)", r"\1 + 1", DEVICE),
+    Pattern("stride", FOR + r";[^;\n]*; \w+ \+= [^()\n]+)(?=\))", r"\1 + 1", DEVICE),
+    Pattern("walk", r"\bi \+= pixels;", "i += pixels + 1;"),
+    Pattern("walk", r"\bc \+= classes;", "c += classes + 1;"),
+    Pattern("walk", r"c >= shape\.classes", "c > shape.classes"),
+    # Who does it, and where it ends.
+    Pattern("thread guard", r"(if \((?:int\()?threadIdx\.x\)? < )([^)\n]+)\)", r"\1\2 - 1)"),
+    Pattern("tail", r"(?<!; )(\b(?:i|i \+ k|lane|base \+ lane|group\.i \+ k)) < ([\w.]*\bcount|here)\b", r"\1 <= \2"),
+    Pattern("tail", r"i >= count", "i > count"),
+    Pattern("tail of a group", r"kVector \* kUnroll > count", "kVector * kUnroll > count + 1"),
+    Pattern("tail of a tile", r"span\.count - base < shape\.pixels \? span\.count - base : ", ""),
+    # Chunks.
+    Pattern("tail of a unit", r"cut\.pixels - first < cut\.chunk \? cut\.pixels - first : ", ""),
+    Pattern("chunk", r"\(i - unit \* cut\.per_unit\)", "(i + 1 - unit * cut.per_unit)"),
+    Pattern("chunk", r"i / cut\.per_unit", "i / (cut.per_unit + 1)"),
+    Pattern("chunk", r"(gridDim\.x\)?) - 1 - ", r"\1 - "),
+    Pattern("chunk", r"(span\.first \+ \(?)(base|i|lane)\b", r"\g<1>1 + \2"),
+    Pattern("chunk", r"\(cut\.pixels \+ cut\.chunk - 1\)", "(cut.pixels + cut.chunk)"),
+    Pattern("chunk", r"(blockIdx\.x|chunk) \* ((?:job\.)?layout\.unit_sums\(\))", r"\1 * (\2 - 1)"),
+    # Shared memory: arrays that overlap, too little of it.
+    Pattern("overlap", r"(\b" + ARRAYS + r" \+ )(shape\.plane\(\)|[\w:.+* ]+?)(?=[;,)])", r"\1\2 - 1", r".*\.h"),
+    Pattern("overlap", r"return pixels \+ 1;", "return pixels - 1;"),
+    Pattern("overlap", r"staging\[(\w+) \* kCount", r"staging[\1 * (kCount - 1)"),
+    Pattern("overlap", r"at\.y \* 2 \* kThreads", "at.y * kThreads"),
+    Pattern("overlap", r"\[(\w+) \* n_sums\]", r"[\1 * (n_sums - 1)]"),
+    Pattern("too small", r"\(kWarps \+ 1\)|\(1 \+ kWarps\)", "kWarps"),
+    Pattern("too small", r"\+ 4 \* kThreads", "+ 3 * kThreads"),
+    Pattern("too small", r"statistics \? 0 : 2 \* classes", "statistics ? 0 : classes"),
+    Pattern("too small", r"statistics && regions \? 4 : 1", "statistics && regions ? 3 : 1"),
+    Pattern("too small", r"kPixels \* kThreads \* 5", "kPixels * kThreads * 4"),
+    Pattern("too small", r"\* 2 \* kClasses \* kThreads", "* (2 * kClasses - 1) * kThreads"),
+    # What was added before is added again, or lost.
+    Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|first = false);", ";"),
+    Pattern("no clear", r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[c\]|group_sums\[s\]|v) = 0\.0f;", ";"),
+    Pattern("no clear", r"\b(?:totals\[(?:threadIdx\.x|s)\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
+    Pattern("lost", r"first \? sum : out\[r\] \+ sum", "sum"),
+    Pattern("lost", r"first \? 0 : to\[threadIdx\.x\]", "0"),
+    # Slopes.
+    Pattern("slopes", r"\b5 \* c\b|\bc \* 5\b", "4 * c"),
+    Pattern("slopes", r"span\.unit \* (job\.layout\.unit_slopes\(\))", r"span.unit * (\1 - 1)"),
+    Pattern("unit", r"span\.unit % classes", "span.unit / classes"),
+    # What the vector kernels must not be given: the shim reports a misaligned access.
+    Pattern("alignment", r"\bwhole\(int64_t\(reinterpret_cast<uintptr_t>\(v\.data\)\)\)", "true"),
+    Pattern("alignment", r"\bwhole\(v\.\w+ \* size\)|\bis_array\(p\.\w+, group\)|\bv\.stride\[0\] == 1", "true"),
+    Pattern("alignment", r"\bis_dense_\w+\((?:t|p\.weight\.dtype)\)", "true", r".*\.cu"),
+    Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.class_stride == 1"),
+    Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.dims == 1"),
+)
+
+# Key -> why nothing can tell the difference.
+EQUIVALENT: dict[str, str] = {}
+
+
+def sources(csrc: Path) -> list[Path]:
+    return sorted([*(csrc / "cuda").glob("*.h"), *(csrc / "cuda").glob("*.cu")])
+
+
+def mutations(csrc: Path) -> list[Mutation]:
+    """All, in the order of the files."""
+    found = []
+    for path in sources(csrc):
+        text = path.read_text()
+        lines = text.splitlines()
+        seen: Counter[tuple[str, str]] = Counter()
+        for pattern in PATTERNS:
+            if not re.fullmatch(pattern.files, path.name):
+                continue
+            for match in re.finditer(pattern.before, text):
+                number = text.count("\n", 0, match.start())
+                line = lines[number].strip()
+                what = (match[0], match.expand(pattern.after))
+                found.append(Mutation(pattern, path.name, match.start(), *what, number + 1, line, seen[pattern.name, line]))
+                seen[pattern.name, line] += 1
+    return found

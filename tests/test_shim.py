@@ -1,0 +1,90 @@
+"""The CUDA sources on the CPU: the fiber shim itself, then the whole case table on them, with and without sanitizers."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from conftest import DEVICE, ROOT, SHIM
+from mutate import shrunk
+
+TESTS = ROOT / "tests"
+SHIM_SOURCES = TESTS / "shim"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1")
+# Other instruction sets and threads are the CPU kernels' own.
+VALUES = ("test_values.py", "--deselect=test_values.py::test_every_instruction_set")
+
+pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the other tests on the shim by itself")
+
+
+def run(command: list[str], **environment: str) -> str:
+    """What a command says; a failure if it fails."""
+    done = subprocess.run(
+        command,
+        cwd=TESTS,
+        env={**os.environ, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1800,
+    )
+    if done.returncode:
+        shown = " ".join(f"{k}={v}" for k, v in environment.items())
+        pytest.fail(f"exit {done.returncode}: {shown} {' '.join(command)}\n{done.stdout[-8000:]}", pytrace=False)
+    return done.stdout
+
+
+def run_tests(*groups: tuple[str, ...], **environment: str) -> list[str]:
+    """Test files in subprocesses, one per group."""
+    common = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "--maxfail=3",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+    ]
+    with ThreadPoolExecutor(len(groups)) as pool:
+        return list(pool.map(lambda group: run([*common, *group], **environment), groups))
+
+
+@pytest.mark.parametrize("sanitizers", [(), SANITIZERS], ids=["plain", "sanitized"])
+def test_selftest(sanitizers: tuple[str, ...], tmp_path: Path) -> None:
+    """selftest.cu says what it proves."""
+    sources = [SHIM_SOURCES / "selftest.cu", *sorted(SHIM_SOURCES.glob("*.cpp"))]
+    flags = ["-std=c++17", "-O1", f"-I{SHIM_SOURCES}", "-fno-strict-aliasing", "-Wno-unknown-pragmas", *sanitizers]
+    program = str(tmp_path / "selftest")
+    run(["g++", *flags, "-x", "c++", *map(str, sources), "-ldl", "-o", program])
+    assert "all passed" in run([program], ASAN_OPTIONS="detect_leaks=0")
+
+
+def test_the_case_table() -> None:
+    from build import build
+
+    module = build(ROOT / "build" / "shim")
+    run_tests(VALUES, ("test_layout.py", "test_edges.py", "test_algebra.py"), SEGFUSE_SHIM=str(module))
+
+
+def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
+    """AddressSanitizer and UBSan abort at their first report. Chunks are small here, so that all loops go round."""
+    from build import build
+
+    module = build(ROOT / "build" / "shim", sanitize=True, csrc=shrunk(tmp_path))
+    assert b"__asan_report_load4" in module.read_bytes()
+    libraries = [f"lib{name}.so" for name in ("asan", "ubsan", "stdc++")]  # Python itself knows nothing of them
+    environment = {
+        "SEGFUSE_SHIM": str(module),
+        "LD_PRELOAD": " ".join(run(["g++", f"-print-file-name={name}"]).strip() for name in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(run_tests, ("test_cuda.py",), **environment)
+        thin = pool.submit(run_tests, (*VALUES, "test_layout.py", "test_edges.py"), SEGFUSE_THIN="4", **environment)
+        whole.result(), thin.result()
