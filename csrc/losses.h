@@ -32,7 +32,7 @@ HD Parts<T> by_label(const V& t, const T& positive, const T& negative) {
 template <class Real>
 struct BceWithLogits {
   Real smoothing;
-  HD explicit BceWithLogits(const double* parameter) : smoothing(Real(parameter[0])) {}
+  HD explicit BceWithLogits(const Real* parameter) : smoothing(parameter[0]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
     return by_label(t * V(1 - smoothing) + V(smoothing / 2), -x.log_p, -x.log_q);
@@ -43,7 +43,7 @@ struct BceWithLogits {
 template <class Real>
 struct CrossEntropy {
   Real keep, spread;
-  HD explicit CrossEntropy(const double* parameter) : keep(Real(1 - parameter[0])), spread(Real(parameter[1])) {}
+  HD explicit CrossEntropy(const Real* parameter) : keep(1 - parameter[0]), spread(parameter[1]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
     return by_label(t * V(keep) + V(spread), -x.log_p, -x.log_q);
@@ -54,7 +54,7 @@ struct CrossEntropy {
 template <class Real>
 struct Focal {
   Real gamma;
-  HD explicit Focal(const double* parameter) : gamma(Real(parameter[0])) {}
+  HD explicit Focal(const Real* parameter) : gamma(parameter[0]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
     return by_label(t, power(x.q, gamma) * -x.log_p, power(x.p, gamma) * -x.log_q);
@@ -64,7 +64,7 @@ struct Focal {
 // The focal loss at gamma = 2, its default: a square in place of a power.
 template <class Real>
 struct FocalSquare {
-  HD explicit FocalSquare(const double*) {}
+  HD explicit FocalSquare(const Real*) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
     return by_label(t, square(x.q) * -x.log_p, square(x.p) * -x.log_q);

@@ -28,11 +28,15 @@ enum class Balance : int { none, positive, alpha, balanced, class_weight };
 struct PointTerm {
   PointKind kind;
   double parameter[2];
+  float narrow[2];  // the same; a conversion per pixel would cost a GPU more than the loss
   Balance balance;
   double balance_value;  // when there is no table
   int table;             // row of the tables with C values, or -1
   bool weighs_the_mean;  // class weights of hard labels count in the denominator of the mean
   bool smooths;          // the label is spread over the classes
+
+  HD const double* parameters(double) const { return parameter; }
+  HD const float* parameters(float) const { return narrow; }
 };
 
 struct RegionTerm {
@@ -121,6 +125,7 @@ inline Plan settled(Plan plan, const Problem& problem) {
     PointTerm& point = plan.points[k];
     if (point.smooths) point.parameter[1] = point.parameter[0] / double(problem.classes);
     if (!problem.label_map) point.weighs_the_mean = false;  // as torch: class probabilities are not labels
+    for (int i = 0; i < 2; ++i) point.narrow[i] = float(point.parameter[i]);
   }
   return plan;
 }

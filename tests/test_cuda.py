@@ -101,7 +101,8 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
         check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
     weight = make_weight("multiclass", shape)
     check_case(case, make_logits(shape, dtype), target.to(torch.int16), weight, ignore_index=255)
-    if case.loss == "cross_entropy_loss" and classes in EXACT_COUNTS and dtype != torch.float16:
+    spills = dtype == torch.bfloat16 and classes == 21  # there is no such kernel
+    if case.loss == "cross_entropy_loss" and classes in EXACT_COUNTS and dtype != torch.float16 and not spills:
         with _native.scheme("gradient_in_forward"):
             check_case(case, make_logits(shape, dtype), target, ignore_index=255)
     if case.is_region and classes in EXACT_COUNTS[:4] and dtype != torch.float16:

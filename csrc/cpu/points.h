@@ -17,7 +17,7 @@ template <template <class> class Loss>
 struct OnePoint {
   template <class Real, class Function>
   static void for_each(const Job& job, const Function& f) {
-    f(Loss<Real>(job.point[0].parameter), 0);
+    f(Loss<Real>(job.point[0].parameters(Real())), 0);
   }
 };
 
@@ -25,9 +25,9 @@ struct AnyPoints {
   template <class Real, class Function>
   static void for_each(const Job& job, const Function& f) {
     for (int k = 0; k < job.points; ++k) switch (job.point[k].kind) {
-#define SEGFUSE_CASE(name, type)              \
-  case PointKind::name:                       \
-    f(type<Real>(job.point[k].parameter), k); \
+#define SEGFUSE_CASE(name, type)                       \
+  case PointKind::name:                                \
+    f(type<Real>(job.point[k].parameters(Real())), k); \
     break;
         SEGFUSE_POINTWISE(SEGFUSE_CASE)
 #undef SEGFUSE_CASE

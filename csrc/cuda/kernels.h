@@ -58,10 +58,10 @@ int64_t tile_bytes(const Plan& plan, const Problem& problem, int pixels, bool st
 namespace {
 
 // Blocks of a processor that must fit, so that loads are on their way while others compute. Kernels that do two steps
-// would spill at 80 registers.
+// need the registers of one block more.
 template <class E, Step kStep>
 constexpr int resident_blocks() {
-  return (kStep == Step::both || kStep == Step::serial) && E::kBlocks > 2 ? 2 : E::kBlocks;
+  return kStep != Step::both && kStep != Step::serial ? E::kBlocks : E::kBlocks > 2 ? 2 : 1;
 }
 
 // One kernel per engine and step, and its entry in the tables.

@@ -15,7 +15,7 @@ struct CrossEntropyOrNone {
   static constexpr int kCount = 1;
   template <class Real, class F>
   __device__ static void for_each(const Job& job, const F& f) {
-    if (job.plan.point_count) f(CrossEntropy<Real>(job.plan.points[0].parameter), 0);
+    if (job.plan.point_count) f(CrossEntropy<Real>(job.plan.points[0].parameters(Real())), 0);
   }
 };
 

@@ -18,7 +18,7 @@ struct OnePoint {
   static constexpr int kCount = 1;
   template <class Real, class Function>
   __device__ static void for_each(const Job& job, const Function& f) {
-    f(Loss<Real>(job.plan.points[0].parameter), 0);
+    f(Loss<Real>(job.plan.points[0].parameters(Real())), 0);
   }
 };
 
@@ -28,9 +28,9 @@ struct AnyPoints {
   __device__ static void for_each(const Job& job, const Function& f) {
 #pragma unroll 1
     for (int k = 0; k < job.plan.point_count; ++k) switch (job.plan.points[k].kind) {
-#define SEGFUSE_CASE(name, type)                    \
-  case PointKind::name:                             \
-    f(type<Real>(job.plan.points[k].parameter), k); \
+#define SEGFUSE_CASE(name, type)                             \
+  case PointKind::name:                                      \
+    f(type<Real>(job.plan.points[k].parameters(Real())), k); \
     break;
         SEGFUSE_POINTWISE(SEGFUSE_CASE)
 #undef SEGFUSE_CASE
