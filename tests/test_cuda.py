@@ -245,7 +245,6 @@ PER_CLASS = {"class_weight": (0.2, 1.5, 0.7, 2.0, 1.1)}
 AHEAD = [
     ("gradient_in_forward", Case("bce_with_logits_loss", "binary", {"pos_weight": 2.5})),
     ("gradient_in_forward", Case("bce_with_logits_loss", "multilabel", {"pos_weight": PER_CLASS["class_weight"]})),
-    ("gradient_in_forward", Case("focal_loss", "binary", {"alpha": 0.3})),
     ("gradient_in_forward", multiclass("cross_entropy_loss")),
     ("sample_serial", Case("tversky_loss", "binary", TVERSKY)),
     ("sample_serial", Case("tversky_loss", "multilabel", {**TVERSKY, **PER_CLASS})),

@@ -150,7 +150,7 @@ Scheme scheme_for(const Job& job, Scheme wanted) {
   const bool can_foresee = is_foreseeable(job.plan, job.problem) && kernel_for(Step::both, job);
   if (wanted == Scheme::gradient_in_forward && !can_foresee)
     throw std::invalid_argument(
-        "scheme: gradient_in_forward is for pointwise losses in float32 and bfloat16, in planes");
+        "scheme: gradient_in_forward is for BCE and cross-entropy in float32 and bfloat16, in planes");
   if (wanted == Scheme::sample_serial) {
     if (!samples_stand_alone(job) || !kernel_for(Step::serial, job))
       throw std::invalid_argument(

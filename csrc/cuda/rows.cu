@@ -28,14 +28,11 @@ namespace {
       SEGFUSE_ENTRY(gradient, "strided " #Real ", " #link, SEGFUSE_ROWS(StridedRow<Real>, Link, AnyPoints, true), \
                     strided_rows, dtype, link, any, true)
 
-// float16 is not among them: a gradient divided by the number of pixels would underflow before it is scaled up.
+// float16 is not among them: a gradient divided by the number of pixels would underflow before it is scaled up. Nor is
+// the focal loss: it would spill.
 #define SEGFUSE_BOTH(Element, name, dtype)                                                                          \
   SEGFUSE_ENTRY(both, name ", bce", SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, OnePoint<BceWithLogits>, false), rows, \
-                dtype, sigmoid, bce, false),                                                                        \
-      SEGFUSE_ENTRY(both, name ", focal_square",                                                                    \
-                    SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, OnePoint<FocalSquare>, false), rows, dtype, sigmoid,   \
-                    focal_square, false)
-
+                dtype, sigmoid, bce, false)
 #define SEGFUSE_SERIAL(Element, name, dtype, points, Points)                            \
   entry<Serial<SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, Points, false)>, Step::serial>( \
       "rows.serial<" name ", " #points ">", Engine::rows, dtype, LinkKind::sigmoid, PointSet::points, false)
