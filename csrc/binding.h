@@ -218,7 +218,7 @@ T* pointer(uintptr_t address) {
 void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, int64_t count) {
   const Layout layout(plan.plan, problem);
   if (count != layout.units * layout.unit_slopes()) throw std::invalid_argument("slopes: unexpected size");
-  if (count && !slopes) throw std::invalid_argument("slopes: has no storage");
+  if (!slopes) throw std::invalid_argument("slopes: has no storage");
 }
 
 inline void bind_trace(py::module_& m, Trace& trace) {

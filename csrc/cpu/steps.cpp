@@ -132,8 +132,10 @@ void run_head(const Plan& plan, const Problem& problem, const Constants& constan
   const OutputMap map{plan, problem, constants.classes};
   std::vector<double> workspace(size_t(Head::workspace_size(plan, problem, map.count())));
   const Head head(plan, problem, constants, sums.data(), workspace.data());
-  head.run(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms,
-           static_cast<Real*>(outputs.slopes));
+  Real* slopes = static_cast<Real*>(outputs.slopes);
+  head.run(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms, slopes);
+  const Layout layout(plan, problem);
+  slopes[layout.units * layout.unit_slopes()] = 0;  // a GPU says there whether it has written the gradient ahead
 }
 
 template <class Real>

@@ -23,7 +23,7 @@ std::vector<std::string> instruction_sets();
 struct Outputs {
   void* loss;     // float32, or float64 if problem.wide; problem.output for an unreduced pointwise loss
   double* terms;  // one value per term and loss element
-  void* slopes;   // units * unit_slopes
+  void* slopes;   // units * unit_slopes, and one more
 };
 
 // An integer label that is neither in range nor ignored.

@@ -27,6 +27,7 @@ bool py_forward(const PyPlan& plan, const py::object& logits, const py::object& 
   const bool with_classes = unreduced ? plan.mode == Mode::multilabel : plan.mode != Mode::binary;
   const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), output, with_classes);
   check_slopes(plan, problem, slopes, slope_count);
+  if (!ahead) throw std::invalid_argument("slopes: has no storage");
   if (!unreduced && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
   const Constants constants = constants_of(tables, coefficients, classes);
   if (workspace_count < workspace_size(plan.plan, problem)) throw std::invalid_argument("workspace: too small");

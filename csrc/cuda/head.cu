@@ -17,10 +17,11 @@ struct HeadKernel {
     const Head head(job.plan, job.problem, job.constants, job.sums, job.head_workspace);
     const Block<kHeadThreads> block{reinterpret_cast<double*>(shared_memory())};
     head.run(block, static_cast<Real*>(job.loss), job.terms, static_cast<Real*>(job.slopes));
-    if (!job.ahead) return;
     const int64_t n_sums = job.layout.unit_sums();
     const double weight = block.sum(job.layout.units, [&](int64_t u) { return job.sums[u * n_sums]; });
-    if (threadIdx.x == 0) *job.ahead = job.assumed_weight == 0 || weight == job.assumed_weight ? 1.0f : 0.0f;
+    // In the slopes' type, behind them; the gradient pass reads it of float32 only.
+    if (threadIdx.x == 0)
+      *reinterpret_cast<Real*>(job.ahead) = Real(job.assumed_weight == 0 || weight == job.assumed_weight ? 1 : 0);
   }
 };
 

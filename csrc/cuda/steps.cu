@@ -77,8 +77,10 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
   job.terms = outputs.terms;
   job.slopes = outputs.slopes;
   const Scheme scheme = scheme_for(job, wanted);
-  if (scheme != Scheme::two_pass) job.ahead = outputs.ahead;
-  if (job.ahead && plan.point_count && plan.reduction != Reduction::sum)
+  job.ahead = outputs.ahead;
+  if (scheme == Scheme::two_pass)
+    job.assumed_weight = -1;  // no sum of weights is: nothing has been written ahead
+  else if (plan.point_count && plan.reduction != Reduction::sum)
     job.assumed_weight = double(problem.samples * (plan.joint ? 1 : problem.classes) * problem.pixels);
   if (scheme == Scheme::sample_serial) {
     job.arrived = reinterpret_cast<unsigned*>(workspace + workspace_size(plan, problem) - problem.samples);
