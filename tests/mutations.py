@@ -1,7 +1,7 @@
 """Mistakes that somebody could make in csrc/cuda, as patterns: each place where one fits is a mutation of its own.
 
-tests/mutate.py applies one at a time and expects tests/test_cuda.py to fail. What may survive stands in EQUIVALENT, with
-the reason; a survivor that is not there is a missing test.
+tests/mutate.py applies one at a time and expects tests/test_cuda.py to fail. What may survive stands in EQUIVALENT,
+with the reason; a survivor that is not there is a missing test.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def mutations(csrc: Path) -> list[Mutation]:
                 number = text.count("\n", 0, match.start())
                 line = lines[number].strip()
                 what = (match[0], match.expand(pattern.after))
-                found.append(Mutation(pattern, path.name, match.start(), *what, number + 1, line, seen[pattern.name, line]))
+                nth = seen[pattern.name, line]
+                found.append(Mutation(pattern, path.name, match.start(), *what, number + 1, line, nth))
                 seen[pattern.name, line] += 1
     return found

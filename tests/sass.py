@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-# Arms of a branch that differ by fewer instructions: a special case (inf in log1p) and the ordinary one.
+# Arms of a branch without loads that differ by less: a special case (inf in log1p) and the ordinary one.
 SPECIAL_CASE = 8
 NOT_ARITHMETIC = {"load128", "store128", "store64", "store", "exchange"}
 KINDS = {"LDL": "local", "STL": "local", "MUFU": "mufu", "BAR": "exchange", "SHFL": "exchange"}
@@ -79,7 +80,7 @@ def flow(function: Function) -> dict[int, Block]:
             ends[i] = []
     cuts = sorted({0, len(function.code), *function.labels.values(), *(i + 1 for i in ends)})
     blocks: dict[int, Block] = {}
-    for first, end in zip(cuts, cuts[1:]):
+    for first, end in pairwise(cuts):
         counts = Counter(k for k in map(kind, function.code[first:end]) if k)
         blocks[first] = Block(end - first, counts, [b for b in ends.get(end - 1, [end]) if b < len(function.code)])
     reached = _reached([0], lambda b: blocks[b].after)
@@ -116,10 +117,14 @@ def _cycles(nodes: set[int], after: Callable[[int], list[int]]) -> list[set[int]
             before[w].append(b)
     cycles = []
     left = set(nodes)
+
+    def before_in_left(b: int) -> list[int]:
+        return [w for w in before[b] if w in left]
+
     for root in reversed(order):
         if root in left:
-            cycle = _reached([root], lambda b: [w for w in before[b] if w in left])
-            left -= cycle
+            cycle = _reached([root], before_in_left)
+            left.difference_update(cycle)
             if len(cycle) > 1 or root in inside[root]:
                 cycles.append(cycle)
     return cycles
@@ -179,7 +184,7 @@ class Loop:
     def _drop_light_arms(self) -> None:
         """Of two arms that only compute, the heavier one counts: a region term, not its absence.
 
-        Arms that store, exchange or load vectors or several elements (the end of a row, weights) stay as they are.
+        Arms that store, exchange or load vectors (the end of a row, weights) stay as they are.
         """
         joins = {b: join for b, join in self._joins().items() if join is not None}
         inside = {
@@ -188,11 +193,11 @@ class Loop:
         }
         for b in sorted(inside, key=lambda b: len(inside[b])):  # inner branches first
             counts = sum((self.blocks[x].counts for x in inside[b]), Counter())
-            if b in inside[b] or counts["load"] > 1 or NOT_ARITHMETIC & counts.keys():
+            if b in inside[b] or NOT_ARITHMETIC & counts.keys():
                 continue
             arms = self.blocks[b].after
             costs = [self._cost(arm, joins[b]) for arm in arms]
-            if abs(costs[0] - costs[1]) >= SPECIAL_CASE:
+            if abs(costs[0] - costs[1]) >= (1 if counts else SPECIAL_CASE):
                 self.blocks[b].after = [arms[costs.index(max(costs))]]
 
     def _until(self, b: int, join: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The CUDA sources on the CPU: the fiber shim itself, then the whole case table on them, with and without sanitizers."""
+"""The CUDA sources on the CPU: the fiber shim itself, then the case table on them, with and without sanitizers."""
 
 import os
 import subprocess
