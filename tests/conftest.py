@@ -1,6 +1,7 @@
 """Shared fixtures: every test starts from the same random state.
 
 SEGFUSE_SEED=n              other random inputs
+SEGFUSE_THIN=n              one test of n
 SEGFUSE_SHIM=module.so      the CUDA sources, run on the CPU (tests/shim/build.py), take the CPU kernels' place
 SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
 """
@@ -20,6 +21,8 @@ from segfuse import _kernels, _native
 ROOT = Path(__file__).parents[1]
 DEVICE = os.environ.get("SEGFUSE_TEST_DEVICE", "cpu")
 SHIM = os.environ.get("SEGFUSE_SHIM")
+SEED = int(os.environ.get("SEGFUSE_SEED", "0"))
+THIN = int(os.environ.get("SEGFUSE_THIN", "1"))
 
 # On small tensors the oracle spends its time waking threads; test_engine.py runs the kernels on several.
 torch.set_num_threads(1)
@@ -46,11 +49,13 @@ if SHIM:
     _native._traced.append(cuda_engine().module)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if thin := int(os.environ.get("SEGFUSE_THIN", "0")):
-        items[:] = items[int(os.environ.get("SEGFUSE_SEED", "0")) % thin :: thin]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drawn, since every n-th would be the same reduction each time."""
+    chance = {item: zlib.crc32(f"{SEED} {item.nodeid}".encode()) % THIN for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if chance[item]])
+    items[:] = [item for item in items if not chance[item]]
 
 
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
-    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()) ^ int(os.environ.get("SEGFUSE_SEED", "0")))
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()) ^ SEED)

@@ -11,11 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-# Constants of which only large tensors reach the far side: chunks, sums passed on. So small, a few kilobytes do.
+# Constants of which only large tensors reach the far side: chunks cut short, sums passed on in the middle of a chunk.
+# These serve small ones, and are no multiples of one another: after the last flush within a chunk more is to come.
 SHRUNK = {
-    r"(?<=kAddsPerFlush = )64(?=;)": "4",
-    r"(?<=kSmallest = )4096(?=, )": "512",
-    r"(?<=kPartials = )65536(?=;)": "1024",
+    r"(?<=kAddsPerFlush = )64(?=;)": "20",
+    r"\+\+groups \* kUnroll < kAddsPerFlush": "++groups < 3",
+    r"(?<=kSmallest = )4096(?=, )": "7168",
+    r"(?<=kPartials = )65536(?=;)": "300",
 }
 
 
@@ -57,7 +59,9 @@ class Mutation:
 
 DEVICE = r"(?!steps|policy|binding).*"  # the host's loops run over tables of kernels
 FOR = r"(for \([^;:\n]*"
-ARRAYS = r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|present|fp|tp|sums|columns|column)"
+ARRAYS = (
+    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|present|fp|tp|sums|columns?|coefficients|terms|job\.partial)"
+)
 
 PATTERNS = (
     Pattern("no barrier", r"__syncthreads\(\);", ";", seeds=3),
@@ -66,15 +70,17 @@ PATTERNS = (
     Pattern("first round", FOR + r" = )([^;,\n]+)(?=;)", r"\1\2 + 1", DEVICE),
     Pattern("last round", FOR + r";[^;\n]* < [^;\n]+)(?=;)", r"\1 - 1", DEVICE),
     Pattern("last round", FOR + r";[^;\n]* > [^;\n]+)(?=;)", r"\1 + 1", DEVICE),
+    Pattern("last round", r"\bk >= 0\b", "k > 0"),
     Pattern("stride", FOR + r";[^;\n]*; \w+ \+= [^()\n]+)(?=\))", r"\1 + 1", DEVICE),
     Pattern("walk", r"\bi \+= pixels;", "i += pixels + 1;"),
     Pattern("walk", r"\bc \+= classes;", "c += classes + 1;"),
     Pattern("walk", r"c >= shape\.classes", "c > shape.classes"),
     # Who does it, and where it ends.
     Pattern("thread guard", r"(if \((?:int\()?threadIdx\.x\)? < )([^)\n]+)\)", r"\1\2 - 1)"),
-    Pattern("tail", r"(?<!; )(\b(?:i|i \+ k|lane|base \+ lane|group\.i \+ k)) < ([\w.]*\bcount|here)\b", r"\1 <= \2"),
+    Pattern("tail", r"(?<!; )(\b(?:i|lane|base \+ lane|group\.i)) < ([\w.]*\bcount|here)\b", r"\1 <= \2"),
     Pattern("tail", r"i >= count", "i > count"),
-    Pattern("tail of a group", r"kVector \* kUnroll > count", "kVector * kUnroll > count + 1"),
+    Pattern("tail", r"(?<!; )(sample \+ groups|group) < (job\.problem\.samples)", r"\1 <= \2"),
+    Pattern("tail of a group", r"kVector \* kUnroll > count", "kVector * kUnroll > count + kVector"),
     Pattern("tail of a tile", r"span\.count - base < shape\.pixels \? span\.count - base : ", ""),
     # Chunks.
     Pattern("tail of a unit", r"cut\.pixels - first < cut\.chunk \? cut\.pixels - first : ", ""),
@@ -82,36 +88,51 @@ PATTERNS = (
     Pattern("chunk", r"i / cut\.per_unit", "i / (cut.per_unit + 1)"),
     Pattern("chunk", r"(gridDim\.x\)?) - 1 - ", r"\1 - "),
     Pattern("chunk", r"(span\.first \+ \(?)(base|i|lane)\b", r"\g<1>1 + \2"),
-    Pattern("chunk", r"\(cut\.pixels \+ cut\.chunk - 1\)", "(cut.pixels + cut.chunk)"),
+    Pattern("chunk", r"\(cut\.pixels \+ cut\.chunk - 1\)", "cut.pixels"),
     Pattern("chunk", r"(blockIdx\.x|chunk) \* ((?:job\.)?layout\.unit_sums\(\))", r"\1 * (\2 - 1)"),
-    # Shared memory: arrays that overlap, too little of it.
-    Pattern("overlap", r"(\b" + ARRAYS + r" \+ )(shape\.plane\(\)|[\w:.+* ]+?)(?=[;,)])", r"\1\2 - 1", r".*\.h"),
+    Pattern("chunk", r"\(chunks - 1 - rank\) / blocks \* blocks", "(chunks - 1) / blocks * blocks"),
+    Pattern("chunk", r"sample \* (chunks|units)\b", r"sample * (\1 - 1)"),
+    # Shared memory, and the workspace: arrays that overlap, too little of it.
+    Pattern(
+        "overlap", r"(\b" + ARRAYS + r" \+ )((?:[\w:.* ]+\(\)|[\w:.+* ]+?)(?=[;,)]))", r"\1\2 - 1", r".*\.h|steps\.cu"
+    ),
     Pattern("overlap", r"return pixels \+ 1;", "return pixels - 1;"),
     Pattern("overlap", r"staging\[(\w+) \* kCount", r"staging[\1 * (kCount - 1)"),
     Pattern("overlap", r"at\.y \* 2 \* kThreads", "at.y * kThreads"),
-    Pattern("overlap", r"\[(\w+) \* n_sums\]", r"[\1 * (n_sums - 1)]"),
+    Pattern("overlap", r"\b([ku]) \* n_sums", r"\1 * (n_sums - 1)"),
     Pattern("too small", r"\(kWarps \+ 1\)|\(1 \+ kWarps\)", "kWarps"),
     Pattern("too small", r"\+ 4 \* kThreads", "+ 3 * kThreads"),
     Pattern("too small", r"statistics \? 0 : 2 \* classes", "statistics ? 0 : classes"),
     Pattern("too small", r"statistics && regions \? 4 : 1", "statistics && regions ? 3 : 1"),
     Pattern("too small", r"kPixels \* kThreads \* 5", "kPixels * kThreads * 4"),
     Pattern("too small", r"\* 2 \* kClasses \* kThreads", "* (2 * kClasses - 1) * kThreads"),
+    Pattern("too small", r"kWarps \+ 2 \* kMaxTerms", "kMaxTerms"),
+    Pattern("too small", r"\(double\)\) \* kHeadThreads / kWarp", "(double)) * (kHeadThreads / kWarp - 1)"),
     # What was added before is added again, or lost.
-    Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|first = false);", ";"),
+    Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|first = false);", ";"),
     Pattern("no clear", r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[c\]|group_sums\[s\]|v) = 0\.0f;", ";"),
     Pattern("no clear", r"\b(?:totals\[(?:threadIdx\.x|s)\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
+    Pattern("no clear", r"check\(cudaMemsetAsync\([^;]*;", ";"),
     Pattern("lost", r"first \? sum : out\[r\] \+ sum", "sum"),
     Pattern("lost", r"first \? 0 : to\[threadIdx\.x\]", "0"),
     # Slopes.
     Pattern("slopes", r"\b5 \* c\b|\bc \* 5\b", "4 * c"),
-    Pattern("slopes", r"span\.unit \* (job\.layout\.unit_slopes\(\))", r"span.unit * (\1 - 1)"),
-    Pattern("unit", r"span\.unit % classes", "span.unit / classes"),
+    Pattern(
+        "slopes", r"\b((?:span\.)?unit|k / job\.cut\.per_unit) \* (job\.layout\.unit_slopes\(\))", r"\1 * (\2 - 1)"
+    ),
+    Pattern("unit", r"unit % classes", "unit / classes"),
     # What the vector kernels must not be given: the shim reports a misaligned access.
     Pattern("alignment", r"\bwhole\(int64_t\(reinterpret_cast<uintptr_t>\(v\.data\)\)\)", "true"),
     Pattern("alignment", r"\bwhole\(v\.\w+ \* size\)|\bis_array\(p\.\w+, group\)|\bv\.stride\[0\] == 1", "true"),
+    Pattern("alignment", r"p\.pixels % group == 0 && ", ""),
     Pattern("alignment", r"\bis_dense_\w+\((?:t|p\.weight\.dtype)\)", "true", r".*\.cu"),
     Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.class_stride == 1"),
     Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.dims == 1"),
+    # Blocks that wait for one another, a gradient that is there already.
+    Pattern("wait", r"< unsigned\(blocks\)", "< unsigned(blocks) - 1", seeds=3),
+    Pattern("wait", r"blocks -= blocks % job\.serial_groups;", ";", seeds=3),
+    Pattern("ahead", r" && upstream == Real\(1\)| && \*job\.ahead == 1\.0f", ""),
+    Pattern("ahead", r" \|\| weight == job\.assumed_weight", " || true"),
 )
 
 # Key -> why nothing can tell the difference.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cases import PER_CLASS, REGIONS, TOLERANCE, Case, check_case, check_close, make_logits, make_target, shape_of
+from conftest import DEVICE, SHIM
 
 TVERSKY = {"alpha": 0.3, "beta": 0.7}
 MULTILABEL, MULTICLASS = "multilabel", "multiclass"
@@ -199,8 +200,9 @@ def test_ignore_index_is_compared_as_an_integer() -> None:
             assert all(map(torch.equal, run(case, logits, labels.to(dtype), ignore_index=index), expected))
         for dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
             assert not any(v.any() for v in run(case, logits, (labels * 0 - 100).to(dtype), ignore_index=-100))
-        with pytest.raises(IndexError, match=" -1 "):
-            run(case, logits, (labels * 0 - 1).to(torch.int8), ignore_index=255)
+        if DEVICE == "cpu" and SHIM is None:  # else NaN: test_cuda.py
+            with pytest.raises(IndexError, match=" -1 "):
+                run(case, logits, (labels * 0 - 1).to(torch.int8), ignore_index=255)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

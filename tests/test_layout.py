@@ -26,6 +26,11 @@ def inner(x: Tensor) -> Tensor:
     return wide[..., 1:-1, 3:-2]
 
 
+def inner_channels_last(x: Tensor) -> Tensor:
+    """Classes are neighbours, pixels are not; those of the gradient, which is dense, are."""
+    return inner(x.movedim(1, -1)).movedim(-1, 1)
+
+
 def transposed(x: Tensor) -> Tensor:
     return x.transpose(-1, -2).contiguous().transpose(-1, -2)
 
@@ -34,7 +39,7 @@ def batch_last(x: Tensor) -> Tensor:
     return x.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
-LAYOUTS = (channels_last, every_other, inner, transposed, batch_last)
+LAYOUTS = (channels_last, every_other, inner, inner_channels_last, transposed, batch_last)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
