@@ -15,8 +15,11 @@ TESTS = ROOT / "tests"
 SHIM_SOURCES = TESTS / "shim"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1")
 # Other instruction sets, and an error for a label out of range, are the CPU kernels' own.
-ALGEBRA = ("test_algebra.py", "--deselect=test_algebra.py::test_the_default_of_cross_entropy_yields_to_what_is_given")
-VALUES = ("test_values.py", "--deselect=test_values.py::test_every_instruction_set")
+ALGEBRA = (
+    "test_algebra.py",
+    "--deselect=tests/test_algebra.py::test_the_default_of_cross_entropy_yields_to_what_is_given",
+)
+VALUES = ("test_values.py", "--deselect=tests/test_values.py::test_every_instruction_set")
 
 pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the other tests on the shim by itself")
 
