@@ -35,7 +35,7 @@ struct Sigmoid {
     const auto positive = z >= V(0);
     const V l = log1p_unit(e);
     const V none = V(0);
-    return {z, select(positive, big, small), select(positive, small, big), min(none, z) - l, min(none, -z) - l};
+    return {z, select(positive, big, small), select(positive, small, big), -max(none, -z) - l, -max(none, z) - l};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {
@@ -79,6 +79,23 @@ struct Softmax {
   HD static Pixel<V> pixel(const Normaliser<V>& n, const V& e, const V& z_minus_peak, const Mask& is_peak) {
     const V p = e * n.inverse;
     return {z_minus_peak, p, select(is_peak, n.rest * n.inverse, V(1) - p), z_minus_peak - n.log, V(0)};
+  }
+  // The label's class of a pixel, where the label is one: own = exp(z_y - s) and rest, the sum of exp(z_c - s) over the
+  // other classes, for one s at or near the peak; log_own = z_y - s. Nothing is left out of p or q that rounding would
+  // lose. `inverse` gets 1 / (own + rest).
+  template <class V>
+  HD static Pixel<V> of_label(const V& own, const V& rest, const V& log_own, V& inverse) {
+    inverse = V(1) / (own + rest);
+    const auto less = own < rest;
+    const V ratio = select(less, own, rest) / select(less, rest, own);
+    const V log_p = select(less, log_own - log_from_one(rest), V(0)) - log1p_unit(ratio);
+    return {log_own, own * inverse, rest * inverse, log_p, V(0)};
+  }
+  // The same from exponentials and a logarithm to base 2. Made of x fl(log2 e), they are off by x 1.3e-8: at x = 18,
+  // the cube of which a focal loss takes, by 7e-7. It is put back once, at the distance of the sum.
+  HD static Pixel<float> of_label_base2(const float& own, const float& rest, const float& log2_own, float& inverse) {
+    const float distance = max(-150.0f, min(150.0f, fast_log2(rest) - log2_own));
+    return of_label(own, fma(rest, 9.2533e-9f * distance, rest), log2_own * kLn2, inverse);
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {

@@ -28,6 +28,18 @@ HD Parts<T> by_label(const V& t, const T& positive, const T& negative) {
   return {masked_product(t, positive), masked_product(V(1) - t, negative)};
 }
 
+// The same where slopes are finite although values are not.
+template <class V>
+HD Parts<V> by_label_of_finite_slope(const V& t, const V& positive, const V& negative) {
+  return by_label(t, positive, negative);
+}
+template <class V>
+HD Parts<Dual<V>> by_label_of_finite_slope(const V& t, const Dual<V>& positive, const Dual<V>& negative) {
+  const V u = V(1) - t;
+  return {dual(masked_product(t, positive.v), t * positive.d[0]),
+          dual(masked_product(u, negative.v), u * negative.d[0])};
+}
+
 // Binary cross-entropy: t softplus(-z) + (1-t) softplus(z), the label smoothed to t (1-e) + e/2.
 template <class Real>
 struct BceWithLogits {
@@ -35,7 +47,7 @@ struct BceWithLogits {
   HD explicit BceWithLogits(const Real* parameter) : smoothing(parameter[0]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label(t * V(1 - smoothing) + V(smoothing / 2), -x.log_p, -x.log_q);
+    return by_label_of_finite_slope(t * V(1 - smoothing) + V(smoothing / 2), -x.log_p, -x.log_q);
   }
 };
 
@@ -46,7 +58,7 @@ struct CrossEntropy {
   HD explicit CrossEntropy(const Real* parameter) : keep(1 - parameter[0]), spread(parameter[1]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label(t * V(keep) + V(spread), -x.log_p, -x.log_q);
+    return by_label_of_finite_slope(t * V(keep) + V(spread), -x.log_p, -x.log_q);
   }
 };
 

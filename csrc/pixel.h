@@ -59,6 +59,11 @@ HD V softmax_pull_back(const V& p, const V& q, const V& s_minus_reference, const
                        const V& own, const V& others) {
   return p * (s_minus_reference - mean_s_minus_reference) + (own * q - p * others);
 }
+// Of a class that has no D of its own: the mean and the others' D taken off together.
+template <class V>
+HD V softmax_pull_back(const V& p, const V& s_minus_reference, const V& mean_and_others) {
+  return p * (s_minus_reference - mean_and_others);
+}
 
 }  // namespace
 }  // namespace segfuse

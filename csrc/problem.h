@@ -2,6 +2,7 @@
 // the host, the only thing that crosses from the binding to the engines and to a device.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "dtype.h"
@@ -65,6 +66,7 @@ struct Plan {
   bool has_ignore;
   int64_t ignore_index;  // integer targets
   double ignore_value;   // float targets
+  float ignored_label;   // the same, NaN if no float32 is equal to it or nothing is ignored
   int term_count, point_count, region_count;
   Term terms[kMaxTerms];
   PointTerm points[kMaxPoints];
@@ -127,6 +129,8 @@ inline Plan settled(Plan plan, const Problem& problem) {
     if (!problem.label_map) point.weighs_the_mean = false;  // as torch: class probabilities are not labels
     for (int i = 0; i < 2; ++i) point.narrow[i] = float(point.parameter[i]);
   }
+  const float label = float(plan.ignore_value);
+  plan.ignored_label = plan.has_ignore && double(label) == plan.ignore_value ? label : NAN;
   return plan;
 }
 

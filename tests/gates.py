@@ -36,7 +36,7 @@ SLACK = 1.05  # what a build may cost more than the table
 
 # Kernels that must not spill: those with a loop over pixels in 16-byte accesses, and others.
 STREAMING = re.compile(
-    r"(Serial<)?(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+>), false>"
+    r"(Serial<)?(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \d>), false>"
     r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>)>? (?P<step>\w+)"
 )
 OTHERS = re.compile(r"(Tile<\w+>|HeadKernel<\w+>) \w+")

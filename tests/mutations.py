@@ -15,7 +15,6 @@ from pathlib import Path
 # These serve small ones, and are no multiples of one another: after the last flush within a chunk more is to come.
 SHRUNK = {
     r"(?<=kAddsPerFlush = )64(?=;)": "20",
-    r"\+\+groups \* kUnroll < kAddsPerFlush": "++groups < 3",
     r"(?<=kSmallest = )4096(?=, )": "7168",
     r"(?<=kPartials = )65536(?=;)": "300",
 }

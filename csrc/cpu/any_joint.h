@@ -20,8 +20,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     Normaliser<V> n;
 
     Group(JointTile<Real>& t, int64_t at) : tile(t), i(at), w(V::load(t.w + at)), y(V::load(t.y + at)) {
-      V unused;
-      if constexpr (kSoftmax) n = t.normalise(t.z, at, y, unused);
+      if constexpr (kSoftmax) n = t.normalise(t.z, at);
     }
     Pixel<V> pixel(int64_t c) const {
       const V z = V::load(tile.z + c * tile.size + i);

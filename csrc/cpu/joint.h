@@ -77,18 +77,16 @@ struct JointTile {
     }
   }
 
-  // Exponentials into `e` (from `logits`, which may be `e`), and what the classes of each pixel share. On the way,
-  // own_logit gets the logit of class y.
-  Normaliser<V> normalise(const Real* logits, int64_t i, const V& y, V& own_logit) {
+  // Exponentials into `e` (from `logits`, which may be `e`), and what the classes of each pixel share.
+  Normaliser<V> normalise(const Real* logits, int64_t i) {
     Normaliser<V> n;
-    n.peak = own_logit = V::load(logits + i);
+    n.peak = V::load(logits + i);
     n.peak_class = V(0);
     for (int64_t c = 1; c < classes; ++c) {
-      const V x = V::load(logits + c * size + i), label = V(double(c));
+      const V x = V::load(logits + c * size + i);
       const auto higher = x > n.peak;
       n.peak = select(higher, x, n.peak);
-      n.peak_class = select(higher, label, n.peak_class);
-      own_logit = select(y == label, x, own_logit);
+      n.peak_class = select(higher, V(double(c)), n.peak_class);
     }
     n.rest = sum_classes(classes, [&](int64_t c) {
       const V d = V::load(logits + c * size + i) - n.peak;

@@ -12,26 +12,34 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   using Steps = JointSteps<LabelMap<Real, Points>, Real>;
   static constexpr bool kEverything = false;
 
-  struct Own {  // the label's class of each pixel
-    V y;
-    typename V::Mask is_peak;
+  // The label's class of each pixel. The logits of the tile become exponentials, 0 in the label's class.
+  struct Own {
+    V y, exponential, inverse;
     Pixel<V> x;
   };
-  static Own own_class(JointTile<Real>& tile, Normaliser<V>& n, int64_t i) {
-    Own own;
-    own.y = V::load(tile.y + i);
-    V z;
-    n = tile.normalise(tile.e, i, own.y, z);
-    own.is_peak = own.y == n.peak_class;
-    own.x = Softmax::pixel(n, exp_nonpositive(z - n.peak), z - n.peak, own.is_peak);
+  static Own own_class(JointTile<Real>& tile, int64_t i) {
+    const auto at = [&](int64_t c) { return tile.e + c * tile.size + i; };
+    V peak = V::load(at(0));
+    for (int64_t c = 1; c < tile.classes; ++c) peak = max(peak, V::load(at(c)));
+    Own own{V::load(tile.y + i), V(0), V(0), {}};
+    V log_own = V(0);
+    const V rest = sum_classes(tile.classes, [&](int64_t c) {
+      const V d = V::load(at(c)) - peak, x = exp_nonpositive(d);
+      const auto here = own.y == V(double(c));
+      log_own = select(here, d, log_own);
+      own.exponential = select(here, x, own.exponential);
+      const V other = select(here, V(0), x);
+      other.store(at(c));
+      return other;
+    });
+    own.x = Softmax::of_label(own.exponential, rest, log_own, own.inverse);
     return own;
   }
 
   static void sum_tile(const Job& job, JointTile<Real>& tile, Sum<Real>& weight, ClassSums<Real>& region,
                        Sum<Real> (*point)[2]) {
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
-      Normaliser<V> n;
-      const Own own = own_class(tile, n, i);
+      const Own own = own_class(tile, i);
       const V w = V::load(tile.w + i);
       weight.add(w);
       Points::template for_each<Real>(job, [&](const auto& loss, int k) {
@@ -39,7 +47,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
         point[k][0].add(w * scale * loss(own.x, V(1)).positive);
         point[k][1].add(job.point[k].weighs_the_mean ? w * scale : w);
       });
-      (w * n.inverse).store(tile.up + i);
+      (w * own.inverse).store(tile.up + i);
+      (w * own.x.p).store(tile.w + i);
       (w * own.x.q).store(tile.out + i);
     }
     if (region.n == 0) return;
@@ -48,9 +57,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
       V tp = V(0), fp = V(0), fn = V(0);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
         const auto here = V::load(tile.y + i) == label;
-        const V p = V::load(tile.e + c * tile.size + i) * V::load(tile.up + i);
-        tp = add_where(here, tp, p);
-        fp = add_unless(here, fp, p);
+        fp = fma(V::load(tile.e + c * tile.size + i), V::load(tile.up + i), fp);
+        tp = add_where(here, tp, V::load(tile.w + i));
         fn = add_where(here, fn, V::load(tile.out + i));
       }
       Reg<Real>* sum = region.lanes + c * 3;
@@ -69,39 +77,42 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   }
 
   static void gradient_group(const Job& job, JointTile<Real>& tile, const Real* slopes, int64_t i) {
-    Normaliser<V> n;
-    const Own own = own_class(tile, n, i);
+    const Own own = own_class(tile, i);
     const V w = Steps::weighted_upstream(job, tile, i);
     const Pixel<Dual<V>> dual = Softmax::seed(own.x);
     V d = V(0);
     Points::template for_each<Real>(job, [&](const auto& loss, int k) {
       d = d + V(slopes[2 * k]) * Steps::scale(job, k, own.y) * loss(dual, V(1)).positive.d[0];
     });
-    const V scaled = w * n.inverse, zero = V(0);
+    const V scaled = w * own.inverse, zero = V(0);
+    const auto at = [&](int64_t c) { return tile.e + c * tile.size + i; };
     if (job.region_slopes == 0) {
       const V others = -(scaled * d), at_label = w * d * own.x.q;
-      for (int64_t c = 0; c < tile.classes; ++c) {
-        Real* e = tile.e + c * tile.size + i;
-        select(own.y == V(double(c)), at_label, V::load(e) * others).store(e);
-      }
+      for (int64_t c = 0; c < tile.classes; ++c)
+        select(own.y == V(double(c)), at_label, V::load(at(c)) * others).store(at(c));
       return;
     }
     // Per class [present, absent, ...]: see RowSlopes.
     const Real* row = slopes + 2 * job.points;
     const V present = entry(row, own.y, tile.classes);
-    const V reference = select(own.is_peak, present, entry(row + 1, n.peak_class, tile.classes));
-    const V others = sum_classes(tile.classes, [&](int64_t c) {
-      const V e = V::load(tile.e + c * tile.size + i);
-      return select(own.y == V(double(c)), zero, e * (V(row[5 * c + 1]) - reference));
-    });
-    const V mean = own.x.p * (present - reference) + others * n.inverse;
+    const V reference = reference_of(own, tile, row, present, i);
+    const V others =
+        sum_classes(tile.classes, [&](int64_t c) { return V::load(at(c)) * (V(row[5 * c + 1]) - reference); });
+    const V mean = own.x.p * (present - reference) + others * own.inverse;
     const V at_label = w * softmax_pull_back(own.x.p, own.x.q, present - reference, mean, d, zero);
     for (int64_t c = 0; c < tile.classes; ++c) {
-      Real* e = tile.e + c * tile.size + i;
-      const V p = V::load(e) * scaled;
-      const V g = softmax_pull_back(p, zero, V(row[5 * c + 1]) - reference, mean, zero, d);
-      select(own.y == V(double(c)), at_label, g).store(e);
+      const V g = softmax_pull_back(V::load(at(c)) * scaled, V(row[5 * c + 1]) - reference, mean + d);
+      select(own.y == V(double(c)), at_label, g).store(at(c));
     }
+  }
+
+  // The slope of the class that reaches the peak: see softmax_pull_back.
+  static V reference_of(const Own& own, const JointTile<Real>& tile, const Real* row, const V& present, int64_t i) {
+    V reference = present;
+    if (!(own.exponential < V(1)).any()) return reference;
+    for (int64_t c = 0; c < tile.classes; ++c)
+      reference = select(V::load(tile.e + c * tile.size + i) == V(1), V(row[5 * c + 1]), reference);
+    return reference;
   }
 };
 

@@ -83,14 +83,12 @@ inline MaskF8 less(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v,
 inline MaskF8 greater_equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline MaskF8 equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskF8 not_equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ)}; }
+inline bool is_any(MaskF8 m) { return _mm256_movemask_ps(m.m) != 0; }
 inline Reg<float> select(MaskF8 m, Reg<float> a, Reg<float> b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
 
-// a + (m ? b : 0), a + (m ? 0 : b).
+// a + (m ? b : 0).
 inline Reg<float> add_where(MaskF8 m, Reg<float> a, Reg<float> b) {
   return {_mm256_add_ps(a.v, _mm256_and_ps(m.m, b.v))};
-}
-inline Reg<float> add_unless(MaskF8 m, Reg<float> a, Reg<float> b) {
-  return {_mm256_add_ps(a.v, _mm256_andnot_ps(m.m, b.v))};
 }
 
 inline Reg<double> operator+(Reg<double> a, Reg<double> b) { return {_mm256_add_pd(a.v, b.v)}; }
@@ -111,12 +109,10 @@ inline MaskD4 less(Reg<double> a, Reg<double> b) { return {_mm256_cmp_pd(a.v, b.
 inline MaskD4 greater_equal(Reg<double> a, Reg<double> b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_GE_OQ)}; }
 inline MaskD4 equal(Reg<double> a, Reg<double> b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskD4 not_equal(Reg<double> a, Reg<double> b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_NEQ_UQ)}; }
+inline bool is_any(MaskD4 m) { return _mm256_movemask_pd(m.m) != 0; }
 inline Reg<double> select(MaskD4 m, Reg<double> a, Reg<double> b) { return {_mm256_blendv_pd(b.v, a.v, m.m)}; }
 inline Reg<double> add_where(MaskD4 m, Reg<double> a, Reg<double> b) {
   return {_mm256_add_pd(a.v, _mm256_and_pd(m.m, b.v))};
-}
-inline Reg<double> add_unless(MaskD4 m, Reg<double> a, Reg<double> b) {
-  return {_mm256_add_pd(a.v, _mm256_andnot_pd(m.m, b.v))};
 }
 
 }  // namespace

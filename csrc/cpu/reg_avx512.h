@@ -69,11 +69,9 @@ inline __mmask16 less(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.
 inline __mmask16 greater_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline __mmask16 equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 inline __mmask16 not_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ); }
+inline bool is_any(__mmask16 m) { return m != 0; }
 inline Reg<float> select(__mmask16 m, Reg<float> a, Reg<float> b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 inline Reg<float> add_where(__mmask16 m, Reg<float> a, Reg<float> b) { return {_mm512_mask_add_ps(a.v, m, a.v, b.v)}; }
-inline Reg<float> add_unless(__mmask16 m, Reg<float> a, Reg<float> b) {
-  return {_mm512_mask_add_ps(a.v, __mmask16(~m), a.v, b.v)};
-}
 
 inline Reg<double> operator+(Reg<double> a, Reg<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline Reg<double> operator-(Reg<double> a, Reg<double> b) { return {_mm512_sub_pd(a.v, b.v)}; }
@@ -96,9 +94,6 @@ inline __mmask8 not_equal(Reg<double> a, Reg<double> b) { return _mm512_cmp_pd_m
 inline Reg<double> select(__mmask8 m, Reg<double> a, Reg<double> b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
 inline Reg<double> add_where(__mmask8 m, Reg<double> a, Reg<double> b) {
   return {_mm512_mask_add_pd(a.v, m, a.v, b.v)};
-}
-inline Reg<double> add_unless(__mmask8 m, Reg<double> a, Reg<double> b) {
-  return {_mm512_mask_add_pd(a.v, __mmask8(~m), a.v, b.v)};
 }
 
 }  // namespace

@@ -125,18 +125,15 @@ template <class T>
 bool not_equal(Reg<T> a, Reg<T> b) {
   return a.v != b.v;
 }
+inline bool is_any(bool m) { return m; }
 template <class T>
 Reg<T> select(bool m, Reg<T> a, Reg<T> b) {
   return m ? a : b;
 }
-// a + (m ? b : 0), a + (m ? 0 : b).
+// a + (m ? b : 0).
 template <class T>
 Reg<T> add_where(bool m, Reg<T> a, Reg<T> b) {
   return {a.v + (m ? b.v : T(0))};
-}
-template <class T>
-Reg<T> add_unless(bool m, Reg<T> a, Reg<T> b) {
-  return {a.v + (m ? T(0) : b.v)};
 }
 
 }  // namespace

@@ -29,6 +29,11 @@ struct Vec {
   static constexpr int lanes = K * Register::lanes;
   struct Mask {
     typename Register::Mask r[K];
+    bool any() const {
+      bool out = false;
+      for (int i = 0; i < K; ++i) out = out || is_any(r[i]);
+      return out;
+    }
   };
   Register r[K];
 
@@ -139,20 +144,9 @@ template <class T, int K>
 inline Vec<T, K> add_where(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a, const Vec<T, K>& b) {
   return Vec<T, K>::each([&](int i) { return add_where(m.r[i], a.r[i], b.r[i]); });
 }
-template <class T, int K>
-inline Vec<T, K> add_unless(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each([&](int i) { return add_unless(m.r[i], a.r[i], b.r[i]); });
-}
 
 // ------------------------------------------------------------------------------------------------ elementary functions
 // Minimax polynomials (Chebyshev fits); the error left by each, beside its table, is below that of the arithmetic.
-
-template <class T, int K, int N>
-inline Vec<T, K> polynomial(const Vec<T, K>& x, const T (&c)[N]) {
-  Vec<T, K> y(c[N - 1]);
-  for (int i = N - 2; i >= 0; --i) y = fma(y, x, Vec<T, K>(c[i]));
-  return y;
-}
 
 template <class T>
 struct Tables;
@@ -226,13 +220,20 @@ inline Vec<T, K> split_exponent(const Vec<T, K>& x, Vec<T, K>& e) {
   return m;
 }
 
+// log(x) for finite x >= 1.
+template <class T, int K>
+inline Vec<T, K> log_from_one(const Vec<T, K>& x) {
+  using C = Tables<T>;
+  Vec<T, K> e;
+  const Vec<T, K> m = split_exponent(x, e);
+  return fma(e, Vec<T, K>(C::ln2_high), fma(e, Vec<T, K>(C::ln2_low), log_mantissa(m)));
+}
+
 // log(x); below the smallest normal number -inf, of negative numbers and NaN NaN, of inf inf.
 template <class T, int K>
 inline Vec<T, K> log(const Vec<T, K>& x) {
   using C = Tables<T>;
-  Vec<T, K> e;
-  const Vec<T, K> m = split_exponent(x, e);
-  Vec<T, K> y = fma(e, Vec<T, K>(C::ln2_high), fma(e, Vec<T, K>(C::ln2_low), log_mantissa(m)));
+  Vec<T, K> y = log_from_one(x);
   const Vec<T, K> infinity{__builtin_inf()};
   y = select(x < Vec<T, K>(C::normal), select(x < Vec<T, K>(0), Vec<T, K>(__builtin_nan("")), -infinity), y);
   y = select(x == infinity, infinity, y);
@@ -246,12 +247,9 @@ inline Vec<T, K> log1p(const Vec<T, K>& x) {
   return log(u) + (x - (u - Vec<T, K>(1))) / u;
 }
 
-// log(1 + x) for x in [0, 1], without a division. 2.9e-8
 template <int K>
 inline Vec<float, K> log1p_unit(const Vec<float, K>& x) {
-  static constexpr float c[] = {-0.4999999698f, 0.3333284189f,   -0.2498652617f, 0.1985410623f,   -0.1584756572f,
-                                0.1156184545f,  -0.06675772506f, 0.02522405435f, -0.004466211601f};
-  return fma(polynomial(x, c), x * x, x);
+  return log1p_unit_single(x);
 }
 template <int K>
 inline Vec<double, K> log1p_unit(const Vec<double, K>& x) {

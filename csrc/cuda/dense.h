@@ -20,35 +20,29 @@ struct Dense {
   __device__ T* at(const View& v, int64_t c, int64_t i) const {
     return static_cast<T*>(v.data) + n * v.sample_stride + c * v.class_stride + first + i;
   }
-  // Planes are whole groups (policy.cu), so a group is there or it is not: then it reads as 0.
+  // Planes are whole groups (policy.cu), so a group is there or it is not.
+  __device__ bool holds(int64_t i) const { return i < count; }
   template <class T>
-  __device__ void load(const View& v, int64_t c, int64_t i, Pack<T, kVector>& pack) const {
-    if (i < count)
-      pack.load(at<const T>(v, c, i));
-    else
-      pack.clear();
+  __device__ Pack<T, kVector> load(const View& v, int64_t c, int64_t i) const {
+    Pack<T, kVector> pack;
+    pack.load(at<const T>(v, c, i));
+    return pack;
   }
   template <class T>
   __device__ void store(const View& v, int64_t c, int64_t i, const Pack<T, kVector>& pack) const {
-    if (i < count) pack.store(at<T>(v, c, i));
+    pack.store(at<T>(v, c, i));
   }
-  // 1, or the weights of channel c; 0 past the end.
+  // 1, or the weights of channel c.
   __device__ void load_weights(int64_t c, int64_t i, float (&w)[kVector]) const {
     const View& v = job.problem.weight;
     if (!job.problem.has_weight) {
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) w[k] = i < count ? 1.0f : 0.0f;
+      for (int k = 0; k < kVector; ++k) w[k] = 1.0f;
     } else if (v.dtype == Dtype::f32) {
-      take(load_as<float>(v, c, i), w);
+      take(load<float>(v, c, i), w);
     } else {
-      take(load_as<uint8_t>(v, c, i), w);
+      take(load<uint8_t>(v, c, i), w);
     }
-  }
-  template <class T>
-  __device__ Pack<T, kVector> load_as(const View& v, int64_t c, int64_t i) const {
-    Pack<T, kVector> pack;
-    load(v, c, i, pack);
-    return pack;
   }
 
  private:

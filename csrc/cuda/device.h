@@ -28,6 +28,17 @@ __device__ inline T warp_sum(T v) {
   return v;
 }
 
+// float(x), in a way that the compiler does not see through.
+__device__ inline float opaque_float(int x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("cvt.rn.f32.s32 %0, %1;" : "=f"(y) : "r"(x));
+  return y;
+#else
+  return float(x);
+#endif
+}
+
 // -------------------------------------------------------------------------------------------------- half and bfloat16
 
 __device__ inline float widen_half(uint16_t bits) {

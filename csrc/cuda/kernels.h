@@ -61,7 +61,7 @@ namespace {
 // need the registers of one block more.
 template <class E, Step kStep>
 constexpr int resident_blocks() {
-  return kStep != Step::both && kStep != Step::serial ? E::kBlocks : E::kBlocks > 2 ? 2 : 1;
+  return kStep == Step::serial ? 1 : kStep == Step::both && E::kBlocks > 1 ? E::kBlocks - 1 : E::kBlocks;
 }
 
 // One kernel per engine and step, and its entry in the tables.

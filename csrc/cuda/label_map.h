@@ -29,32 +29,32 @@ template <class Element, int kClasses>
 struct LabelMap {
   using Points = CrossEntropyOrNone;
   static constexpr int kVector = 16 / int(sizeof(Element));
-  static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 20 ? 3 : kClasses <= 8 ? 2 : 1;
+  static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 16 ? 3 : kClasses * kVector <= 32 ? 2 : 1;
   static constexpr int64_t kGroup = kThreads * kVector;
   static constexpr int kGroupSums = 1 + 2 * Points::kCount;
   // Statistics: sums of the block, what warps hand over, and per thread two columns of one value per class.
-  static constexpr int kSharedBytes =
-      int(sizeof(double)) * (kGroupSums + 3 * kClasses) * (1 + kWarps) + int(sizeof(float)) * 2 * kClasses * kThreads;
+  static constexpr int kSharedBytes = int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) +
+                                      int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);
 
   // The pixels of a thread: logits of all classes, label, weight.
   struct Group {
-    Dense<kVector> dense;
+    const Dense<kVector>& dense;
     int64_t i;
     Pack<Element, kVector> logits[kClasses];
     int y[kVector];
     float w[kVector];
 
-    __device__ Group(const Dense<kVector>& d, int64_t base) : dense(d), i(base + int64_t(threadIdx.x) * kVector) {
+    __device__ Group(const Dense<kVector>& d, int64_t at) : dense(d), i(at) {
 #pragma unroll
-      for (int c = 0; c < kClasses; ++c) dense.load(dense.job.problem.logits, c, i, logits[c]);
+      for (int c = 0; c < kClasses; ++c) logits[c] = dense.template load<Element>(dense.job.problem.logits, c, i);
       dense.load_weights(0, i, w);
       const View& target = dense.job.problem.target;
       if (target.dtype == Dtype::i64)
-        take_labels(dense.template load_as<int64_t>(target, 0, i));
+        take_labels(dense.template load<int64_t>(target, 0, i));
       else if (target.dtype == Dtype::i32)
-        take_labels(dense.template load_as<int32_t>(target, 0, i));
+        take_labels(dense.template load<int32_t>(target, 0, i));
       else
-        take_labels(dense.template load_as<uint8_t>(target, 0, i));
+        take_labels(dense.template load<uint8_t>(target, 0, i));
     }
     // As load_class of source.h.
     template <class T>
@@ -63,67 +63,87 @@ struct LabelMap {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
         const T label = pack.element[k];
-        const bool ignore = dense.job.can_ignore && label == ignored;
         const bool inside = uint64_t(int64_t(label)) < uint64_t(kClasses);
-        if (ignore) w[k] = 0.0f;
-        if (!ignore && !inside && w[k] != 0.0f) w[k] = not_a_number<float>();
-        y[k] = inside && !ignore ? int(label) : 0;
+        y[k] = inside ? int(label) : 0;
+        if (!inside && w[k] != 0.0f) w[k] = not_a_number<float>();
+        if (dense.job.can_ignore && label == ignored) w[k] = 0.0f;
       }
+    }
+    __device__ float logit(int c, int k) const { return Number<Element>::widened(logits[c].element[k]); }
+    // One more read, from the first cache: with many classes it costs less than comparing with every one.
+    __device__ float own_logit(int k) const {
+      const View& v = dense.job.problem.logits;
+      return Number<Element>::widened(*dense.template at<const Element>(v, y[k], i + k));
+    }
+    __device__ void store() const {
+#pragma unroll
+      for (int c = 0; c < kClasses; ++c) dense.store(dense.job.problem.output, c, i, logits[c]);
+    }
+    __device__ void clear(int k) {
+#pragma unroll
+      for (int c = 0; c < kClasses; ++c) logits[c].element[k] = Number<Element>::narrowed(0.0f);
     }
   };
 
-  // A pixel: exponentials of all classes, what they share, and the label's class.
+  // A pixel: e = 2^(z log2(e) - s), 0 in the label's class. One multiplication and addition rounds once, where the
+  // difference to the peak and its product would round twice; s, near the peak, is the same for all classes, so that
+  // its own rounding drops out.
   struct At {
-    float e[kClasses], w, reference;
-    int y;
-    bool is_peak;  // the label's class reaches the peak
-    Normaliser<float> shared;
-    Pixel<float> own;
+    static constexpr bool kCompares = kClasses <= 8;  // and reads nothing twice
+    float e[kClasses], at_peak, own, inverse;
+    Pixel<float> x;
 
-    // reference: `absent` of a class that reaches the peak.
-    __device__ At(const Group& group, int k, const float* absent) : w(group.w[k]), reference(0.0f), y(group.y[k]) {
-      float peak = 0.0f;
+    __device__ At(const Group& group, int k) {
+      float peak = group.logit(0, k);
+#pragma unroll
+      for (int c = 1; c < kClasses; ++c) peak = max(peak, group.logit(c, k));
+      const float shift = -(peak * kLog2E);
+      float rest = 0.0f, log2_own = shift;
+      if constexpr (!kCompares) log2_own = fma(group.own_logit(k), kLog2E, shift);
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
-        e[c] = w == 0.0f ? 0.0f : Number<Element>::widened(group.logits[c].element[k]);
-        if (c == 0 || e[c] > peak) peak = e[c];
+        const float d = fma(group.logit(c, k), kLog2E, shift);
+        const bool here = c == group.y[k];
+        if (kCompares && here) log2_own = d;
+        e[c] = here ? 0.0f : fast_exp2(d);
+        rest += e[c];
       }
-      float rest = 0.0f, ties = -1.0f;
+      at_peak = fast_exp2(fma(peak, kLog2E, shift));
+      own = fast_exp2(log2_own);
+      x = Softmax::of_label_base2(own, rest, log2_own, inverse);
+    }
+    // The slope of the class that reaches the peak: see softmax_pull_back.
+    __device__ float reference(float present, const float* absent) const {
+      float s = present;
+      if (own < at_peak) {
 #pragma unroll
-      for (int c = 0; c < kClasses; ++c) {
-        const bool at_peak = e[c] == peak;
-        const float d = e[c] - peak;
-        e[c] = exp_nonpositive(d);
-        // Of a class at the peak only its difference is added: 0, or the NaN of inf - inf.
-        rest += at_peak ? d : e[c];
-        if (at_peak) ties += 1.0f;
-        if (absent && at_peak) reference = absent[c];
+        for (int c = 0; c < kClasses; ++c)
+          if (e[c] == at_peak) s = absent[c];
       }
-      shared.peak = peak;
-      shared.rest = rest + max(0.0f, ties);  // no class reaches a peak of NaN
-      shared.finish();
-      // One more read of the label's logit, from the first cache, costs less than comparing with every class.
-      float d = -peak;
-      if (w != 0.0f && group.i < group.dense.count)
-        d = Number<Element>::widened(
-                *group.dense.template at<const Element>(group.dense.job.problem.logits, y, group.i + k)) -
-            peak;
-      is_peak = d == 0.0f;
-      own = Softmax::pixel(shared, exp_nonpositive(d), d, is_peak);
+      return s;
     }
   };
 
   __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
   __device__ static void both(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
+  // The class factors of the pointwise term.
+  __device__ static void load_scales(const Job& job, float* scales) {
+    for (int c = threadIdx.x; c < kClasses; c += kThreads)
+      scales[c] = job.plan.point_count ? class_scale(job, 0, c) : 1.0f;
+  }
+
   // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
   template <bool kWrites>
   __device__ static void add_chunk(const Job& job, int64_t chunk) {
-    constexpr int kSums = kGroupSums + 3 * kClasses;  // of the block: group, then by class FP | I, FN of all classes
     double* totals = reinterpret_cast<double*>(shared_memory());
-    double* staging = totals + kSums;
-    float* columns = reinterpret_cast<float*>(staging + kSums * kWarps);  // [class][I, FN][thread]
-    for (int s = threadIdx.x; s < kSums; s += kThreads) totals[s] = 0;
+    double* staging = totals + kGroupSums;
+    double* of_class = staging + kGroupSums * kWarps;  // I, FN of all classes, then FP
+    float* scales = reinterpret_cast<float*>(of_class + 3 * kClasses);
+    float* columns = scales + kClasses;  // [class][I, FN][thread]
+    if (threadIdx.x < kGroupSums) totals[threadIdx.x] = 0;
+    for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;
+    load_scales(job, scales);
     const Span span = chunk_of(job.cut, chunk);
     const Dense<kVector> dense{job, span.unit, span.first, span.count};
     const bool regions = !kWrites && job.plan.region_count > 0;
@@ -137,8 +157,11 @@ struct LabelMap {
     const auto flush = [&] {
       add_over_block(group_sums, kGroupSums, totals, staging);
       if (regions) {
-        add_over_block(fp, kClasses, totals + kGroupSums, staging);
-        add_columns(columns, totals + kGroupSums + kClasses);
+        add_columns(columns, 2 * kClasses, of_class);
+#pragma unroll
+        for (int c = 0; c < kClasses; ++c) columns[c * kThreads + threadIdx.x] = fp[c];
+        __syncthreads();
+        add_columns(columns, kClasses, of_class + 2 * kClasses);
       }
 #pragma unroll
       for (int s = 0; s < kGroupSums; ++s) group_sums[s] = 0.0f;
@@ -147,55 +170,60 @@ struct LabelMap {
       adds = 0;
     };
     for (int64_t base = 0; base < span.count; base += kGroup) {
-      Group group(dense, base);
+      const int64_t i = base + int64_t(threadIdx.x) * kVector;
+      if (dense.holds(i)) {
+        Group group(dense, i);
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) {
-        const At at(group, k, nullptr);
-        group_sums[0] += at.w;
-        Points::template for_each<float>(job, [&](const auto& loss, int) {
-          const float scale = class_scale(job, 0, at.y);
-          group_sums[1] += at.w * scale * loss(at.own, 1.0f).positive;
-          group_sums[2] += job.plan.points[0].weighs_the_mean ? at.w * scale : at.w;
-        });
-        if constexpr (kWrites) write_pixel(job, group, k, at, at.w, columns[0], nullptr, nullptr);
-        if (!regions) continue;
-        const float scaled = at.w * at.shared.inverse;
+        for (int k = 0; k < kVector; ++k) {
+          const float w = group.w[k];
+          if (w == 0.0f) {  // not read into anything
+            if constexpr (kWrites) group.clear(k);
+            continue;
+          }
+          const At at(group, k);
+          const float scaled = w * scales[group.y[k]];
+          group_sums[0] += w;
+          Points::template for_each<float>(job, [&](const auto& loss, int) {
+            group_sums[1] += scaled * loss(at.x, 1.0f).positive;
+            group_sums[2] += job.plan.points[0].weighs_the_mean ? scaled : w;
+          });
+          if constexpr (kWrites) write_pixel(job, group, k, at, w, columns[0] * scales[group.y[k]], nullptr, nullptr);
+          if (!regions) continue;
+          const float factor = w * at.inverse;
 #pragma unroll
-        for (int c = 0; c < kClasses; ++c)
-          if (c != at.y) fp[c] += scaled * at.e[c];
-        float* mine = columns + at.y * 2 * kThreads + threadIdx.x;
-        mine[0] += at.w * at.own.p;
-        mine[kThreads] += at.w * at.own.q;
+          for (int c = 0; c < kClasses; ++c) fp[c] += factor * at.e[c];
+          float* mine = columns + group.y[k] * 2 * kThreads + threadIdx.x;
+          mine[0] += w * at.x.p;
+          mine[kThreads] += w * at.x.q;
+        }
+        if constexpr (kWrites) group.store();
       }
-      if constexpr (kWrites)
-#pragma unroll
-        for (int c = 0; c < kClasses; ++c) dense.store(job.problem.output, c, group.i, group.logits[c]);
       if ((adds += kVector) >= kAddsPerFlush) flush();
     }
     flush();
     // In the order of Layout.
     double* out = job.partial + chunk * job.layout.unit_sums();
     const int group_count = int(job.layout.group_sums());
-    for (int s = threadIdx.x; s < group_count; s += kThreads) out[s] = totals[s];
+    if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
     for (int s = threadIdx.x; regions && s < 3 * kClasses; s += kThreads) {
       const int c = s / 3, which = s % 3;
-      const double* hits = totals + kGroupSums + kClasses + 2 * c;
-      out[group_count + s] = which == 0 ? hits[0] : which == 1 ? totals[kGroupSums + c] : hits[1];
+      out[group_count + s] = of_class[which == 0 ? 2 * c : which == 1 ? 2 * kClasses + c : 2 * c + 1];
     }
   }
 
-  // totals[r] += the sum of column r over the threads; the columns become 0. Begins and ends with a barrier.
-  __device__ static void add_columns(float* columns, double* totals) {
-    __syncthreads();
+  // totals[r] += the sum of column r over the threads, for r < rows; the columns become 0. A barrier stands before and
+  // after.
+  __device__ static void add_columns(float* columns, int rows, double* totals) {
     const int lane = threadIdx.x % kWarp;
-    for (int r = threadIdx.x / kWarp; r < 2 * kClasses; r += kWarps) {
-      double sum = 0;
-      for (int t = lane; t < kThreads; t += kWarp) {
-        sum += columns[r * kThreads + t];
-        columns[r * kThreads + t] = 0.0f;
+    for (int r = threadIdx.x / kWarp; r < rows; r += kWarps) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int t = 0; t < kThreads; t += kWarp) {
+        sum += columns[r * kThreads + t + lane];
+        columns[r * kThreads + t + lane] = 0.0f;
       }
       sum = warp_sum(sum);
-      if (lane == 0) totals[r] += sum;
+      if (lane == 0) totals[r] += double(sum);
     }
     __syncthreads();
   }
@@ -204,31 +232,30 @@ struct LabelMap {
   // regions.
   __device__ static void write_pixel(const Job& job, Group& group, int k, const At& at, float w, float slope,
                                      const float* present, const float* absent) {
-    const Pixel<Dual<float>> dual = Softmax::seed(at.own);
+    const Pixel<Dual<float>> dual = Softmax::seed(at.x);
     float d = 0.0f;
-    Points::template for_each<float>(
-        job, [&](const auto& loss, int) { d = slope * class_scale(job, 0, at.y) * loss(dual, 1.0f).positive.d[0]; });
-    const float scaled = w * at.shared.inverse;
+    Points::template for_each<float>(job, [&](const auto& loss, int) { d = slope * loss(dual, 1.0f).positive.d[0]; });
+    const float scaled = w * at.inverse;
+    // Compared as a float, for a second time: of a comparison that it has made already the compiler would carry the
+    // outcome along, class by class, at three instructions.
+    const float y = opaque_float(group.y[k]);
     if (job.plan.region_count == 0) {
-      const float at_label = w * softmax_pull_back(at.own.p, at.own.q, 0.0f, 0.0f, d, 0.0f);
+      const float at_label = w * d * at.x.q, others = -(scaled * d);
 #pragma unroll
-      for (int c = 0; c < kClasses; ++c) {
-        const float g = softmax_pull_back(at.e[c] * scaled, 0.0f, 0.0f, 0.0f, 0.0f, d);
-        group.logits[c].element[k] = Number<Element>::narrowed(c == at.y ? at_label : g);
-      }
+      for (int c = 0; c < kClasses; ++c)
+        group.logits[c].element[k] = Number<Element>::narrowed(float(c) == y ? at_label : at.e[c] * others);
       return;
     }
-    const float s = present[at.y], reference = at.is_peak ? s : at.reference;
+    const float s = present[group.y[k]], reference = at.reference(s, absent);
     float others = 0.0f;
 #pragma unroll
-    for (int c = 0; c < kClasses; ++c)
-      if (c != at.y) others += at.e[c] * (absent[c] - reference);
-    const float mean = at.own.p * (s - reference) + others * at.shared.inverse;
-    const float at_label = w * softmax_pull_back(at.own.p, at.own.q, s - reference, mean, d, 0.0f);
+    for (int c = 0; c < kClasses; ++c) others += at.e[c] * (absent[c] - reference);
+    const float mean = at.x.p * (s - reference) + others * at.inverse;
+    const float at_label = w * softmax_pull_back(at.x.p, at.x.q, s - reference, mean, d, 0.0f);
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) {
-      const float g = softmax_pull_back(at.e[c] * scaled, 0.0f, absent[c] - reference, mean, 0.0f, d);
-      group.logits[c].element[k] = Number<Element>::narrowed(c == at.y ? at_label : g);
+      const float g = softmax_pull_back(at.e[c] * scaled, absent[c] - reference, mean + d);
+      group.logits[c].element[k] = Number<Element>::narrowed(float(c) == y ? at_label : g);
     }
   }
 
@@ -242,11 +269,13 @@ struct LabelMap {
 
   // slopes: of the chunk's unit.
   __device__ static void write_chunk(const Job& job, int64_t chunk, const float* slopes) {
-    float* present = reinterpret_cast<float*>(shared_memory());
+    float* scales = reinterpret_cast<float*>(shared_memory());
+    float* present = scales + kClasses;
     float* absent = present + kClasses;
     const Span span = chunk_of(job.cut, chunk);
     const Dense<kVector> dense{job, span.unit, span.first, span.count};
     const bool regions = job.plan.region_count > 0;
+    load_scales(job, scales);
     for (int c = threadIdx.x; c < kClasses; c += kThreads) {
       const float* row = slopes + 2 * job.plan.point_count + 5 * c;
       const float upstream = regions ? upstream_of<float>(job, span.unit, c) : 0.0f;
@@ -254,19 +283,20 @@ struct LabelMap {
       absent[c] = regions ? row[1] * upstream : 0.0f;
     }
     __syncthreads();
-    const float of_point = upstream_of<float>(job, span.unit, 0);
-    for (int64_t base = 0; base < span.count; base += kGroup) {
-      Group group(dense, base);
+    const float slope = job.plan.point_count ? slopes[0] * upstream_of<float>(job, span.unit, 0) : 0.0f;
+    for (int64_t i = int64_t(threadIdx.x) * kVector; dense.holds(i); i += kGroup) {
+      Group group(dense, i);
       Pack<float, kVector> upstream;
-      if (job.problem.has_upstream) dense.load(job.problem.upstream, 0, group.i, upstream);
+      if (job.problem.has_upstream) upstream = dense.template load<float>(job.problem.upstream, 0, i);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        const At at(group, k, regions ? absent : nullptr);
-        const float w = job.problem.has_upstream ? masked_product(at.w, upstream.element[k]) : at.w;
-        write_pixel(job, group, k, at, w, job.plan.point_count ? slopes[0] * of_point : 0.0f, present, absent);
+        const float w = job.problem.has_upstream ? masked_product(group.w[k], upstream.element[k]) : group.w[k];
+        if (w == 0.0f)  // not read into anything
+          group.clear(k);
+        else
+          write_pixel(job, group, k, At(group, k), w, slope * scales[group.y[k]], present, absent);
       }
-#pragma unroll
-      for (int c = 0; c < kClasses; ++c) dense.store(job.problem.output, c, group.i, group.logits[c]);
+      group.store();
     }
   }
 };

@@ -8,14 +8,15 @@ namespace segfuse {
 namespace {
 
 struct NoPoints {
-  static constexpr int kCount = 0;
+  static constexpr int kCount = 0, kBlocks = 3;
   template <class Real, class Function>
   __device__ static void for_each(const Job&, const Function&) {}
 };
 
-template <template <class> class Loss>
+// kResident: blocks of a processor whose registers must fit; one more would spill.
+template <template <class> class Loss, int kResident = 3>
 struct OnePoint {
-  static constexpr int kCount = 1;
+  static constexpr int kCount = 1, kBlocks = kResident;
   template <class Real, class Function>
   __device__ static void for_each(const Job& job, const Function& f) {
     f(Loss<Real>(job.plan.points[0].parameters(Real())), 0);
@@ -23,7 +24,7 @@ struct OnePoint {
 };
 
 struct AnyPoints {
-  static constexpr int kCount = kMaxPoints;
+  static constexpr int kCount = kMaxPoints, kBlocks = 2;
   template <class Real, class Function>
   __device__ static void for_each(const Job& job, const Function& f) {
 #pragma unroll 1

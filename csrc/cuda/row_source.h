@@ -7,7 +7,8 @@ namespace segfuse {
 namespace {
 
 // A source brings kUnroll vectors of kVector neighbours at once, so that many loads are on their way before the first
-// is used; a sink takes the results. Positions at and past `count` have weight 0.
+// is used; a sink takes the results. kWeighted: there may be weights other than 1; positions at and past `count` have
+// weight 0. Else `w` is not touched.
 
 // Any strides and types, an element at a time.
 template <class Real_>
@@ -20,6 +21,7 @@ struct StridedRow {
   // Whether weights are other than 1 in the group that starts at `base`.
   __device__ bool weighted(int64_t) const { return true; }
 
+  template <bool kWeighted>
   __device__ void load(int64_t base, Real (&z)[kUnroll][1], Real (&t)[kUnroll][1], Real (&w)[kUnroll][1]) const {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -31,6 +33,7 @@ struct StridedRow {
       z[u][0] = load_logit<Real>(job, n, c, first + i);
     }
   }
+  template <bool kWeighted>
   __device__ void store(int64_t base, const Real (&out)[kUnroll][1]) const {
     const View& v = job.problem.output;
 #pragma unroll
@@ -40,6 +43,7 @@ struct StridedRow {
     }
   }
   // g *= the upstream gradient of each element.
+  template <bool kWeighted>
   __device__ void scale(int64_t base, Real (&g)[kUnroll][1]) const {
     const View& v = job.problem.upstream;
 #pragma unroll
@@ -69,72 +73,94 @@ struct DenseRow {
   }
 
   // f(pack, u) for each vector of a tensor, all loads ahead of the first call.
-  template <class T, class F>
+  template <bool kWeighted, class T, class F>
   __device__ void load_all(const View& v, int64_t base, const F& f) const {
     Pack<T, kVector> pack[kUnroll];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) dense().load(v, c, position(base, u), pack[u]);
+    for (int u = 0; u < kUnroll; ++u) {
+      if (!kWeighted || dense().holds(position(base, u)))
+        pack[u] = dense().template load<T>(v, c, position(base, u));
+      else
+        pack[u].clear();
+    }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) f(pack[u], u);
   }
-  template <class T>
+  template <bool kWeighted, class T>
   __device__ void load_hard(int64_t base, Array& t, Array& w) const {
     const T ignored = T(job.plan.ignore_index);
-    load_all<T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
+    load_all<kWeighted, T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
+      T any = T(0);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
         const T y = pack.element[k];
-        const bool ignore = job.can_ignore && y == ignored;
-        if (ignore) w[u][k] = 0.0f;
-        t[u][k] = y == T(0) || ignore ? 0.0f : y == T(1) ? 1.0f : not_a_number<float>();
+        any |= y;
+        t[u][k] = y == T(0) ? 0.0f : 1.0f;
+        if (kWeighted && job.can_ignore && y == ignored) t[u][k] = w[u][k] = 0.0f;
       }
+      if (uint64_t(any) <= 1) return;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k)
+        if (uint64_t(pack.element[k]) > 1 && !(kWeighted && w[u][k] == 0.0f)) t[u][k] = not_a_number<float>();
     });
   }
-  template <class T>
+  template <bool kWeighted, class T>
   __device__ void load_soft(int64_t base, Array& t, Array& w) const {
-    load_all<T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
+    load_all<kWeighted, T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
         t[u][k] = Number<T>::widened(pack.element[k]);
-        if (job.plan.has_ignore && double(t[u][k]) == job.plan.ignore_value) w[u][k] = 0.0f;
+        if (kWeighted && t[u][k] == job.plan.ignored_label) w[u][k] = 0.0f;
       }
     });
   }
 
+  template <bool kWeighted>
   __device__ void load(int64_t base, Array& z, Array& t, Array& w) const {
+    if (kWeighted) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) dense().load_weights(c, position(base, u), w[u]);
-    load_all<Element>(job.problem.logits, base, [&](const Pack<Element, kVector>& pack, int u) {
+      for (int u = 0; u < kUnroll; ++u) {
+        if (dense().holds(position(base, u))) {
+          dense().load_weights(c, position(base, u), w[u]);
+        } else {
+#pragma unroll
+          for (int k = 0; k < kVector; ++k) w[u][k] = 0.0f;
+        }
+      }
+    }
+    load_all<kWeighted, Element>(job.problem.logits, base, [&](const Pack<Element, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) z[u][k] = Number<Element>::widened(pack.element[k]);
     });
     switch (job.problem.target.dtype) {
       case Dtype::boolean:
       case Dtype::u8:
-        return load_hard<uint8_t>(base, t, w);
+        return load_hard<kWeighted, uint8_t>(base, t, w);
       case Dtype::i32:
-        return load_hard<int32_t>(base, t, w);
+        return load_hard<kWeighted, int32_t>(base, t, w);
       case Dtype::i64:
-        return load_hard<int64_t>(base, t, w);
+        return load_hard<kWeighted, int64_t>(base, t, w);
       case Dtype::f16:
-        return load_soft<Half>(base, t, w);
+        return load_soft<kWeighted, Half>(base, t, w);
       case Dtype::bf16:
-        return load_soft<Bfloat16>(base, t, w);
+        return load_soft<kWeighted, Bfloat16>(base, t, w);
       default:
-        return load_soft<float>(base, t, w);
+        return load_soft<kWeighted, float>(base, t, w);
     }
   }
+  template <bool kWeighted>
   __device__ void store(int64_t base, const Array& out) const {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       Pack<Element, kVector> pack;
 #pragma unroll
       for (int k = 0; k < kVector; ++k) pack.element[k] = Number<Element>::narrowed(out[u][k]);
-      dense().store(job.problem.output, c, position(base, u), pack);
+      if (!kWeighted || dense().holds(position(base, u))) dense().store(job.problem.output, c, position(base, u), pack);
     }
   }
+  template <bool kWeighted>
   __device__ void scale(int64_t base, Array& g) const {
-    load_all<float>(job.problem.upstream, base, [&](const Pack<float, kVector>& pack, int u) {
+    load_all<kWeighted, float>(job.problem.upstream, base, [&](const Pack<float, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) g[u][k] *= pack.element[k];
     });

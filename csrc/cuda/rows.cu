@@ -5,6 +5,8 @@
 namespace segfuse {
 namespace {
 
+using FocalPoint = OnePoint<FocalSquare, 2>;
+
 #define SEGFUSE_ENTRY(step, name, E, engine, dtype, link, points, extra) \
   entry<E, Step::step>("rows." #step "<" name ">", Engine::engine, dtype, LinkKind::link, PointSet::points, extra)
 
@@ -15,10 +17,10 @@ namespace {
       SEGFUSE_ENTRY(gradient, name, SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, Points, extra), rows, dtype, sigmoid, \
                     points, extra)
 #define SEGFUSE_ROWS(...) Rows<__VA_ARGS__>
-#define SEGFUSE_ELEMENT(Element, name, dtype)                                                           \
-  SEGFUSE_DENSE(Element, name ", none", dtype, none, NoPoints, false),                                  \
-      SEGFUSE_DENSE(Element, name ", bce", dtype, bce, OnePoint<BceWithLogits>, false),                 \
-      SEGFUSE_DENSE(Element, name ", focal_square", dtype, focal_square, OnePoint<FocalSquare>, false), \
+#define SEGFUSE_ELEMENT(Element, name, dtype)                                                \
+  SEGFUSE_DENSE(Element, name ", none", dtype, none, NoPoints, false),                       \
+      SEGFUSE_DENSE(Element, name ", bce", dtype, bce, OnePoint<BceWithLogits>, false),      \
+      SEGFUSE_DENSE(Element, name ", focal_square", dtype, focal_square, FocalPoint, false), \
       SEGFUSE_DENSE(Element, name ", any", dtype, any, AnyPoints, true)
 #define SEGFUSE_STRIDED(Real, dtype, Link, link)                                                                  \
   SEGFUSE_ENTRY(statistics, "strided " #Real ", " #link, SEGFUSE_ROWS(StridedRow<Real>, Link, AnyPoints, true),   \

@@ -25,10 +25,6 @@ struct RowTotals {
   __device__ Real& weight() { return value[0]; }
   __device__ Real& labels() { return value[1]; }
   __device__ Real& region(int s) { return value[2 + s]; }
-  __device__ void add(const RowTotals& other) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) value[i] += other.value[i];
-  }
 };
 
 template <class Source, class Link, class Points, bool kExtra>
@@ -36,7 +32,7 @@ struct Rows {
   using Real = typename Source::Real;
   using Totals = RowTotals<Real, Points::kCount, kExtra>;
   static constexpr int kVector = Source::kVector, kUnroll = Source::kUnroll;
-  static constexpr int kBlock = kThreads, kBlocks = Points::kCount > 1 ? 2 : 3, kGroup = kThreads * kVector * kUnroll;
+  static constexpr int kBlock = kThreads, kBlocks = Points::kBlocks, kGroup = kThreads * kVector * kUnroll;
   static constexpr int kSharedBytes =
       int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPoints;
 
@@ -47,7 +43,7 @@ struct Rows {
     return Link::pixel(z);
   }
 
-  // f(whether the group has weights other than 1, as a type). Where any pointwise term may come, the code is large
+  // f(whether the group may have weights other than 1, as a type). Where any pointwise term may come, the code is large
   // enough to be had once: it always has.
   template <class F>
   __device__ static void with_weights(const Source& source, int64_t base, const F& f) {
@@ -60,26 +56,23 @@ struct Rows {
   template <bool kWeighted>
   __device__ static void add_group(const Job& job, Real (&z)[kUnroll][kVector], Real (&t)[kUnroll][kVector],
                                    const Real (&w)[kUnroll][kVector], Totals& totals) {
-    const bool regions = job.plan.region_count > 0;
+    const bool regions = job.plan.region_count > 0, labels = job.plan.sums_labels();
+    if (!kWeighted) totals.weight() += Real(kUnroll * kVector);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      Totals own;
-      own.clear();
+    for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
         const Real weight = kWeighted ? w[u][k] : Real(1);
         const Pixel<Real> x = pixel<kWeighted>(weight, z[u][k], t[u][k]);
-        own.weight() += weight;
-        own.labels() += weight * t[u][k];
-        if (regions) region_sums<kExtra>(weight, x.p, x.q, t[u][k], [&](int s, Real v) { own.region(s) += v; });
+        if (kWeighted) totals.weight() += weight;
+        if (labels) totals.labels() += weight * t[u][k];
+        if (regions) region_sums<kExtra>(weight, x.p, x.q, t[u][k], [&](int s, Real v) { totals.region(s) += v; });
         Points::template for_each<Real>(job, [&](const auto& loss, int i) {
           const Parts<Real> parts = loss(x, t[u][k]);
-          add_at<Totals::kPoint, 2 * Points::kCount>(own.value, 2 * i, weight * parts.positive);
-          add_at<Totals::kPoint, 2 * Points::kCount>(own.value, 2 * i + 1, weight * parts.negative);
+          add_at<Totals::kPoint, 2 * Points::kCount>(totals.value, 2 * i, weight * parts.positive);
+          add_at<Totals::kPoint, 2 * Points::kCount>(totals.value, 2 * i + 1, weight * parts.negative);
         });
       }
-      totals.add(own);
-    }
   }
 
   __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
@@ -99,18 +92,18 @@ struct Rows {
     const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
     Totals sums;
     sums.clear();
-    int groups = 0;
+    int adds = 0;
     for (int64_t base = 0; base < span.count; base += kGroup) {
-      Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
-      source.load(base, z, t, w);
       with_weights(source, base, [&](auto weighted) {
+        Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
+        source.template load<weighted.value>(base, z, t, w);
         add_group<weighted.value>(job, z, t, w, sums);
         if constexpr (kWrites) compute_group<true, weighted.value>(job, source, base, {}, slopes, Real(1), z, t, w);
       });
-      if (++groups * kUnroll < kAddsPerFlush) continue;
+      if ((adds += kUnroll * kVector) < kAddsPerFlush) continue;
       add_over_block(sums.value, Totals::kCount, totals, staging);
       sums.clear();
-      groups = 0;
+      adds = 0;
     }
     add_over_block(sums.value, Totals::kCount, totals, staging);
     if (threadIdx.x != 0) return;
@@ -151,14 +144,14 @@ struct Rows {
         }
         out[u][k] = g;
       }
-    if (kGradient && job.problem.has_upstream) source.scale(base, out);
+    if (kGradient && job.problem.has_upstream) source.template scale<kWeighted>(base, out);
     if (kWeighted) {
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
         for (int k = 0; k < kVector; ++k) out[u][k] = masked_product(w[u][k], out[u][k]);
     }
-    source.store(base, out);
+    source.template store<kWeighted>(base, out);
   }
 
   // For serial.h: the gradient of a chunk, its unit's slopes being final.
@@ -192,9 +185,9 @@ struct Rows {
       row = {r[0] * upstream, r[1] * upstream, r[2] * upstream, r[3] * upstream, r[4] * upstream};
     }
     for (int64_t base = 0; base < span.count; base += kGroup) {
-      Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
-      source.load(base, z, t, w);
       with_weights(source, base, [&](auto weighted) {
+        Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
+        source.template load<weighted.value>(base, z, t, w);
         compute_group<kGradient, weighted.value>(job, source, base, row, slopes, upstream, z, t, w);
       });
     }

@@ -36,9 +36,9 @@ struct Tile {
   const int lane, team, teams, row;
   float *e, *sums, *of_label, *of_weight, *told[2];
   double *totals, *staging;
-  float w = 0.0f, own_d = 0.0f;
-  int y = 0, peak_class = -1;
-  Normaliser<float> shared{};
+  float w = 0.0f, inverse = 0.0f;
+  int y = 0, peak_class = 0;  // the label, and a class that reaches the peak: the label if it does
+  Pixel<float> own{};
 
   __device__ Tile(const Job& j, int64_t chunk)
       : job(j),
@@ -82,9 +82,7 @@ struct Tile {
     }
   }
 
-  // The tile's logits, labels and weights; then
-  // exponentials, and what the classes of a pixel share. `of_label`: the label of a pixel, then its logit less the
-  // peak.
+  // The tile's logits, labels and weights; then exponentials (see LabelMap::At), and what a pixel needs of its label.
   __device__ void load(int64_t base) {
     const View& v = job.problem.logits;
     const Element* logits = static_cast<const Element*>(v.data);
@@ -112,51 +110,38 @@ struct Tile {
     for (int c = team; c < shape.classes; c += teams) {
       float& z = e[c * row + lane];
       if (w == 0.0f) z = 0.0f;
-      if (c == team || z > peak) peak = z;
+      peak = c == team ? z : max(peak, z);
     }
     told[0][of_team] = peak;
     __syncthreads();
     const int used = teams < shape.classes ? teams : shape.classes;
     peak = told[0][lane];
-    for (int t = 1; t < used; ++t)
-      peak = told[0][t * shape.pixels + lane] > peak ? told[0][t * shape.pixels + lane] : peak;
+    for (int t = 1; t < used; ++t) peak = max(peak, told[0][t * shape.pixels + lane]);
     __syncthreads();
+    const float shift = -(peak * kLog2E);
     float rest = 0.0f, at_peak = -1.0f;  // and the team's class at the peak
     for (int c = team; c < shape.classes; c += teams) {
       float& z = e[c * row + lane];
-      const float d = z - peak;
+      const float d = fma(z, kLog2E, shift);
+      if (z == peak) at_peak = float(c);
       if (c == y) of_label[lane] = d;
-      const float x = exp_nonpositive(d);
-      // Of the first class at the peak only its difference is added: 0, or the NaN of inf - inf.
-      if (z == peak && at_peak < 0.0f) {
-        at_peak = float(c);
-        rest += d;
-      } else {
-        rest += x;
-      }
-      z = x;
+      z = c == y ? 0.0f : fast_exp2(d);
+      rest += z;
     }
     told[0][of_team] = rest;
     told[1][of_team] = at_peak;
     __syncthreads();
     rest = 0.0f;
-    peak_class = -1;
+    peak_class = y;
     for (int t = 0; t < used; ++t) {
       rest += told[0][t * shape.pixels + lane];
-      const float c = told[1][t * shape.pixels + lane];
-      if (c < 0.0f) continue;
-      if (peak_class >= 0)
-        rest += 1.0f;  // the exponential that the team left out
-      else
-        peak_class = int(c);
+      if (told[1][t * shape.pixels + lane] >= 0.0f) peak_class = int(told[1][t * shape.pixels + lane]);
     }
-    own_d = of_label[lane];
-    shared.peak = peak;
-    shared.rest = rest;
-    shared.finish();
+    const float log2_own = of_label[lane], of_peak = fast_exp2(fma(peak, kLog2E, shift)), e_own = fast_exp2(log2_own);
+    if (e_own == of_peak) peak_class = y;
+    own = Softmax::of_label_base2(e_own, rest, log2_own, inverse);
   }
 
-  __device__ Pixel<float> own() const { return Softmax::pixel(shared, exp_nonpositive(own_d), own_d, own_d == 0.0f); }
   __device__ float scale(int k) const {
     const int table = job.plan.points[k].table;
     return table < 0 ? 1.0f : float(job.constants.tables[table * job.problem.classes + y]);
@@ -189,20 +174,18 @@ struct Tile {
     };
     for (int64_t base = 0; base < span.count; base += shape.pixels) {
       load(base);
-      const float scaled = w * shared.inverse;
-      for (int c = team; regions && c < shape.classes; c += teams)
-        if (c != y) fp[c * row + lane] += scaled * e[c * row + lane];
+      const float scaled = w * inverse;
+      for (int c = team; regions && c < shape.classes; c += teams) fp[c * row + lane] += scaled * e[c * row + lane];
       if (y % teams == team) {  // the label's class is this team's
-        const Pixel<float> x = own();
         group[0] += w;
         AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
           const float factor = scale(k);
-          add_at<1, 2 * kMaxPoints>(group, 2 * k, w * factor * loss(x, 1.0f).positive);
+          add_at<1, 2 * kMaxPoints>(group, 2 * k, w * factor * loss(own, 1.0f).positive);
           add_at<1, 2 * kMaxPoints>(group, 2 * k + 1, job.plan.points[k].weighs_the_mean ? w * factor : w);
         });
         if (regions) {
-          tp[y * row + lane] += w * x.p;
-          fn[y * row + lane] += w * x.q;
+          tp[y * row + lane] += w * own.p;
+          fn[y * row + lane] += w * own.q;
         }
       }
       __syncthreads();
@@ -254,28 +237,26 @@ struct Tile {
         const View& v = job.problem.upstream;
         weight = masked_product(w, load_number<float>(v, offset_of(v, span.unit, 0, span.first + base + lane)));
       }
-      const Pixel<float> x = own();
-      const Pixel<Dual<float>> dual = Softmax::seed(x);
+      const Pixel<Dual<float>> dual = Softmax::seed(own);
       float d = 0.0f;
       AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
         d += slopes[2 * k] * of_point * scale(k) * loss(dual, 1.0f).positive.d[0];
       });
-      const float s = present[y];
-      const float reference = own_d == 0.0f || peak_class < 0 ? s : absent[peak_class];
+      const float s = present[y], reference = peak_class == y ? s : absent[peak_class];
       float others = 0.0f;
       for (int c = team; regions && c < shape.classes; c += teams)
-        if (c != y) others += e[c * row + lane] * (absent[c] - reference);
+        others += e[c * row + lane] * (absent[c] - reference);
       __syncthreads();
       told[0][team * shape.pixels + lane] = others;
       __syncthreads();
       others = 0.0f;
       for (int t = 0; t < teams; ++t) others += told[0][t * shape.pixels + lane];
-      const float mean = x.p * (s - reference) + others * shared.inverse;
-      const float at_label = weight * softmax_pull_back(x.p, x.q, s - reference, mean, d, 0.0f);
-      const float scaled = weight * shared.inverse;
+      const float mean = own.p * (s - reference) + others * inverse;
+      const float at_label = weight * softmax_pull_back(own.p, own.q, s - reference, mean, d, 0.0f);
+      const float scaled = weight * inverse;
       for (int c = team; c < shape.classes; c += teams) {
         float& g = e[c * row + lane];
-        g = c == y ? at_label : softmax_pull_back(g * scaled, 0.0f, absent[c] - reference, mean, 0.0f, d);
+        g = c == y ? at_label : softmax_pull_back(g * scaled, absent[c] - reference, mean + d);
       }
       __syncthreads();
       visit(output, base,
