@@ -59,7 +59,7 @@ class Mutation:
 DEVICE = r"(?!steps|policy|binding).*"  # the host's loops run over tables of kernels
 FOR = r"(for \([^;:\n]*"
 ARRAYS = (
-    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|present|fp|tp|sums|columns?|coefficients|terms|job\.partial)"
+    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|scales|present|fp|tp|sums|of_class|columns?|coefficients|terms|job\.partial)"
 )
 
 PATTERNS = (
@@ -97,20 +97,20 @@ PATTERNS = (
     ),
     Pattern("overlap", r"return pixels \+ 1;", "return pixels - 1;"),
     Pattern("overlap", r"staging\[(\w+) \* kCount", r"staging[\1 * (kCount - 1)"),
-    Pattern("overlap", r"at\.y \* 2 \* kThreads", "at.y * kThreads"),
+    Pattern("overlap", r"y\[k\] \* 2 \* kThreads", "y[k] * kThreads"),
     Pattern("overlap", r"\b([ku]) \* n_sums", r"\1 * (n_sums - 1)"),
     Pattern("too small", r"\(kWarps \+ 1\)|\(1 \+ kWarps\)", "kWarps"),
     Pattern("too small", r"\+ 4 \* kThreads", "+ 3 * kThreads"),
     Pattern("too small", r"statistics \? 0 : 2 \* classes", "statistics ? 0 : classes"),
     Pattern("too small", r"statistics && regions \? 4 : 1", "statistics && regions ? 3 : 1"),
     Pattern("too small", r"kPixels \* kThreads \* 5", "kPixels * kThreads * 4"),
-    Pattern("too small", r"\* 2 \* kClasses \* kThreads", "* (2 * kClasses - 1) * kThreads"),
+    Pattern("too small", r"\+ 2 \* kClasses \* kThreads\)", "+ (2 * kClasses - 1) * kThreads)"),
     Pattern("too small", r"kWarps \+ 2 \* kMaxTerms", "kMaxTerms"),
     Pattern("too small", r"\(double\)\) \* kHeadThreads / kWarp", "(double)) * (kHeadThreads / kWarp - 1)"),
     # What was added before is added again, or lost.
     Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|first = false);", ";"),
     Pattern("no clear", r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[c\]|group_sums\[s\]|v) = 0\.0f;", ";"),
-    Pattern("no clear", r"\b(?:totals\[(?:threadIdx\.x|s)\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
+    Pattern("no clear", r"\b(?:totals\[threadIdx\.x\]|of_class\[s\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
     Pattern("no clear", r"check\(cudaMemsetAsync\([^;]*;", ";"),
     Pattern("lost", r"first \? sum : out\[r\] \+ sum", "sum"),
     Pattern("lost", r"first \? 0 : to\[threadIdx\.x\]", "0"),
