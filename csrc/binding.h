@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -34,14 +35,16 @@ constexpr Name<RegionKind> kRegions[] = {SEGFUSE_REGION(SEGFUSE_REGION_NAME)};
 constexpr Name<ShapeKind> kShapes[] = {SEGFUSE_SHAPE(SEGFUSE_SHAPE_NAME)};
 constexpr Name<Reduction> kReductions[] = {
     {"mean", Reduction::mean}, {"sum", Reduction::sum}, {"none", Reduction::none}, {"sample", Reduction::sample}};
-constexpr Name<Balance> kBalances[] = {{"none", Balance::none},
-                                       {"positive", Balance::positive},
-                                       {"alpha", Balance::alpha},
-                                       {"balanced", Balance::balanced},
-                                       {"class_weight", Balance::class_weight}};
+constexpr Name<Balance> kBalances[] = {{"none", Balance::none},         {"positive", Balance::positive},
+                                       {"negative", Balance::negative}, {"alpha", Balance::alpha},
+                                       {"balanced", Balance::balanced}, {"class_weight", Balance::class_weight}};
 constexpr Name<Absent> kAbsents[] = {{"score", Absent::score}, {"zero", Absent::zero}, {"skip", Absent::skip}};
-constexpr Name<Statistics> kStatistics[] = {
-    {"product", Statistics::product}, {"squared", Statistics::squared}, {"soft_label", Statistics::soft_label}};
+constexpr Name<Statistics> kStatistics[] = {{"product", Statistics::product},
+                                            {"squared", Statistics::squared},
+                                            {"soft_label", Statistics::soft_label},
+                                            {"squared_error", Statistics::squared_error}};
+constexpr Name<ClassFactor> kFactors[] = {
+    {"none", ClassFactor::none}, {"simple", ClassFactor::simple}, {"square", ClassFactor::square}};
 
 template <class Enum, size_t N>
 Enum named(const Name<Enum> (&list)[N], const py::dict& d, const char* key) {
@@ -60,12 +63,15 @@ T field(const py::dict& d, const char* key) {
 PointTerm point_term(const py::dict& d) {
   PointTerm p{};
   p.kind = named(kPoints, d, "kind");
-  p.parameter[0] = field<double>(d, "parameter");
+  const auto parameters = field<std::vector<double>>(d, "parameters");
+  if (parameters.size() > size_t(kParameters)) throw std::invalid_argument("parameters: too many");
+  std::copy(parameters.begin(), parameters.end(), p.parameter);
   p.balance = named(kBalances, d, "balance");
   p.balance_value = field<double>(d, "balance_value");
   p.table = field<int>(d, "table");
   p.weighs_the_mean = field<bool>(d, "weighs_the_mean");
   p.smooths = field<bool>(d, "smooths");
+  p.every_class = field<bool>(d, "every_class");
   return p;
 }
 
@@ -80,6 +86,13 @@ RegionTerm region_term(const py::dict& d, std::vector<int64_t>& classes) {
   r.pool_classes = field<bool>(d, "pool_classes");
   r.smooth_numerator = field<double>(d, "smooth_numerator");
   r.smooth_denominator = field<double>(d, "smooth_denominator");
+  r.generalized = field<bool>(d, "generalized");
+  r.factor = named(kFactors, d, "factor");
+  r.adaptive = !d["adaptive"].is_none();
+  if (r.adaptive) {
+    const auto adaptive = field<std::vector<double>>(d, "adaptive");
+    r.omega = adaptive.at(0), r.threshold = adaptive.at(1), r.epsilon = adaptive.at(2);
+  }
   r.eps = field<double>(d, "eps");
   r.alpha = field<double>(d, "alpha");
   r.beta = field<double>(d, "beta");
@@ -197,7 +210,7 @@ inline Problem make_problem(const PyPlan& plan, const py::object& logits, const 
   p.logits = make(logits, "logits", plan.mode != Mode::binary);
   p.target = make(target, "target", multilabel || soft);
   p.weight = make(weight, "weight", multilabel);
-  p.upstream = make(upstream, "grad_output", multilabel);
+  p.upstream = make(upstream, "grad_output", multilabel || plan.plan.unreduced_classes());
   p.output = make(output, "output", output_has_classes);
   p.has_weight = !weight.is_none();
   p.has_upstream = !upstream.is_none();
@@ -214,7 +227,11 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The outputs beside views: of the size that the plan gives, and with storage.
+// The outputs beside views: of the size that the plan gives, and with storage. sums: 0 if nobody asks for them.
+void check_sums(const PyPlan& plan, const Problem& problem, uintptr_t sums, int64_t count) {
+  const Layout layout(plan.plan, problem);
+  if (sums && count != layout.units * layout.unit_sums()) throw std::invalid_argument("sums: unexpected size");
+}
 void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, int64_t count) {
   const Layout layout(plan.plan, problem);
   if (count != layout.units * layout.unit_slopes()) throw std::invalid_argument("slopes: unexpected size");

@@ -35,7 +35,26 @@ HD void with_shape(ShapeKind kind, const Function& f) {
 
 using Slopes3 = Dual<double, 3>;
 
-// The loss of one pooled row and its slopes.
+// numerator / denominator and what it lacks of 1, both with the digits of the smaller one's slopes. 0/0 is 1: nothing
+// to find, and nothing found.
+HD void divide(Score<Slopes3> score, double eps, Slopes3& loss, Slopes3& value) {
+  loss = constant<double, 3>(0), value = constant<double, 3>(1);
+  if (score.denominator.v < eps) {
+    score.denominator = constant<double, 3>(eps);
+    score.difference = score.denominator - score.numerator;
+  }
+  if (score.denominator.v == 0 && score.numerator.v == 0) return;
+  loss = score.difference / score.denominator;
+  value = score.numerator / score.denominator;
+  for (int i = 0; i < 3; ++i) {
+    if (loss.v < 0.5)
+      value.d[i] = -loss.d[i];
+    else
+      loss.d[i] = -value.d[i];
+  }
+}
+
+// The loss of one pooled row and its slopes. sums: those of RowSums.
 HD Slopes3 region_loss(const RegionTerm& term, const double* sums) {
   const RegionParameters parameters{term.smooth_numerator, term.smooth_denominator, term.alpha, term.beta};
   const auto seed = [&](int i) {
@@ -43,27 +62,18 @@ HD Slopes3 region_loss(const RegionTerm& term, const double* sums) {
     s.d[i] = 1;
     return s;
   };
-  const RowSums<Slopes3> s{seed(0), seed(1), seed(2)};
-  Slopes3 loss = constant<double, 3>(0), value = constant<double, 3>(1);  // 0/0: nothing to find and nothing found
+  const RowSums<Slopes3> s{seed(0), seed(1), seed(2), sums[3], sums[4]};
+  Slopes3 loss = constant<double, 3>(0), value = constant<double, 3>(0);
   with_region(term.kind, [&](auto region) {
-    Score<Slopes3> score = region.score(s, parameters);
-    if (score.denominator.v < term.eps) {
-      score.denominator = constant<double, 3>(term.eps);
-      score.difference = score.denominator - score.numerator;
-    }
-    if (score.denominator.v == 0 && score.numerator.v == 0) return;
-    loss = score.difference / score.denominator;
-    value = score.numerator / score.denominator;
-    // The slopes of both are the same but for the sign; those of the smaller one keep their digits.
-    for (int i = 0; i < 3; ++i) {
-      if (loss.v < 0.5)
-        value.d[i] = -loss.d[i];
-      else
-        loss.d[i] = -value.d[i];
+    for (int k = 0; k < region.kScores; ++k) {
+      Slopes3 own, own_value;
+      divide(region.score(k, s, parameters), term.eps, own, own_value);
+      loss = loss + region.share(k, parameters) * own;
+      value = value + region.share(k, parameters) * own_value;
     }
   });
   with_shape(term.shape, [&](auto shape) { loss = shape.shape(loss, value, term.shape_parameter); });
-  return loss;
+  return term.adaptive ? adaptive_log(loss, term.omega, term.threshold, term.epsilon) : loss;
 }
 
 // A team of one.
@@ -120,8 +130,9 @@ HD void fixed_balance(const Plan& plan, const PointTerm& term, const Constants& 
                       double& positive, double& negative) {
   positive = negative = 1;
   if (plan.joint || term.balance == Balance::none) return;
-  positive = term.table < 0 ? term.balance_value : constants.tables[term.table * classes + c];
-  if (term.balance == Balance::alpha) negative = 1 - positive;
+  const double factor = term.table < 0 ? term.balance_value : constants.tables[term.table * classes + c];
+  (term.balance == Balance::negative ? negative : positive) = factor;
+  if (term.balance == Balance::alpha) negative = 1 - factor;
 }
 
 HD double coefficient_of(const Plan& plan, const Constants& constants, int k) {
@@ -173,8 +184,8 @@ class Head {
   }
 
  private:
-  // A pooled row: its loss and three slopes, and its weight.
-  static constexpr int kRow = 5;
+  // A pooled row: its loss and three slopes, its weight, and the largest factor of its classes.
+  static constexpr int kRow = 6;
 
   HD double coefficient(int k) const { return coefficient_of(plan_, constants_, k); }
   HD double table(int row, int64_t c) const { return constants_.tables[row * sizes_.classes + c]; }
@@ -199,39 +210,96 @@ class Head {
     balance(plan_.points[index], u, positive, negative);
     return positive * s[0] + negative * s[1];
   }
-  HD double point_weight(int index, int64_t u) const { return plan_.joint ? unit(u)[2 + 2 * index] : unit(u)[0]; }
+  HD double point_weight(int index, int64_t u) const {
+    if (!plan_.joint) return unit(u)[0];
+    return unit(u)[2 + 2 * index] * double(plan_.points[index].every_class ? sizes_.classes : 1);
+  }
 
+  // The sums of row (n, c): of `term`'s statistics, in the order of RowSums.
+  HD void row_sums(const RegionTerm& term, int64_t n, int64_t c, double* sums) const {
+    const double* u = unit(unit_of(n, c));
+    const double* s = u + layout_.group_sums() + (plan_.joint ? c : 0) * layout_.region_sums;
+    for (int i = 0; i < 3; ++i) sums[i] = s[i];
+    sums[3] = s[0] + s[2];
+    sums[4] = layout_.region_sums > kRegionSums ? negatives(u, n, c, sums[3], s[3]) : 0;
+    switch (term.statistics) {
+      case Statistics::product:
+        break;
+      case Statistics::squared:  // d p = d (d + t)
+        sums[1] = s[4] + s[5] - s[6], sums[2] = s[6];
+        break;
+      case Statistics::soft_label:
+        sums[0] = sums[3] - s[8], sums[1] = s[7], sums[2] = s[8];
+        break;
+      case Statistics::squared_error:
+        sums[1] = s[5], sums[2] = s[4];
+        break;
+    }
+  }
+
+  // Σ w (1-t) of a row: a difference where it is the larger part, else as summed, or the positives of the other
+  // classes.
+  HD double negatives(const double* u, int64_t n, int64_t c, double positives, double summed) const {
+    if (positives <= u[0] / 2) return u[0] - positives;
+    if (!plan_.one_label) return summed;
+    double total = 0;
+    for (int64_t k = 0; k < sizes_.classes; ++k) {
+      const double* s = unit(n) + layout_.group_sums() + k * layout_.region_sums;
+      if (k != c) total += s[0] + s[2];
+    }
+    return total;
+  }
+
+  // Of pooled row i: its samples [first, end).
+  struct Span {
+    int64_t first, end;
+  };
+  HD Span samples_of(const RegionTerm& term, int64_t i) const {
+    const int64_t n = i / outputs_.pooled_classes(term);
+    return term.pool_batch ? Span{0, sizes_.samples} : Span{n, n + 1};
+  }
+  // The factor of class c in a pooled row, before class weights; 0 where no label decides it.
+  HD double own_factor(const RegionTerm& term, const Span& span, int64_t c) const {
+    if (term.factor == ClassFactor::none) return 1;
+    double labelled = 0, sums[5];
+    for (int64_t n = span.first; n < span.end; ++n) row_sums(term, n, c, sums), labelled += sums[3];
+    if (labelled == 0) return 0;
+    return term.factor == ClassFactor::square ? 1 / (labelled * labelled) : 1 / labelled;
+  }
+  // largest: of the own factors of the row, which stands in where no label decides.
+  HD double class_factor(const RegionTerm& term, const Span& span, int64_t c, double largest) const {
+    if (!term.generalized) return 1;
+    const double own = own_factor(term, span, c);
+    return (own == 0 ? largest : own) * (term.table < 0 ? 1 : table(term.table, c));
+  }
   // The pooled row i of a region term.
   HD void score(int region, int64_t i) const {
     const RegionTerm& term = plan_.regions[region];
-    const int64_t per_sample = outputs_.pooled_classes(term), j = i % per_sample;
-    const int64_t n0 = term.pool_batch ? 0 : i / per_sample, n1 = term.pool_batch ? sizes_.samples : n0 + 1;
+    const Span span = samples_of(term, i);
+    const int64_t j = i % outputs_.pooled_classes(term);
     const int64_t j0 = term.pool_classes ? 0 : j, j1 = term.pool_classes ? outputs_.scored(term) : j + 1;
-    double sums[3] = {0, 0, 0}, present = 0;
-    for (int64_t n = n0; n < n1; ++n)
-      for (int64_t k = j0; k < j1; ++k) {
-        const int64_t c = outputs_.scored_class(term, k);
-        const double* s = unit(unit_of(n, c)) + layout_.group_sums() + (plan_.joint ? c : 0) * layout_.region_sums;
-        present += s[0] + s[2];
-        if (term.statistics == Statistics::soft_label) {
-          sums[0] += s[0] + s[2] - s[6];
-          sums[1] += s[5];
-          sums[2] += s[6];
-        } else {
-          const bool squared = term.statistics == Statistics::squared;
-          sums[0] += s[0];
-          sums[1] += squared ? s[3] - s[4] : s[1];
-          sums[2] += squared ? s[4] : s[2];
-        }
+    double sums[5] = {0, 0, 0, 0, 0}, present = 0, largest = 0;
+    for (int64_t k = j0; term.generalized && k < j1; ++k)
+      largest = max(largest, own_factor(term, span, outputs_.scored_class(term, k)));
+    for (int64_t k = j0; k < j1; ++k) {
+      const int64_t c = outputs_.scored_class(term, k);
+      const double factor = class_factor(term, span, c, largest);
+      for (int64_t n = span.first; n < span.end; ++n) {
+        double own[5];
+        row_sums(term, n, c, own);
+        present += own[3];
+        for (int s = 0; s < 5; ++s) sums[s] += factor * own[s];
       }
+    }
     const bool absent = present == 0 && term.absent != Absent::score;
     const Slopes3 loss = absent ? constant<double, 3>(0) : region_loss(term, sums);
     double* out = row(region, i);
     out[0] = loss.v;
     for (int s = 0; s < 3; ++s) out[1 + s] = loss.d[s];
     out[4] = absent && term.absent == Absent::skip ? 0
-             : term.table < 0                      ? 1
+             : term.table < 0 || term.generalized  ? 1
                                                    : table(term.table, outputs_.scored_class(term, j));
+    out[5] = largest;
   }
 
   // The term's values, and what its slopes are scaled by. Rows and units lie in the order of the outputs.
@@ -282,17 +350,18 @@ class Head {
   template <class Real>
   HD void region_slopes(int64_t i, Real* slopes) const {
     const int64_t n = i / sizes_.classes, c = i % sizes_.classes;
-    double slope[5] = {0, 0, 0, 0, 0};
+    double slope[kRegionSlopes] = {0, 0, 0, 0, 0, 0};
     for (int k = 0; k < plan_.term_count; ++k) {
       if (!plan_.terms[k].is_region) continue;
       const int region = plan_.terms[k].index;
       const RegionTerm& term = plan_.regions[region];
       const int64_t j = outputs_.scored_index(term, c);
       if (j < 0) continue;
-      const double* r =
-          row(region, (term.pool_batch ? 0 : n) * outputs_.pooled_classes(term) + (term.pool_classes ? 0 : j));
+      const int64_t pooled = (term.pool_batch ? 0 : n) * outputs_.pooled_classes(term) + (term.pool_classes ? 0 : j);
+      const double* r = row(region, pooled);
       if (r[4] == 0) continue;
-      const double factor = coefficient(k) * r[4] * scale(k, outputs_.of(n, c));
+      const double factor =
+          coefficient(k) * r[4] * scale(k, outputs_.of(n, c)) * class_factor(term, samples_of(term, pooled), c, r[5]);
       const double tp = factor * r[1], fp = factor * r[2], fn = factor * r[3];
       switch (term.statistics) {
         case Statistics::product:
@@ -302,16 +371,22 @@ class Head {
         case Statistics::squared:  // FP = Σ p d, FN = -Σ t d, so that dFP/dp = 2 d + t
           slope[0] += tp + fp - fn;
           slope[2] += fp;
+          slope[3] += fp;
           break;
         case Statistics::soft_label:
-          slope[3] += tp - fn;
-          slope[4] += fp;
+          slope[4] += tp - fn;
+          slope[5] += fp;
+          break;
+        case Statistics::squared_error:
+          slope[0] += tp;
+          slope[2] += fn;
+          slope[3] += fp;
           break;
       }
     }
     Real* out = slopes + unit_of(n, c) * layout_.unit_slopes() + 2 * layout_.points +
                 (plan_.joint ? c : 0) * layout_.region_slopes;
-    for (int s = 0; s < 5; ++s) out[s] = Real(slope[s]);
+    for (int s = 0; s < kRegionSlopes; ++s) out[s] = Real(slope[s]);
   }
 
   const Plan& plan_;

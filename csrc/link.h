@@ -24,6 +24,16 @@ HD Dual<V> dual(const V& value, const V& slope) {
   return r;
 }
 
+// p - t without cancellation where p is near 1 (t = 1 gives -q exactly).
+template <class V>
+HD V signed_error(const V& p, const V& q, const V& t) {
+  return select(p > V(0.5), (V(1) - t) - q, p - t);
+}
+template <class V>
+HD Dual<V> signed_error(const Dual<V>& p, const Dual<V>& q, const V& t) {
+  return dual(signed_error(p.v, q.v, t), p.d[0]);
+}
+
 struct Sigmoid {
   static constexpr bool kShared = false;  // whether the classes of a pixel share a normaliser
   // With e = exp(-|z|) neither tail overflows, and log p = min(z, 0) - log1p(e) keeps every digit of a small loss.

@@ -18,6 +18,8 @@ namespace {
 
 // ---------------------------------------------------------------------------------------------------------- pointwise
 
+constexpr int kParameters = 4;  // of a pointwise loss, at most
+
 template <class T>
 struct Parts {
   T positive, negative;
@@ -83,17 +85,139 @@ struct FocalSquare {
   }
 };
 
+// Polynomial losses, Le Bich Phuong & Nguyen Tien Zung: t sum_k (1-p)^k + (1-t) sum_k p^k over at most four exponents
+// (0: none). The asymmetry, on positives, is a balance.
+template <class Real>
+struct Polynomial {
+  int exponent[kParameters];
+  HD explicit Polynomial(const Real* parameter) {
+    for (int k = 0; k < kParameters; ++k) exponent[k] = int(parameter[k]);
+  }
+  template <class T>
+  HD T sum(const T& x) const {
+    T r = integer_power(x, exponent[0]);
+    for (int k = 1; k < kParameters; ++k)
+      if (exponent[k]) r = r + integer_power(x, exponent[k]);
+    return r;
+  }
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    return by_label(t, sum(x.q), sum(x.p));
+  }
+};
+
+// Loss on logits without a sigmoid, the same authors: 2 t l(z) + 2 (1-t) l(-z) with
+// l(r) = max(-r, 0) / 2 + clamp(1/2 - r, 0, 1/2)^4, once differentiable, of slope -1/2 at 0.
+template <class Real>
+struct SigmoidFree {
+  HD explicit SigmoidFree(const Real*) {}
+  template <class T, class V>
+  HD static T twice_l(const T& r, const V& half) {
+    const T near = square(square(at_most(half, positive_part(shifted(-r, half)))));
+    return positive_part(-r) + near + near;
+  }
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    return by_label(t, twice_l(x.z, V(0.5)), twice_l(-x.z, V(0.5)));
+  }
+};
+
+// The loss with a jump of its slope at 1/2, the same authors: t l(1-p) + (1-t) l(p), l(y) = y^4 up to 1/2, y - 7/16
+// above.
+template <class Real>
+struct Broken {
+  HD explicit Broken(const Real*) {}
+  template <class V, class T>
+  HD static T l(const T& y) {
+    return select(value_of(y) > V(0.5), shifted(y, V(-0.4375)), square(square(y)));
+  }
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    return by_label(t, l<V>(x.q), l<V>(x.p));
+  }
+};
+
+// A loss that is not linear in its label has one part only.
+template <class V, class T>
+HD Parts<T> undivided(const T& loss) {
+  return {loss, scaled(loss, V(0))};
+}
+
+// Hinge: max(0, 1 - s z), s = 2 t - 1.
+template <class Real>
+struct Hinge {
+  HD explicit Hinge(const Real*) {}
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    const V s = V(1) - V(2) * t;
+    return undivided<V>(positive_part(shifted(masked_product(s, x.z), V(1))));
+  }
+};
+
+// (p - t)².
+template <class Real>
+struct SquaredError {
+  HD explicit SquaredError(const Real*) {}
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    return undivided<V>(square(signed_error(x.p, x.q, t)));
+  }
+};
+
+// |p - t|.
+template <class Real>
+struct AbsoluteError {
+  HD explicit AbsoluteError(const Real*) {}
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    return undivided<V>(abs(signed_error(x.p, x.q, t)));
+  }
+};
+
+// Huber 1964: e²/2 where |e| = |p - t| <= delta, else delta (|e| - delta/2).
+template <class Real>
+struct Huber {
+  Real delta;
+  HD explicit Huber(const Real* parameter) : delta(parameter[0]) {}
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    const T e = abs(signed_error(x.p, x.q, t));
+    const T far = scaled(shifted(e, V(-delta / 2)), V(delta));
+    return undivided<V>(select(value_of(e) > V(delta), far, scaled(square(e), V(0.5))));
+  }
+};
+
+// Kullback-Leibler divergence of the label from the prediction: t log(t/p) + (1-t) log((1-t)/(1-p)), 0 log 0 = 0.
+template <class Real>
+struct KullbackLeibler {
+  HD explicit KullbackLeibler(const Real*) {}
+  template <class T, class V>
+  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    return by_label_of_finite_slope(t, shifted(-x.log_p, log(t)), shifted(-x.log_q, log(V(1) - t)));
+  }
+};
+
 #define SEGFUSE_POINTWISE(X)        \
   X(bce_with_logits, BceWithLogits) \
   X(cross_entropy, CrossEntropy)    \
   X(focal, Focal)                   \
-  X(focal_square, FocalSquare)
+  X(focal_square, FocalSquare)      \
+  X(polynomial, Polynomial)         \
+  X(sigmoid_free, SigmoidFree)      \
+  X(broken, Broken)                 \
+  X(hinge, Hinge)                   \
+  X(squared_error, SquaredError)    \
+  X(absolute_error, AbsoluteError)  \
+  X(huber, Huber)                   \
+  X(kl_divergence, KullbackLeibler)
 
 // ------------------------------------------------------------------------------------------------------------- region
 
+// Of a row; the weights of the label and of its complement have no slope.
 template <class T>
 struct RowSums {
   T tp, fp, fn;
+  double positives, negatives;  // Σ w t, Σ w (1-t); the latter if a score of the plan reads it
 };
 
 // score = numerator / max(denominator, eps); 1 - score = (max(denominator, eps) - numerator) / the same.
@@ -107,37 +231,73 @@ struct RegionParameters {
   double alpha, beta;
 };
 
+// hits and what stands against them in the denominator.
+template <class T>
+HD Score<T> ratio(const T& hits, const T& missed, const RegionParameters& a) {
+  return {hits + a.numerator, hits + missed + a.denominator, missed + (a.denominator - a.numerator)};
+}
+
+// Most losses are one score; of several, each has its share.
+struct OneScore {
+  static constexpr int kScores = 1;
+  static constexpr bool kNegatives = false;  // whether RowSums::negatives is read
+  HD static double share(int, const RegionParameters&) { return 1; }
+};
+
 // Dice, Milletari 2016: (2 I + nr) / (2 I + FP + FN + dr).
-struct Dice {
+struct Dice : OneScore {
   template <class T>
-  HD static Score<T> score(const RowSums<T>& s, const RegionParameters& a) {
-    const T missed = s.fp + s.fn;
-    return {2.0 * s.tp + a.numerator, 2.0 * s.tp + missed + a.denominator, missed + (a.denominator - a.numerator)};
+  HD static Score<T> score(int, const RowSums<T>& s, const RegionParameters& a) {
+    return ratio(2.0 * s.tp, s.fp + s.fn, a);
   }
 };
 
 // Jaccard: (I + nr) / (I + FP + FN + dr).
-struct Jaccard {
+struct Jaccard : OneScore {
   template <class T>
-  HD static Score<T> score(const RowSums<T>& s, const RegionParameters& a) {
-    const T missed = s.fp + s.fn;
-    return {s.tp + a.numerator, s.tp + missed + a.denominator, missed + (a.denominator - a.numerator)};
+  HD static Score<T> score(int, const RowSums<T>& s, const RegionParameters& a) {
+    return ratio(s.tp, s.fp + s.fn, a);
   }
 };
 
 // Tversky, Salehi 2017: (I + nr) / (I + alpha FP + beta FN + dr).
-struct Tversky {
+struct Tversky : OneScore {
   template <class T>
-  HD static Score<T> score(const RowSums<T>& s, const RegionParameters& a) {
-    const T missed = a.alpha * s.fp + a.beta * s.fn;
-    return {s.tp + a.numerator, s.tp + missed + a.denominator, missed + (a.denominator - a.numerator)};
+  HD static Score<T> score(int, const RowSums<T>& s, const RegionParameters& a) {
+    return ratio(s.tp, a.alpha * s.fp + a.beta * s.fn, a);
   }
 };
 
-#define SEGFUSE_REGION(X) \
-  X(dice, Dice)           \
-  X(jaccard, Jaccard)     \
-  X(tversky, Tversky)
+// The same of the background of a row, whose hits are TN and whose FP and FN are the row's FN and FP.
+struct BackgroundTversky : OneScore {
+  static constexpr bool kNegatives = true;
+  template <class T>
+  HD static Score<T> score(int, const RowSums<T>& s, const RegionParameters& a) {
+    return ratio(-s.fp + s.negatives, a.alpha * s.fn + a.beta * s.fp, a);
+  }
+};
+
+// Sensitivity and specificity, Brosch 2015: alpha (I + nr) / (I + FN + dr) + (1 - alpha) (TN + nr) / (TN + FP + dr).
+// Both denominators are weights of the label.
+struct SensitivitySpecificity {
+  static constexpr int kScores = 2;
+  static constexpr bool kNegatives = true;
+  HD static double share(int k, const RegionParameters& a) { return k == 0 ? a.alpha : 1 - a.alpha; }
+  template <int N>
+  HD static Score<Dual<double, N>> score(int k, const RowSums<Dual<double, N>>& s, const RegionParameters& a) {
+    const Dual<double, N> missed = k == 0 ? s.fn : s.fp;
+    const double labelled = k == 0 ? s.positives : s.negatives;
+    return {-missed + (labelled + a.numerator), constant<double, N>(labelled + a.denominator),
+            missed + (a.denominator - a.numerator)};
+  }
+};
+
+#define SEGFUSE_REGION(X)                  \
+  X(dice, Dice)                            \
+  X(jaccard, Jaccard)                      \
+  X(tversky, Tversky)                      \
+  X(background_tversky, BackgroundTversky) \
+  X(sensitivity_specificity, SensitivitySpecificity)
 
 // ------------------------------------------------------------------------------- shapes: what becomes of L = 1 - score
 
@@ -175,6 +335,13 @@ struct Power {
     return chain(value, gamma * value / loss.v, loss);
   }
 };
+
+// Adaptive logarithmic loss, Kaul, Pears & Manandhar 2021, around what the shape gives: omega log(1 + L/epsilon) below
+// a threshold, L - C from there, C such that there is no jump (of the value; the slope jumps).
+HD Dual<double, 3> adaptive_log(const Dual<double, 3>& loss, double omega, double threshold, double epsilon) {
+  if (loss.v < threshold) return omega * log1p(1 / epsilon * loss);
+  return loss + (omega * log1p(threshold / epsilon) - threshold);
+}
 
 #define SEGFUSE_SHAPE(X) \
   X(linear, Linear)      \

@@ -13,10 +13,8 @@ namespace segfuse {
 namespace {
 
 // Scalars: what the CUDA kernels and the head compute in. A vector type (cpu/vec.h) provides the same names.
-template <class T>
-HD T select(bool mask, const T& a, const T& b) {
-  return mask ? a : b;
-}
+HD float select(bool mask, float a, float b) { return mask ? a : b; }
+HD double select(bool mask, double a, double b) { return mask ? a : b; }
 // NaN where the second operand is; of a first operand that is NaN nothing is said, so write max(constant, x).
 HD float min(float a, float b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -208,6 +206,82 @@ HD Dual<T, N> power(const Dual<T, N>& base, Real exponent) {
 template <class T>
 HD T square(const T& a) {
   return a * a;
+}
+// base^exponent for an exponent >= 1, by squaring.
+template <class T>
+HD T integer_power(const T& base, int exponent) {
+  int bit = 1;
+  while (bit <= exponent / 2) bit *= 2;
+  T r = base;
+  while (bit /= 2) r = (exponent / bit) % 2 ? r * r * base : r * r;
+  return r;
+}
+
+// max(0, a); the slope at 0 is 0.
+template <class T>
+HD T positive_part(const T& a) {
+  return max(T(0), a);
+}
+template <class T, int N>
+HD Dual<T, N> positive_part(const Dual<T, N>& a) {
+  Dual<T, N> r;
+  r.v = positive_part(a.v);
+  for (int i = 0; i < N; ++i) r.d[i] = select(T(0) >= a.v, T(0), a.d[i]);
+  return r;
+}
+// min(bound, a); the slope at the bound is that of a.
+template <class T>
+HD T at_most(const T& bound, const T& a) {
+  return min(bound, a);
+}
+template <class T, int N>
+HD Dual<T, N> at_most(const T& bound, const Dual<T, N>& a) {
+  Dual<T, N> r;
+  r.v = at_most(bound, a.v);
+  for (int i = 0; i < N; ++i) r.d[i] = select(a.v > bound, T(0), a.d[i]);
+  return r;
+}
+// |a|; the slope at 0 is 0.
+template <class T, int N>
+HD Dual<T, N> abs(const Dual<T, N>& a) {
+  return chain(abs(a.v), select(T(0) >= a.v, select(a.v >= T(0), T(0), T(-1)), T(1)), a);
+}
+// The first of two expressions where the mask is set.
+template <class Mask, class T, int N>
+HD Dual<T, N> select(const Mask& mask, const Dual<T, N>& a, const Dual<T, N>& b) {
+  Dual<T, N> r;
+  r.v = select(mask, a.v, b.v);
+  for (int i = 0; i < N; ++i) r.d[i] = select(mask, a.d[i], b.d[i]);
+  return r;
+}
+// What a comparison reads.
+template <class T>
+HD const T& value_of(const T& a) {
+  return a;
+}
+template <class T, int N>
+HD const T& value_of(const Dual<T, N>& a) {
+  return a.v;
+}
+// a + b with a plain b.
+template <class T>
+HD T shifted(const T& a, const T& b) {
+  return a + b;
+}
+template <class T, int N>
+HD Dual<T, N> shifted(const Dual<T, N>& a, const T& b) {
+  Dual<T, N> r = a;
+  r.v = a.v + b;
+  return r;
+}
+// a * b with a plain b.
+template <class T>
+HD T scaled(const T& a, const T& b) {
+  return a * b;
+}
+template <class T, int N>
+HD Dual<T, N> scaled(const Dual<T, N>& a, const T& b) {
+  return chain(a.v * b, b, a);
 }
 
 }  // namespace

@@ -9,17 +9,11 @@
 namespace segfuse {
 namespace {
 
-// p - t without cancellation where p is near 1 (t = 1 gives -q exactly).
-template <class V>
-HD V signed_error(const V& p, const V& q, const V& t) {
-  return select(p > V(0.5), (V(1) - t) - q, p - t);
-}
-
-// Per row: dL/dp where t = 1 and where t = 0 (two floats, for a form a + b t cancels), the slope of the squared error,
-// and those of the L1 statistics below and above the label.
+// Per row: dL/dp where t = 1 and where t = 0 (two floats, for a form a + b t cancels), the slopes of the squared error
+// in both cases, and those of the L1 statistics below and above the label.
 template <class V>
 struct RowSlopes {
-  V present, absent, squared, below, above;
+  V present, absent, squared_present, squared_absent, below, above;
 };
 
 // dL/dp of the region terms.
@@ -28,7 +22,7 @@ HD V region_slope(const RowSlopes<V>& s, const V& p, const V& q, const V& t) {
   V slope = t * s.present + (V(1) - t) * s.absent;
   if (kExtra) {
     const V d = signed_error(p, q, t);
-    slope = slope + V(2) * d * s.squared;
+    slope = slope + V(2) * d * (t * s.squared_present + (V(1) - t) * s.squared_absent);
     slope = slope + select(d < V(0), s.below, select(d > V(0), s.above, V(0.5) * (s.below + s.above)));
   }
   return slope;
@@ -36,17 +30,19 @@ HD V region_slope(const RowSlopes<V>& s, const V& p, const V& q, const V& t) {
 
 // The region sums of a pixel of weight w, handed to add(i, value).
 template <bool kExtra, class V, class Add>
-HD void region_sums(const V& w, const V& p, const V& q, const V& t, const Add& add) {
+HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negatives, const Add& add) {
   const V wt = w * t, wu = w * (V(1) - t);
   add(0, wt * p);
   add(1, wu * p);
   add(2, wt * q);
+  if (kExtra || negatives) add(3, wu);
   if (kExtra) {
     const V d = signed_error(p, q, t);
-    add(3, w * d * d);
-    add(4, -(wt * d));
-    add(5, w * max(V(0), d));
-    add(6, w * max(V(0), -d));
+    add(4, wt * d * d);
+    add(5, wu * d * d);
+    add(6, -(wt * d));
+    add(7, w * max(V(0), d));
+    add(8, w * max(V(0), -d));
   }
 }
 

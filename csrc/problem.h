@@ -19,22 +19,37 @@ enum class PointKind : int { SEGFUSE_POINTWISE(SEGFUSE_ENUMERATOR) };
 enum class RegionKind : int { SEGFUSE_REGION(SEGFUSE_ENUMERATOR) };
 enum class ShapeKind : int { SEGFUSE_SHAPE(SEGFUSE_ENUMERATOR) };
 #undef SEGFUSE_ENUMERATOR
+// Whether a score asks for the weight of what is not labelled.
+HD bool reads_negatives(RegionKind kind) {
+  switch (kind) {
+#define SEGFUSE_CASE(name, type) \
+  case RegionKind::name:         \
+    return type::kNegatives;
+    SEGFUSE_REGION(SEGFUSE_CASE)
+#undef SEGFUSE_CASE
+  }
+  return false;
+}
 enum class Absent : int { score, zero, skip };
-// Which sums a region loss scores: of products, of squares, or of min(p, t) ("soft label").
-enum class Statistics : int { product, squared, soft_label };
+// Which sums a region loss scores: of products, of squares, of min(p, t) ("soft label"), or of squared errors in place
+// of the missed ones.
+enum class Statistics : int { product, squared, soft_label, squared_error };
+// The factor of a class in the sums of a pooled row: 1, 1/T or 1/T² of its labelled weight T ("generalized").
+enum class ClassFactor : int { none, simple, square };
 
 // How the two parts of a pointwise loss are balanced. The last one stands inside the sum, one factor per class.
-enum class Balance : int { none, positive, alpha, balanced, class_weight };
+enum class Balance : int { none, positive, negative, alpha, balanced, class_weight };
 
 struct PointTerm {
   PointKind kind;
-  double parameter[2];
-  float narrow[2];  // the same; a conversion per pixel would cost a GPU more than the loss
+  double parameter[kParameters];
+  float narrow[kParameters];  // the same; a conversion per pixel would cost a GPU more than the loss
   Balance balance;
   double balance_value;  // when there is no table
   int table;             // row of the tables with C values, or -1
   bool weighs_the_mean;  // class weights of hard labels count in the denominator of the mean
   bool smooths;          // the label is spread over the classes
+  bool every_class;      // joint: each class of a pixel is an element of its own, whatever its label
 
   HD const double* parameters(double) const { return parameter; }
   HD const float* parameters(float) const { return narrow; }
@@ -46,7 +61,11 @@ struct RegionTerm {
   Statistics statistics;
   Absent absent;
   bool pool_batch, pool_classes;
+  bool generalized;  // classes weigh inside the ratio: `factor` times class weight
+  ClassFactor factor;
   double smooth_numerator, smooth_denominator, eps, alpha, beta, shape_parameter;
+  bool adaptive;  // omega log(1 + L / epsilon) below `threshold`
+  double omega, threshold, epsilon;
   int table;                     // class weights
   int first_class, class_count;  // scored classes, in the order of the output, within Constants::classes; 0: all
 };
@@ -61,6 +80,7 @@ constexpr int kMaxPoints = 4, kMaxRegions = 8, kMaxTerms = kMaxPoints + kMaxRegi
 
 struct Plan {
   LinkKind link;
+  bool one_label;  // each pixel has one label: the negatives of a class are the positives of the others
   bool joint;  // the classes of a pixel are read together (multiclass); else each (sample, channel) is a row of its own
   Reduction reduction;
   bool has_ignore;
@@ -82,8 +102,15 @@ struct Plan {
       if (regions[k].statistics != Statistics::product) return true;
     return false;
   }
+  HD bool sums_negatives() const {
+    for (int k = 0; k < region_count; ++k)
+      if (reads_negatives(regions[k].kind)) return true;
+    return false;
+  }
   // A pointwise loss per element: its values are written by a pass of their own.
   HD bool unreduced() const { return reduction == Reduction::none && region_count == 0; }
+  // Joint plans whose elements are the classes of a pixel, not the pixels.
+  HD bool unreduced_classes() const { return unreduced() && joint && points[0].every_class; }
 };
 
 // What a call brings beside its tensors: rows of `classes` doubles that terms name by `table`, one coefficient per term
@@ -127,18 +154,21 @@ inline Plan settled(Plan plan, const Problem& problem) {
     PointTerm& point = plan.points[k];
     if (point.smooths) point.parameter[1] = point.parameter[0] / double(problem.classes);
     if (!problem.label_map) point.weighs_the_mean = false;  // as torch: class probabilities are not labels
-    for (int i = 0; i < 2; ++i) point.narrow[i] = float(point.parameter[i]);
+    for (int i = 0; i < kParameters; ++i) point.narrow[i] = float(point.parameter[i]);
   }
+  plan.one_label = problem.label_map;
   const float label = float(plan.ignore_value);
   plan.ignored_label = plan.has_ignore && double(label) == plan.ignore_value ? label : NAN;
   return plan;
 }
 
+constexpr int kRegionSums = 3, kNegativeSums = 4, kExtraSums = 9, kRegionSlopes = 6;
+
 // Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
-//   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the unit: I, FP, FN and, if asked, Σ w
-//   d², Σ -w t d, Σ w max(±d, 0)
+//   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the unit: I, FP, FN; if asked, Σ w
+//   (1-t); and if asked, Σ w t d², Σ w (1-t) d², Σ -w t d, Σ w max(±d, 0)
 // with d = p - t. Slopes of a unit, in the type of the computation:
-//   per pointwise term: of the positive and of the negative part | per class: five, see RowSlopes in pixel.h
+//   per pointwise term: of the positive and of the negative part | per class: those of RowSlopes in pixel.h
 struct Layout {
   int64_t units, rows_per_unit;
   int points, label_sums, region_sums, region_slopes;
@@ -149,10 +179,11 @@ struct Layout {
         rows_per_unit(plan.joint ? sizes.classes : 1),
         points(plan.point_count),
         label_sums(plan.sums_labels() ? 1 : 0),
-        region_sums(plan.region_count == 0 ? 0
-                    : plan.sums_extra()    ? 7
-                                           : 3),
-        region_slopes(plan.region_count == 0 ? 0 : 5) {}
+        region_sums(plan.region_count == 0  ? 0
+                    : plan.sums_extra()     ? kExtraSums
+                    : plan.sums_negatives() ? kNegativeSums
+                                            : kRegionSums),
+        region_slopes(plan.region_count == 0 ? 0 : kRegionSlopes) {}
 
   HD int64_t unit_sums() const { return group_sums() + rows_per_unit * region_sums; }
   HD int64_t unit_slopes() const { return 2 * points + rows_per_unit * region_slopes; }

@@ -24,15 +24,32 @@ MODES = ("binary", "multilabel", "multiclass")
 CLASSES = 5
 PER_CLASS = (0.2, 1.5, 0.7, 2.0, 1.1)  # asymmetric on purpose
 REGIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "focal_tversky_loss")
+# Named after the functions: a loss without an entry or a case is a missing test (test_values.py).
 CLASS_NAME = {
+    "adaptive_log_loss": "AdaptiveLogLoss",
+    "background_tversky_loss": "BackgroundTverskyLoss",
     "bce_with_logits_loss": "BCEWithLogitsLoss",
+    "broken_loss": "BrokenLoss",
+    "combo_loss": "ComboLoss",
     "cross_entropy_loss": "CrossEntropyLoss",
-    "focal_loss": "FocalLoss",
     "dice_loss": "DiceLoss",
-    "jaccard_loss": "JaccardLoss",
-    "tversky_loss": "TverskyLoss",
+    "focal_loss": "FocalLoss",
     "focal_tversky_loss": "FocalTverskyLoss",
+    "generalized_dice_loss": "GeneralizedDiceLoss",
+    "hinge_loss": "HingeLoss",
+    "huber_loss": "HuberLoss",
+    "jaccard_loss": "JaccardLoss",
+    "kl_div_loss": "KLDivLoss",
+    "l1_loss": "L1Loss",
+    "mse_loss": "MSELoss",
+    "polynomial_loss": "PolynomialLoss",
+    "sensitivity_specificity_loss": "SensitivitySpecificityLoss",
+    "sigmoid_free_loss": "SigmoidFreeLoss",
+    "tversky_loss": "TverskyLoss",
+    "unified_focal_loss": "UnifiedFocalLoss",
 }
+COMPOUNDS = ("combo_loss", "unified_focal_loss")
+LOGITS_ONLY = ("hinge_loss", "sigmoid_free_loss")
 
 
 @dataclass
@@ -51,6 +68,10 @@ class Case:
         return f"{self.loss}-{self.mode}-{shown}".replace(" ", "")
 
     def module(self, **data: Any) -> segfuse.Loss:
+        if self.loss == "adaptive_log_loss":
+            own = {k: v for k, v in self.options.items() if k not in ("base", "base_options")}
+            base = Case(self.options["base"], self.mode, self.options.get("base_options", {})).module(**data)
+            return segfuse.AdaptiveLogLoss(base, **own)
         cls = getattr(segfuse, CLASS_NAME[self.loss])
         mode = {} if self.loss == "cross_entropy_loss" else {"mode": self.mode}
         return cls(**mode, **self.options, **data)
@@ -64,9 +85,18 @@ class Case:
         function = getattr(segfuse.reference, self.loss)
         return function(logits.double(), target, mode=self.mode, weight=weight, **self.options, **data)
 
+    def allows(self, reduction: str, from_logits: bool = True) -> bool:
+        """Whether the loss takes these data options."""
+        pools = {**self.options, **self.options.get("base_options", {})}.get("pool_batch", False)
+        if reduction == "sample" and pools:
+            return False
+        if reduction == "none" and self.loss in COMPOUNDS:
+            return False
+        return from_logits or self.loss not in LOGITS_ONLY
+
     @property
     def is_region(self) -> bool:
-        return self.loss in REGIONS
+        return issubclass(getattr(segfuse, CLASS_NAME[self.loss]), segfuse.region.RegionLoss)
 
 
 def point_cases() -> Iterator[Case]:
@@ -80,6 +110,18 @@ def point_cases() -> Iterator[Case]:
         for gamma in (0.0, 0.5, 2.0, 2.5):
             yield Case("focal_loss", mode, {"gamma": gamma, "alpha": 0.3})
         yield Case("focal_loss", mode, {"alpha": (0.8,) if one else (0.2, 0.9, 0.7, 0.4, 0.5)})
+        yield Case("polynomial_loss", mode, {"asymmetry": 2.5})
+        yield Case("polynomial_loss", mode, {"exponents": (6,)})
+        yield Case("polynomial_loss", mode, {"exponents": (1, 3, 11, 2), "asymmetry": 0.3})
+        yield Case("sigmoid_free_loss", mode, {"asymmetry": 2.5})
+        yield Case("broken_loss", mode, {"asymmetry": 0.4})
+        yield Case("hinge_loss", mode)
+    for mode in MODES:
+        yield Case("mse_loss", mode)
+        yield Case("l1_loss", mode)
+        for delta in (0.2, 1.0):
+            yield Case("huber_loss", mode, {"delta": delta})
+        yield Case("kl_div_loss", mode)
     yield Case("cross_entropy_loss", "multiclass")
     yield Case("cross_entropy_loss", "multiclass", {"class_weight": PER_CLASS})
     yield Case("cross_entropy_loss", "multiclass", {"label_smoothing": 0.2})
@@ -108,9 +150,40 @@ def region_cases() -> Iterator[Case]:
             yield Case("tversky_loss", mode, {**tversky, "shape": shape, **weights})
         yield Case("focal_tversky_loss", mode, {**tversky, "gamma": 1.6, "smooth": 1.0})
         yield Case("dice_loss", mode, {"eps": 1e5})  # a floor that is always active
+        skewed = {"sensitivity_weight": 0.3}
+        yield Case("sensitivity_specificity_loss", mode, dict(skewed))
+        yield Case("sensitivity_specificity_loss", mode, {**skewed, "squared_error": True, "smooth": (0.5, 2.0)})
+        yield Case("sensitivity_specificity_loss", mode, {**skewed, "pool_batch": True, "shape": "log", **weights})
+        yield Case("sensitivity_specificity_loss", mode, {"squared_error": True, "pool_classes": True, "smooth": 0.0})
+        for weight_type in ("square", "simple", "uniform"):
+            yield Case("generalized_dice_loss", mode, {"weight_type": weight_type, "smooth": (0.5, 0.7)})
+        yield Case("generalized_dice_loss", mode, {"pool_batch": True, **weights})
+        yield Case("background_tversky_loss", mode, {**tversky, "gamma": 0.6, "pool_batch": True, **weights})
+        yield Case("background_tversky_loss", mode, dict(tversky))
+        if many:
+            yield Case("generalized_dice_loss", mode, {"classes": [4, 1, 2], "soft_label": True, **weights})
+            yield Case("sensitivity_specificity_loss", mode, {**skewed, "classes": [2, 0], "absent": "skip"})
+        for base, own in (
+            ("dice_loss", {}),
+            ("focal_tversky_loss", {**tversky, "gamma": 1.4, "pool_batch": True, **weights}),
+            ("tversky_loss", {**tversky, "shape": "log_cosh", "squared": True}),
+        ):
+            yield Case("adaptive_log_loss", mode, {"base": base, "base_options": own})
+        yield Case("adaptive_log_loss", mode, {"base": "dice_loss", "omega": 3.0, "gamma": 0.7, "epsilon": 0.2})
 
 
-CASES = [*point_cases(), *region_cases()]
+def compound_cases() -> Iterator[Case]:
+    for mode in MODES:
+        own = {"num_classes": CLASSES} if mode == "multiclass" else {}
+        for asymmetric in (True, False):
+            skewed = {"focal_weight": 0.3, "delta": 0.7, "gamma": 0.4, "asymmetric": asymmetric}
+            yield Case("unified_focal_loss", mode, {**own, **skewed})
+        if mode != "multiclass":
+            yield Case("combo_loss", mode, {"alpha": 0.3, "beta": 0.8})
+            yield Case("combo_loss", mode, {"alpha": 0.6, "beta": 1.0, "smooth": (0.0, 1.0)})
+
+
+CASES = [*point_cases(), *region_cases(), *compound_cases()]
 
 
 def shape_of(mode: str, *space: int) -> tuple[int, ...]:

@@ -59,8 +59,10 @@ class Mutation:
 DEVICE = r"(?!steps|policy|binding).*"  # the host's loops run over tables of kernels
 FOR = r"(for \([^;:\n]*"
 ARRAYS = (
-    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|scales|present|fp|tp|sums|of_class|columns?|coefficients|terms|job\.partial)"
+    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|scales|present|fp|tp|sums|of_class|columns?|coefficients"
+    r"|terms|job\.partial)"
 )
+
 
 PATTERNS = (
     Pattern("no barrier", r"__syncthreads\(\);", ";", seeds=3),

@@ -51,7 +51,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
         const Pixel<V> x = group.pixel(c);
         const V t = group.label(c);
         if (job.region_sums)
-          region_sums<kExtra>(group.w, x.p, x.q, t, [&](int s, const V& v) {
+          region_sums<kExtra>(group.w, x.p, x.q, t, job.region_sums > kRegionSums, [&](int s, const V& v) {
             Reg<Real>& sum = region.lanes[c * job.region_sums + s];
             sum = sum + v.fold();
           });
@@ -79,11 +79,12 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       V slope = zero, own = zero;
       if (regions) {
         const Real* r = slopes + 2 * job.points + c * job.region_slopes;
-        slope = region_slope<kExtra>(RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4])}, x.p, x.q, t);
+        slope = region_slope<kExtra>(RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4]), V(r[5])}, x.p, x.q, t);
       }
       AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
         own = own + V(slopes[2 * k]) * class_scale(job, k, c) * loss(dual, t).positive.d[0];
       });
+      if (job.problem->has_upstream && tile.is_per_class()) own = own * V::load(tile.up + c * tile.size + i);
       if constexpr (kSoftmax) {
         reference = select(group.n.peak_class == V(double(c)), slope, reference);
         owns.add(own);
@@ -108,7 +109,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     }
   }
 
-  // The loss of each pixel, its classes added.
+  // The loss of each pixel, its classes added, or of each class.
   static void values(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
     JointTile<Real> tile(job, true);
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
@@ -119,11 +120,19 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
         ClassTotal<V> sum;
         for (int64_t c = 0; c < tile.classes; ++c)
           AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-            sum.add(V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive);
+            const V own = V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive;
+            if (tile.is_per_class())
+              masked_product(group.w, own).store(tile.e + c * tile.size + i);
+            else
+              sum.add(own);
           });
         masked_product(group.w, sum.total()).store(tile.out + i);
       }
-      store_floating(job.problem->output, chunk.unit, 0, chunk.first + done, tile.count, tile.out);
+      tile.first_stored = chunk.first + done;
+      if (tile.is_per_class())
+        tile.store(job.problem->output, chunk.unit);
+      else
+        store_floating(job.problem->output, chunk.unit, 0, tile.first_stored, tile.count, tile.out);
     }
   }
 };

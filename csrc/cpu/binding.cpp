@@ -9,14 +9,17 @@ namespace {
 
 void py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
                 bool soft, uintptr_t tables, uintptr_t coefficients, const py::object& unreduced, uintptr_t loss,
-                uintptr_t terms, uintptr_t slopes, int64_t slope_count, int threads) {
-  const Problem problem =
-      make_problem(plan, logits, target, weight, soft, py::none(), unreduced, plan.mode == Mode::multilabel);
+                uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t sums, int64_t sum_count,
+                int threads) {
+  const bool with_classes = plan.mode == Mode::multilabel || plan.plan.unreduced_classes();
+  const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), unreduced, with_classes);
   check_slopes(plan, problem, slopes, slope_count);
+  check_sums(plan, problem, sums, sum_count);
   if (unreduced.is_none() && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
   const Constants constants{pointer<const double>(tables), pointer<const double>(coefficients), plan.classes.data()};
   const py::gil_scoped_release release;
-  forward(plan.plan, problem, constants, threads, {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes)});
+  forward(plan.plan, problem, constants, threads,
+          {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes), pointer<double>(sums)});
 }
 
 void py_backward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,

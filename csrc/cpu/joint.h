@@ -33,7 +33,7 @@ struct JointTile {
     e = scratch.get<Real>(classes * size);
     y = scratch.get<Real>(size);
     w = scratch.get<Real>(size);
-    up = scratch.get<Real>(size);
+    up = scratch.get<Real>((p.has_upstream && is_per_class() ? classes : 1) * size);
     out = scratch.get<Real>(size);
     for (int64_t i = 0; i < size; ++i) y[i] = 0;  // where labels are soft nobody fills it
     if (everything) {
@@ -41,6 +41,9 @@ struct JointTile {
       t = scratch.get<Real>(classes * size);
     }
   }
+
+  // Whether each class has an upstream gradient of its own (of an unreduced loss).
+  bool is_per_class() const { return job.points > 0 && job.point[0].every_class; }
 
   void load(int64_t n, int64_t first, int64_t n_pixels, LabelReport& bad) {
     count = n_pixels;
@@ -60,8 +63,11 @@ struct JointTile {
           load_floating(p.target, n, c, first, count, t + c * size);
         }
     }
-    if (p.has_upstream) load_floating(p.upstream, n, 0, first, count, up);
-    for (int64_t i = count; i < padded; ++i) y[i] = w[i] = up[i] = 0;
+    for (int64_t c = 0; p.has_upstream && c < (is_per_class() ? classes : 1); ++c) {
+      load_floating(p.upstream, n, c, first, count, up + c * size);
+      for (int64_t i = count; i < padded; ++i) up[c * size + i] = 0;
+    }
+    for (int64_t i = count; i < padded; ++i) y[i] = w[i] = 0;
     Real* logits = z ? z : e;
     int64_t left_out = padded - count;
     if (p.has_weight || job.has_ignore)
@@ -166,7 +172,7 @@ struct JointSteps {
   }
   static V weighted_upstream(const Job& job, const JointTile<Real>& tile, int64_t i) {
     const V w = V::load(tile.w + i);
-    return job.problem->has_upstream ? select(w != V(0), w * V::load(tile.up + i), V(0)) : w;
+    return job.problem->has_upstream && !tile.is_per_class() ? select(w != V(0), w * V::load(tile.up + i), V(0)) : w;
   }
 };
 

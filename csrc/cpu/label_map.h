@@ -61,18 +61,18 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
         tp = add_where(here, tp, V::load(tile.w + i));
         fn = add_where(here, fn, V::load(tile.out + i));
       }
-      Reg<Real>* sum = region.lanes + c * 3;
+      Reg<Real>* sum = region.lanes + c * job.region_sums;  // a label map needs no sum of negatives: head.h
       sum[0] = sum[0] + tp.fold();
       sum[1] = sum[1] + fp.fold();
       sum[2] = sum[2] + fn.fold();
     }
   }
 
-  // row[5 c] for the class c of each pixel. A gather costs as much as comparing with some twenty classes.
+  // row[kRegionSlopes c] for the class c of each pixel. A gather costs as much as comparing with some twenty classes.
   static V entry(const Real* row, const V& c, int64_t classes) {
-    if (classes > 20) return V::lookup(row, c * V(5));
+    if (classes > 20) return V::lookup(row, c * V(kRegionSlopes));
     V found = V(row[0]);
-    for (int64_t k = 1; k < classes; ++k) found = select(c == V(double(k)), V(row[5 * k]), found);
+    for (int64_t k = 1; k < classes; ++k) found = select(c == V(double(k)), V(row[kRegionSlopes * k]), found);
     return found;
   }
 
@@ -96,12 +96,12 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     const Real* row = slopes + 2 * job.points;
     const V present = entry(row, own.y, tile.classes);
     const V reference = reference_of(own, tile, row, present, i);
-    const V others =
-        sum_classes(tile.classes, [&](int64_t c) { return V::load(at(c)) * (V(row[5 * c + 1]) - reference); });
+    const V others = sum_classes(
+        tile.classes, [&](int64_t c) { return V::load(at(c)) * (V(row[kRegionSlopes * c + 1]) - reference); });
     const V mean = own.x.p * (present - reference) + others * own.inverse;
     const V at_label = w * softmax_pull_back(own.x.p, own.x.q, present - reference, mean, d, zero);
     for (int64_t c = 0; c < tile.classes; ++c) {
-      const V g = softmax_pull_back(V::load(at(c)) * scaled, V(row[5 * c + 1]) - reference, mean + d);
+      const V g = softmax_pull_back(V::load(at(c)) * scaled, V(row[kRegionSlopes * c + 1]) - reference, mean + d);
       select(own.y == V(double(c)), at_label, g).store(at(c));
     }
   }
@@ -111,7 +111,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     V reference = present;
     if (!(own.exponential < V(1)).any()) return reference;
     for (int64_t c = 0; c < tile.classes; ++c)
-      reference = select(V::load(tile.e + c * tile.size + i) == V(1), V(row[5 * c + 1]), reference);
+      reference = select(V::load(tile.e + c * tile.size + i) == V(1), V(row[kRegionSlopes * c + 1]), reference);
     return reference;
   }
 };

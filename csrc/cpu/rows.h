@@ -76,7 +76,7 @@ struct Rows {
   template <bool kWeighted>
   static void sum_tile(const Job& job, const RowTile<Real>& tile, Sum<Real>& weight, Sum<Real>& labels,
                        Sum<Real>* region, Sum<Real> (*point)[2]) {
-    const bool regions = job.region_sums > 0;
+    const bool regions = job.region_sums > 0, negatives = job.region_sums > kRegionSums;
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
       const V w = kWeighted ? V::load(tile.w + i) : V(1);
@@ -84,7 +84,7 @@ struct Rows {
       const Pixel<V> x = Link::pixel(z);
       if (kWeighted) weight.add(w);
       if (job.label_sums) labels.add(kWeighted ? w * t : t);
-      if (regions) region_sums<kExtra>(w, x.p, x.q, t, [&](int s, const V& v) { region[s].add(v); });
+      if (regions) region_sums<kExtra>(w, x.p, x.q, t, negatives, [&](int s, const V& v) { region[s].add(v); });
       Points::template for_each<Real>(job, [&](const auto& loss, int k) {
         const Parts<V> parts = loss(x, t);
         point[k][0].add(kWeighted ? w * parts.positive : parts.positive);
@@ -95,7 +95,7 @@ struct Rows {
 
   static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
-    Sum<Real> weight, labels, region[7], point[kMaxPoints][2];
+    Sum<Real> weight, labels, region[kExtraSums], point[kMaxPoints][2];
     double whole = 0;
     int64_t groups = 0;
     RowTile<Real> tile;
@@ -129,7 +129,8 @@ struct Rows {
   static void write_tile(const Job& job, const RowTile<Real>& tile, const Real* slopes) {
     const bool regions = kGradient && job.region_slopes > 0, has_upstream = kGradient && job.problem->has_upstream;
     const Real* r = slopes + 2 * job.points;
-    const RowSlopes<V> row = regions ? RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4])} : RowSlopes<V>{};
+    const RowSlopes<V> row =
+        regions ? RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4]), V(r[5])} : RowSlopes<V>{};
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
       const V w = kWeighted ? V::load(tile.w + i) : V(1);

@@ -194,10 +194,12 @@ void forward(const Plan& plan, const Problem& problem, const Constants& constant
       for (int64_t s = 0; s < n_sums; ++s)
         sums[size_t(i / cut.per_unit * n_sums + s)] += partial[size_t(i * n_sums + s)];
   }
+  if (outputs.sums) std::copy(sums.begin(), sums.end(), outputs.sums);
+  const Plan read = settled(plan, problem);
   if (problem.wide)
-    run_head<double>(plan, problem, constants, sums, outputs);
+    run_head<double>(read, problem, constants, sums, outputs);
   else
-    run_head<float>(plan, problem, constants, sums, outputs);
+    run_head<float>(read, problem, constants, sums, outputs);
   if (plan.unreduced()) run("values", Step::values, plan, job, cut, threads, nullptr, 0);
 }
 

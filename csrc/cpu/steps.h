@@ -24,6 +24,7 @@ struct Outputs {
   void* loss;     // float32, or float64 if problem.wide; problem.output for an unreduced pointwise loss
   double* terms;  // one value per term and loss element
   void* slopes;   // units * unit_slopes, and one more
+  double* sums;   // units * unit_sums, or null
 };
 
 // An integer label that is neither in range nor ignored.

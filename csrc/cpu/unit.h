@@ -13,14 +13,14 @@ namespace {
 
 template <class Real, class Link, class Points>
 ChunkFunction find_rows(const Job& job, Step step) {
-  if (job.region_sums > 3) return Rows<Real, Link, AnyPoints, true>::step(step);
+  if (job.region_sums == kExtraSums) return Rows<Real, Link, AnyPoints, true>::step(step);
   return Rows<Real, Link, Points, false>::step(step);
 }
 
 template <class Real>
 ChunkFunction find_joint(const Job& job, Step step) {
-  bool plain = job.problem->label_map && job.link == LinkKind::softmax && job.region_sums <= 3;
-  for (int k = 0; k < job.points; ++k) plain = plain && !job.point[k].smooths;
+  bool plain = job.problem->label_map && job.link == LinkKind::softmax && job.region_sums != kExtraSums;
+  for (int k = 0; k < job.points; ++k) plain = plain && !job.point[k].smooths && !job.point[k].every_class;
   const auto any = [&](auto engine) {
     using Engine = decltype(engine);
     return step == Step::statistics ? &Engine::statistics : step == Step::values ? &Engine::values : &Engine::gradient;
@@ -35,7 +35,7 @@ ChunkFunction find_joint(const Job& job, Step step) {
       return of(LabelMap<Real, OnePoint<CrossEntropy>>());
     return of(LabelMap<Real, AnyPoints>());
   }
-  const bool extra = job.region_sums > 3;
+  const bool extra = job.region_sums == kExtraSums;
   if (job.link == LinkKind::identity)
     return extra ? any(AnyJoint<Real, Identity, true>()) : any(AnyJoint<Real, Identity, false>());
   return extra ? any(AnyJoint<Real, Softmax, true>()) : any(AnyJoint<Real, Softmax, false>());

@@ -14,7 +14,7 @@ struct AnyJoint {
   static constexpr bool kSoftmax = Link::kShared;
   static constexpr int kBlock = kThreads, kBlocks = 2;
   static constexpr int kPixels = 4;  // of a thread, in a round
-  static constexpr int kSums = 7 > 1 + 2 * kMaxPoints ? 7 : 1 + 2 * kMaxPoints;
+  static constexpr int kSums = kExtraSums > 1 + 2 * kMaxPoints ? kExtraSums : 1 + 2 * kMaxPoints;
   static constexpr int kSharedBytes =
       int(sizeof(double)) * kSums * (kWarps + 1) + int(sizeof(Real)) * kPixels * kThreads * 5;
 
@@ -109,7 +109,7 @@ struct AnyJoint {
         });
       double losses[kMaxPoints] = {};
       for (int64_t c = 0; c < job.problem.classes; ++c) {
-        Real region[7] = {};
+        Real region[kExtraSums] = {};
 #pragma unroll 1
         for (int k = 0; k < kPixels; ++k)
           visit(k, [&](At at) {
@@ -123,10 +123,10 @@ struct AnyJoint {
             const Pixel<Real> x = at.pixel(c);
             const Real t = at.label(c);
             const auto add = [&](int s, Real v) { region[s] += v; };
-            if (layout.region_sums > 3)
-              region_sums<true>(at.w, x.p, x.q, t, add);
+            if (layout.region_sums == kExtraSums)
+              region_sums<true>(at.w, x.p, x.q, t, true, add);
             else if (layout.region_sums)
-              region_sums<false>(at.w, x.p, x.q, t, add);
+              region_sums<false>(at.w, x.p, x.q, t, layout.region_sums > kRegionSums, add);
             AnyPoints::for_each<Real>(job, [&](const auto& loss, int p) {
               add_at<0, kMaxPoints>(losses, p, double(masked_product(at.w, at.scale(p, c) * loss(x, t).positive)));
             });
@@ -156,19 +156,19 @@ struct AnyJoint {
     const bool extra = job.plan.sums_extra();
     const View& output = job.problem.output;
     for_pixels(job, [&](const At& at, const Real* slopes) {
+      const View& v = job.problem.upstream;
+      const bool per_class = job.problem.has_upstream && job.plan.unreduced_classes();
       Real w = at.w;
-      if (job.problem.has_upstream) {
-        const View& v = job.problem.upstream;
+      if (job.problem.has_upstream && !per_class)
         w = masked_product(w, load_number<Real>(v, offset_of(v, at.n, 0, at.i)));
-      }
       const Real of_point = upstream_of<Real>(job, at.n, 0);
       // dL/dp of the regions and dL/dlog p of the pointwise terms (probabilities: dL/dp of both) in class c.
       const auto slope = [&](int64_t c, const Pixel<Real>& x, Real& region, Real& own) {
         const Real t = at.label(c);
         region = own = Real(0);
         if (job.plan.region_count) {
-          const Real* r = slopes + 2 * job.plan.point_count + c * 5;
-          const RowSlopes<Real> row{r[0], r[1], r[2], r[3], r[4]};
+          const Real* r = slopes + 2 * job.plan.point_count + c * kRegionSlopes;
+          const RowSlopes<Real> row{r[0], r[1], r[2], r[3], r[4], r[5]};
           region = (extra ? region_slope<true>(row, x.p, x.q, t) : region_slope<false>(row, x.p, x.q, t)) *
                    upstream_of<Real>(job, at.n, c);
         }
@@ -176,6 +176,7 @@ struct AnyJoint {
         AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
           own += slopes[2 * k] * of_point * at.scale(k, c) * loss(dual, t).positive.d[0];
         });
+        if (per_class) own *= load_number<Real>(v, offset_of(v, at.n, c, at.i));
       };
       Real reference = Real(0), mean = Real(0), total = Real(0), region, own;
       if constexpr (kSoftmax) {
@@ -200,17 +201,24 @@ struct AnyJoint {
     });
   }
 
-  // The loss of each pixel, its classes added.
+  // The loss of each pixel, its classes added, or of each class.
   __device__ static void values(const Job& job) {
     const View& output = job.problem.output;
+    const bool per_class = job.plan.unreduced_classes();
     for_pixels(job, [&](const At& at, const Real* slopes) {
       double sum = 0;
       for (int64_t c = 0; c < job.problem.classes; ++c) {
         const Pixel<Real> x = at.pixel(c);
         const Real t = at.label(c);
-        AnyPoints::for_each<Real>(
-            job, [&](const auto& loss, int k) { sum += double(slopes[2 * k] * at.scale(k, c) * loss(x, t).positive); });
+        AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
+          const Real own = slopes[2 * k] * at.scale(k, c) * loss(x, t).positive;
+          if (per_class)
+            store_number(output, offset_of(output, at.n, c, at.i), masked_product(at.w, own));
+          else
+            sum += double(own);
+        });
       }
+      if (per_class) return;
       store_number(output, offset_of(output, at.n, 0, at.i), masked_product(at.w, Real(sum)));
     });
   }

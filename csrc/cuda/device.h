@@ -133,10 +133,6 @@ struct Pack {
   __device__ void clear() {
     for (int i = 0; i < kBytes / kWide; ++i) word[i] = W{};
   }
-  // Once: what is read now is not read again soon.
-  __device__ void load_once(const Element* p) {
-    for (int i = 0; i < kBytes / kWide; ++i) word[i] = __ldcs(reinterpret_cast<const W*>(p) + i);
-  }
   __device__ void load(const Element* p) {
     for (int i = 0; i < kBytes / kWide; ++i) word[i] = __ldg(reinterpret_cast<const W*>(p) + i);
   }

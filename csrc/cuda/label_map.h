@@ -205,9 +205,12 @@ struct LabelMap {
     double* out = job.partial + chunk * job.layout.unit_sums();
     const int group_count = int(job.layout.group_sums());
     if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
-    for (int s = threadIdx.x; regions && s < 3 * kClasses; s += kThreads) {
-      const int c = s / 3, which = s % 3;
-      out[group_count + s] = of_class[which == 0 ? 2 * c : which == 1 ? 2 * kClasses + c : 2 * c + 1];
+    for (int c = threadIdx.x; regions && c < kClasses; c += kThreads) {
+      double* own = out + group_count + c * job.layout.region_sums;
+      own[0] = of_class[2 * c];
+      own[1] = of_class[2 * kClasses + c];
+      own[2] = of_class[2 * c + 1];
+      if (job.layout.region_sums > kRegionSums) own[3] = 0;  // a label map needs no sum of negatives: head.h
     }
   }
 
@@ -277,7 +280,7 @@ struct LabelMap {
     const bool regions = job.plan.region_count > 0;
     load_scales(job, scales);
     for (int c = threadIdx.x; c < kClasses; c += kThreads) {
-      const float* row = slopes + 2 * job.plan.point_count + 5 * c;
+      const float* row = slopes + 2 * job.plan.point_count + kRegionSlopes * c;
       const float upstream = regions ? upstream_of<float>(job, span.unit, c) : 0.0f;
       present[c] = regions ? row[0] * upstream : 0.0f;
       absent[c] = regions ? row[1] * upstream : 0.0f;

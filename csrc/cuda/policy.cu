@@ -61,7 +61,7 @@ PointSet points_of(const Plan& plan) {
 // Softmax, class indices, sums of products, labels as they are.
 bool is_plain_label_map(const Plan& plan, const Problem& p) {
   for (int k = 0; k < plan.point_count; ++k)
-    if (plan.points[k].smooths) return false;
+    if (plan.points[k].smooths || plan.points[k].every_class) return false;
   return plan.joint && plan.link == LinkKind::softmax && p.label_map && !p.wide && !plan.sums_extra();
 }
 

@@ -16,7 +16,8 @@ struct Constant {
 // What a thread adds up: Σ w, Σ w t, the region sums, two per pointwise term.
 template <class Real, int kPoints, bool kExtra>
 struct RowTotals {
-  static constexpr int kRegion = kExtra ? 7 : 3, kPoint = 2 + kRegion, kCount = kPoint + 2 * kPoints;
+  static constexpr int kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion,
+                       kCount = kPoint + 2 * kPoints;
   Real value[kCount];
   __device__ void clear() {
 #pragma unroll
@@ -57,6 +58,7 @@ struct Rows {
   __device__ static void add_group(const Job& job, Real (&z)[kUnroll][kVector], Real (&t)[kUnroll][kVector],
                                    const Real (&w)[kUnroll][kVector], Totals& totals) {
     const bool regions = job.plan.region_count > 0, labels = job.plan.sums_labels();
+    const bool negatives = job.layout.region_sums > kRegionSums;
     if (!kWeighted) totals.weight() += Real(kUnroll * kVector);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -66,7 +68,8 @@ struct Rows {
         const Pixel<Real> x = pixel<kWeighted>(weight, z[u][k], t[u][k]);
         if (kWeighted) totals.weight() += weight;
         if (labels) totals.labels() += weight * t[u][k];
-        if (regions) region_sums<kExtra>(weight, x.p, x.q, t[u][k], [&](int s, Real v) { totals.region(s) += v; });
+        if (regions)
+          region_sums<kExtra>(weight, x.p, x.q, t[u][k], negatives, [&](int s, Real v) { totals.region(s) += v; });
         Points::template for_each<Real>(job, [&](const auto& loss, int i) {
           const Parts<Real> parts = loss(x, t[u][k]);
           add_at<Totals::kPoint, 2 * Points::kCount>(totals.value, 2 * i, weight * parts.positive);
@@ -182,7 +185,7 @@ struct Rows {
     RowSlopes<Real> row{};
     if (kGradient && job.plan.region_count) {
       const Real* r = slopes + 2 * job.plan.point_count;
-      row = {r[0] * upstream, r[1] * upstream, r[2] * upstream, r[3] * upstream, r[4] * upstream};
+      row = {r[0] * upstream, r[1] * upstream, r[2] * upstream, r[3] * upstream, r[4] * upstream, r[5] * upstream};
     }
     for (int64_t base = 0; base < span.count; base += kGroup) {
       with_weights(source, base, [&](auto weighted) {

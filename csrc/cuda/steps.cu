@@ -73,6 +73,7 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
   job.partial = workspace;
   job.sums = job.partial + job.cut.count * job.layout.unit_sums();
   job.head_workspace = job.sums + job.layout.units * job.layout.unit_sums();
+  if (outputs.sums) job.sums = outputs.sums;
   job.loss = plan.unreduced() ? nullptr : outputs.loss;
   job.terms = outputs.terms;
   job.slopes = outputs.slopes;

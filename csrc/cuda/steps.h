@@ -18,6 +18,7 @@ struct Outputs {
   void* loss;     // float32, or float64 if problem.wide; null where problem.output takes it
   double* terms;  // one value per term and loss element
   void* slopes;   // units * unit_slopes
+  double* sums;   // units * unit_sums, or null
   float* ahead;   // whether a gradient that the forward wrote is right as it is
 };
 

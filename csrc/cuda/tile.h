@@ -195,7 +195,7 @@ struct Tile {
     if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
   }
 
-  // out[3 class + (I, FP, FN)] += the sums over the pixels; they become 0. A barrier stands before and after.
+  // The row of each class in `out` += I, FP, FN over the pixels; they become 0. A barrier stands before and after.
   __device__ void add_classes(double* out, bool first) {
     const int of_warp = int(threadIdx.x) % kWarp;
     for (int r = int(threadIdx.x) / kWarp; r < 3 * shape.classes; r += kWarps) {
@@ -207,7 +207,10 @@ struct Tile {
         values[i] = 0.0f;
       }
       sum = warp_sum(sum);
-      if (of_warp == 0) out[r] = first ? sum : out[r] + sum;
+      if (of_warp != 0) continue;
+      double* own = out + c * job.layout.region_sums;
+      own[which] = first ? sum : own[which] + sum;
+      if (job.layout.region_sums > kRegionSums) own[kRegionSums] = 0;  // a label map needs no sum of negatives: head.h
     }
     __syncthreads();
   }
@@ -224,7 +227,7 @@ struct Tile {
     const bool regions = job.plan.region_count > 0;
     float *present = sums, *absent = present + shape.classes;
     for (int c = threadIdx.x; c < shape.classes; c += kThreads) {
-      const float* r = slopes + 2 * job.plan.point_count + 5 * c;
+      const float* r = slopes + 2 * job.plan.point_count + kRegionSlopes * c;
       const float upstream = regions ? upstream_of<float>(job, span.unit, c) : 0.0f;
       present[c] = regions ? r[0] * upstream : 0.0f;
       absent[c] = regions ? r[1] * upstream : 0.0f;

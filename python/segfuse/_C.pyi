@@ -20,6 +20,8 @@ def forward(
     terms: int,
     slopes: int,
     slope_count: int,
+    sums: int,
+    sum_count: int,
     threads: int,
 ) -> None: ...
 def backward(

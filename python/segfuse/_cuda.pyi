@@ -27,6 +27,8 @@ def forward(
     terms: int,
     slopes: int,
     slope_count: int,
+    sums: int,
+    sum_count: int,
     ahead: int,
     workspace: int,
     workspace_count: int,

@@ -29,6 +29,10 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _sized(tensor: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
+
+
 class Engine(Protocol):
     """The kernels of a device. ``inputs``: logits, target, weight, softness; ``constants``: addresses."""
 
@@ -37,10 +41,13 @@ class Engine(Protocol):
         plan: Plan,
         inputs: tuple[_Native, _Native, _Native | None, bool],
         constants: tuple[int, int],
-        outputs: tuple[Tensor, Tensor, Tensor],
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
         differentiated: Tensor | None,
     ) -> Tensor | None:
-        """Fill loss, terms and slopes. Perhaps give the gradient in the differentiated logits, for `backward`."""
+        """Fill loss, terms, slopes and, if asked, the sums.
+
+        Perhaps give the gradient in the differentiated logits, for `backward`.
+        """
 
     def backward(
         self,
@@ -66,9 +73,9 @@ class CpuEngine:
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
         """See `Engine`."""
-        loss, terms, slopes = outputs
+        loss, terms, slopes, sums = outputs
         unreduced = _native(loss) if plan.unreduced else None
-        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
+        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1, *_sized(sums)
         arguments: Any = *inputs, *constants, unreduced, *addresses, torch.get_num_threads()
         _C.forward(plan.native, *arguments)
         return None
@@ -100,7 +107,7 @@ class CudaEngine:
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
         """See `Engine`. The workspace is torch's, of the current stream: freed on return, used until then."""
-        loss, terms, slopes = outputs
+        loss, terms, slopes, sums = outputs
         device = slopes.device
         native, classes = self._plan(plan, device)
         count = self.module.workspace_size(native, inputs[0][2])
@@ -120,6 +127,7 @@ class CudaEngine:
                 terms.data_ptr(),
                 slopes.data_ptr(),
                 slopes.numel() - 1,
+                *_sized(sums),
                 _last(slopes),
                 workspace.data_ptr(),
                 count,
@@ -252,7 +260,7 @@ def forward(
         plan,
         _inputs(plan, logits, target, weight),
         (_address(tables), _address(coefficients)),
-        (loss, terms, slopes),
+        (loss, terms, slopes, None),
         logits if wants_gradient else None,
     )
     return loss, terms, slopes, gradient
@@ -284,6 +292,46 @@ def backward(
         ahead is not None,
     )
     return gradient
+
+
+def statistics(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """tp, fp, fn, tn of every sample and class, (N, C, 4), of a plan with one sensitivity_specificity_loss alone."""
+    shape = logits.shape
+    dtype, device = plan.loss_dtype(logits), logits.device
+    classes = 1 if plan.mode == "binary" else shape[1]
+    joint = plan.mode == "multiclass"
+    # Of a sample: its weight, then four sums per class; of a row: its weight and four sums (csrc/problem.h).
+    layout = (shape[0], 1 + 4 * classes) if joint else (shape[0], classes, 5)
+    sums = torch.zeros(layout, dtype=torch.float64, device=device)
+    loss = torch.empty([], dtype=dtype, device=device)
+    terms = torch.empty([1], dtype=torch.float64, device=device)
+    slopes = torch.empty(plan.slope_count(shape), dtype=dtype, device=device)
+    if sums.numel():
+        engine, inputs = required_engine(device), _inputs(plan, logits, target, weight)
+        engine.forward(plan, inputs, (0, 0), (loss, terms, slopes, sums), None)
+    if joint:
+        total, rows = sums[:, :1], sums[:, 1:].reshape(shape[0], classes, 4)
+    else:
+        total, rows = sums[..., 0], sums[..., 1:]
+    tp, fp, fn, negatives = rows.unbind(-1)
+    positives = tp + fn
+    if joint and not is_soft(logits, target):  # a label map: of the other classes, added without cancellation
+        nothing = positives.new_zeros(shape[0], 1)
+        before = torch.cat([nothing, positives[:, :-1]], 1).cumsum(1)
+        after = torch.cat([nothing, positives.flip(1)[:, :-1]], 1).cumsum(1).flip(1)
+        negatives = before + after
+    else:
+        negatives = torch.where(positives <= total / 2, total - positives, negatives)
+    tn = torch.where(negatives < fp, 0.0, negatives - fp)  # rounding leaves no less than nothing; NaN stays
+    return torch.stack([tp, fp, fn, tn], -1).to(dtype)
+
+
+def statistics_slopes(plan: Plan, grad: Tensor, slope_count: int) -> Tensor:
+    """The slopes (csrc/problem.h) of a function of the statistics, from its gradient in them, (N, C, 4)."""
+    tp, fp, fn, tn = grad.unbind(-1)
+    zero = torch.zeros_like(tp)
+    slopes = torch.stack([tp - fn, fp - tn, zero, zero, zero, zero], -1).flatten()
+    return torch.cat([slopes, slopes.new_zeros(slope_count - slopes.numel())])
 
 
 def coefficient_gradient(grad_loss: Tensor, terms: Tensor) -> Tensor:

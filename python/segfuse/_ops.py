@@ -74,6 +74,23 @@ def apply(
     return loss, terms
 
 
+def statistics(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """tp, fp, fn, tn of every sample and class, (N, C, 4): by the operator, or the reference where that cannot run."""
+    if not torch.compiler.is_compiling():
+        logits, target, weight = _unwrap(logits), _unwrap(target), _unwrap(weight)
+    logits, target, weight = check_inputs(plan, logits, target, weight)
+    if torch.compiler.is_compiling():
+        kernels = logits.is_meta or _kernels.has_kernels(str(logits.device))
+    else:
+        kernels = logits.is_meta or _kernels.engine_of(logits.device) is not None
+        if not kernels:
+            _announce_reference(logits.device)
+        kernels = kernels and _dual_level() < 0 and not _functorch_active()
+    if not kernels:
+        return plan.reference_statistics(logits, target, weight)
+    return torch.ops.segfuse.statistics(logits, target, weight, plan.spec)  # type: ignore[no-any-return]
+
+
 def _dual_level() -> int:
     """>= 0 inside forward-mode AD (torch.func.jvp, jacfwd and hessian too)."""
     return getattr(forward_ad, "_current_level", -1)

@@ -20,9 +20,14 @@ from segfuse import _C, reference
 LOWER: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {}
 
 
-def table_of(option: object) -> int:
+def is_table(option: object) -> bool:
+    """Whether an option's values are a row of the tables."""
+    return isinstance(option, dict) and option.keys() == {"table"}
+
+
+def table_of(option: Any) -> int:
     """The row of the tables that holds an option's values, -1 if it has none."""
-    return int(option["table"]) if isinstance(option, dict) else -1
+    return int(option["table"]) if is_table(option) else -1
 
 
 class Plan:
@@ -54,7 +59,8 @@ class Plan:
         if self.reduction != "none":
             return []
         if self.unreduced:
-            return list(shape) if self.mode != "multiclass" else [shape[0], *shape[2:]]
+            per_class = self.mode != "multiclass" or self.lowered["terms"][0]["every_class"]
+            return list(shape) if per_class else [shape[0], *shape[2:]]
         region = self.regions[0]
         classes = len(region["classes"]) or (1 if self.mode == "binary" else shape[1])
         return (
@@ -70,7 +76,7 @@ class Plan:
         """Floats that the head leaves for the gradient pass (Layout in csrc/problem.h), and one more (steps.h)."""
         classes = 1 if self.mode == "binary" else shape[1]
         units, rows = (shape[0], classes) if self.mode == "multiclass" else (shape[0] * classes, 1)
-        return units * (2 * self.points + (5 * rows if self.regions else 0)) + 1
+        return units * (2 * self.points + (6 * rows if self.regions else 0)) + 1
 
     def loss_dtype(self, logits: Tensor) -> torch.dtype:
         """float64 for float64 logits, else float32."""
@@ -84,7 +90,7 @@ class Plan:
         with torch.autocast(logits.device.type, enabled=False):
             for term in self.terms:
                 options = {
-                    k: tables[table_of(v)] if isinstance(v, dict) and tables is not None else v
+                    k: tables[table_of(v)] if is_table(v) and tables is not None else v
                     for k, v in term["options"].items()
                 }
                 values.append(
@@ -104,6 +110,13 @@ class Plan:
                 coefficients = terms.new_tensor([t["coefficient"] for t in self.terms])
             loss = torch.tensordot(coefficients.to(terms), terms, dims=1)
         return loss.to(self.loss_dtype(logits)), terms.detach()
+
+    def reference_statistics(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """tp, fp, fn, tn in plain PyTorch, (N, C, 4)."""
+        data = {"from_logits": self.from_logits, "ignore_index": self.ignore_index}
+        with torch.autocast(logits.device.type, enabled=False):
+            stats = reference.region_stats(logits, target, mode=self.mode, weight=weight, **data)  # type: ignore[arg-type]
+        return torch.stack(stats, -1).to(self.loss_dtype(logits))
 
 
 @lru_cache(maxsize=1024)

@@ -232,7 +232,10 @@ class SingleLoss(Loss):
 def _full_signature(cls: type[SingleLoss]) -> inspect.Signature:
     """The signature of the constructor with the options that it takes as ``**options`` spelled out, for help()."""
     signature = inspect.signature(cls.__init__)
-    own = [p for p in list(signature.parameters.values())[1:] if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    given = list(signature.parameters.values())[1:]
+    own = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(own) == len(given):
+        return inspect.Signature(own)
     shared = {**cls.hidden_defaults, **DATA_DEFAULTS, **cls.data_defaults}
     rest = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in shared.items()]
     return inspect.Signature([*own, *rest])
@@ -280,16 +283,19 @@ def _made(cls: Any, **options: Any) -> Loss:
     return loss
 
 
+def cached(cls: type[Loss], **options: Any) -> Loss:
+    """A loss of these options, made once if they are plain numbers and names."""
+    constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
+    if constant and not torch.compiler.is_compiling():
+        return _made(cast(Hashable, cls), **options)
+    return cls(**options)
+
+
 def function_of(cls: type[Loss], name: str) -> LossFunction:
     """The function of a loss class: ``dice_loss(logits, target, mode=m)`` is ``DiceLoss(m)(logits, target)``."""
 
     def function(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Any:
-        constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
-        if constant and not torch.compiler.is_compiling():
-            loss = _made(cast(Hashable, cls), **options)
-        else:
-            loss = cls(**options)
-        return loss(logits, target, weight)
+        return cached(cls, **options)(logits, target, weight)
 
     own = [
         p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else p

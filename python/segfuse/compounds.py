@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from segfuse._options import DATA_DEFAULTS, Mode, PerClass
-from segfuse.algebra import CompoundLoss, Loss, Term
+from segfuse._options import DATA_DEFAULTS, MODES, DataOptions, Mode, PerClass, check_bool, check_choice, check_number
+from segfuse.algebra import CompoundLoss, Loss, Term, function_of
 from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
-from segfuse.region import DiceLoss
+from segfuse.region import BackgroundTverskyLoss, DiceLoss, FocalTverskyLoss, TverskyLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,3 +95,113 @@ class DiceFocalLoss(CompoundLoss):
     ) -> None:
         focal = FocalLoss(mode, alpha=alpha, gamma=gamma, **_data(options))
         super().__init__([*_scaled(dice_weight, DiceLoss(mode, **options)), *_scaled(focal_weight, focal)])
+
+
+class ComboLoss(CompoundLoss):
+    """Combo loss (Taghanaki et al. 2019), one fused loss, shifted so that its minimum is 0.
+
+    alpha · mean(beta t softplus(-z) + (1 - beta) (1 - t) softplus(z)) + (1 - alpha) · Dice loss. The paper subtracts
+    the Dice coefficient instead of adding 1 - it: the same gradient.
+
+    Args:
+        mode: ``"binary"`` or ``"multilabel"``.
+        alpha: share of the cross-entropy, in [0, 1].
+        beta: weight of positives in it, in [0, 1]: > 1/2 against false negatives.
+        smooth: of the Dice loss.
+        data: data options of both.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        *,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        smooth: float | tuple[float, float] = 1.0,
+        **data: Unpack[DataOptions],
+    ) -> None:
+        check_choice("mode", mode, ("binary", "multilabel"))
+        check_number("alpha", alpha, 0, 1)
+        # At gamma = 0 the focal loss is the cross-entropy with weights alpha and 1 - alpha.
+        entropy = FocalLoss(mode, gamma=0.0, alpha=check_number("beta", beta, 0, 1), **data)
+        dice = DiceLoss(mode, smooth=smooth, **data)
+        super().__init__([*_scaled(alpha, entropy), *_scaled(1 - alpha, dice)])
+
+
+class UnifiedFocalLoss(CompoundLoss):
+    """Unified focal loss (Yeung et al. 2022): focal_weight · focal + (1 - focal_weight) · focal Tversky, fused.
+
+    With mTI_c = (I + s) / (I + delta FN + (1 - delta) FP + s) of a row and class, the background being class 0 of
+    ``"multiclass"``, or 1 - p of ``"binary"`` and ``"multilabel"``:
+
+    - symmetric: mean over pixels of Σ_c d_c t_c (1 - p_c)^gamma (-log p_c), d = delta for foreground and 1 - delta for
+      the background; mean over rows and classes of (1 - mTI_c)^(1 - gamma).
+    - asymmetric: the factor (1 - p)^gamma is the background's alone, the exponent 1 - gamma the foreground's.
+
+    Where the paper and its authors' code differ: exponents of the symmetric form as in the code (the paper has
+    1 - gamma and gamma; at 1/2 they agree), rows averaged as in the code, the weight on the focal part as in the paper.
+
+    Args:
+        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
+        num_classes: needed in ``"multiclass"``, else without meaning.
+        focal_weight: share of the focal part, in [0, 1] (the paper's lambda).
+        delta: weight of false negatives against false positives, in [0, 1].
+        gamma: in [0, 1).
+        asymmetric: (default True).
+        smooth: s.
+        data: data options of all parts.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        num_classes: int | None = None,
+        *,
+        focal_weight: float = 0.5,
+        delta: float = 0.6,
+        gamma: float = 0.5,
+        asymmetric: bool = True,
+        smooth: float = 1e-5,
+        **data: Unpack[DataOptions],
+    ) -> None:
+        check_choice("mode", mode, MODES)
+        check_bool("asymmetric", asymmetric)
+        for name, value in (("focal_weight", focal_weight), ("delta", delta), ("gamma", gamma)):
+            check_number(name, value, 0, 1)
+        if gamma == 1:
+            raise ValueError("gamma must be < 1; got 1")
+        joint = mode == "multiclass"
+        if joint == (num_classes is None) or (num_classes is not None and num_classes < 2):
+            wanted = "at least 2" if joint else "None: there are two, background and foreground"
+            raise ValueError(f'num_classes with mode="{mode}" must be {wanted}; got {num_classes!r}')
+        options: Any = {"alpha": 1 - delta, "beta": delta, "smooth": smooth, **data}
+        # Rows of a mean are shared out among the classes; in a sum each counts.
+        total = 1 if data.get("reduction") == "sum" else 2 if num_classes is None else num_classes
+        focal: Loss
+        tversky: Loss
+        if not joint:
+            front = FocalTverskyLoss(mode, gamma=1 - gamma, **options)
+            back = BackgroundTverskyLoss(mode, gamma=1.0 if asymmetric else 1 - gamma, **options)
+            tversky = (front + back) / total
+            if asymmetric:
+                focal = delta * FocalLoss(mode, alpha=1.0, gamma=0.0, **data)
+                focal = focal + (1 - delta) * FocalLoss(mode, alpha=0.0, gamma=gamma, **data)
+            else:
+                focal = FocalLoss(mode, alpha=delta, gamma=gamma, **data)
+        else:
+            assert num_classes is not None
+            rest = num_classes - 1
+            if asymmetric:
+                front = FocalTverskyLoss(mode, gamma=1 - gamma, classes=range(1, num_classes), **options)
+                share = 1 if total == 1 else rest / total
+                tversky = share * front + TverskyLoss(mode, classes=[0], **options) / total
+                focal = FocalLoss(mode, alpha=[0.0] + rest * [delta], gamma=0.0, **data)
+                focal = focal + FocalLoss(mode, alpha=[1 - delta] + rest * [0.0], gamma=gamma, **data)
+            else:
+                tversky = FocalTverskyLoss(mode, gamma=1 - gamma, **options)
+                focal = FocalLoss(mode, alpha=[1 - delta] + rest * [delta], gamma=gamma, **data)
+        super().__init__((focal_weight * focal + (1 - focal_weight) * tversky).terms())
+
+
+combo_loss = function_of(ComboLoss, "combo_loss")
+unified_focal_loss = function_of(UnifiedFocalLoss, "unified_focal_loss")

@@ -3,8 +3,10 @@
 All of them: logits (N, C, *) or, in ``"binary"``, (N, *); target of the logits' shape, or in ``"multiclass"`` a label
 map (N, *). ``weight`` is a per-pixel weight or mask (0 leaves the pixel out). Reductions: ``"mean"`` is
 Σ w ℓ / Σ w over valid elements, ``"sum"`` Σ w ℓ, ``"sample"`` (N,) each sample's mean, ``"none"`` w ℓ per element (per
-pixel in ``"multiclass"``), float32 unless the logits are float64. Errors: ValueError and TypeError name the argument;
-an integer label out of range that is not ``ignore_index`` is an IndexError.
+pixel in ``"multiclass"``; MSE, L1 and Huber keep the classes, each an element of the mean), float32 unless the logits
+are float64. Data options, of all: ``from_logits=True`` (False: the input is a probability already),
+``ignore_index=None``, ``reduction="mean"``. Errors: ValueError and TypeError name the argument; an integer label out of
+range that is not ``ignore_index`` is an IndexError.
 """
 
 from __future__ import annotations
@@ -32,18 +34,26 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def _point(kind: str, parameter: float, balance: str = "none", value: object = None, **flags: bool) -> dict[str, Any]:
+def _point(
+    kind: str, parameters: Sequence[float] = (), balance: str = "none", value: object = None, **flags: bool
+) -> dict[str, Any]:
     """The native term; `value` is the number, or the table, that balances the two parts."""
     return {
         "family": "point",
         "kind": kind,
-        "parameter": parameter,
+        "parameters": list(parameters),
         "balance": balance,
         "balance_value": value if isinstance(value, float) else 1.0,
         "table": table_of(value),
         "weighs_the_mean": flags.get("weighs_the_mean", False),
         "smooths": flags.get("smooths", False),
+        "every_class": flags.get("every_class", False),
     }
+
+
+def _check_logits(name: str, data: DataOptions) -> None:
+    if not data.get("from_logits", True):
+        raise ValueError(f"{name} reads logits: from_logits=False has no meaning")
 
 
 class BCEWithLogitsLoss(SingleLoss):
@@ -55,7 +65,7 @@ class BCEWithLogitsLoss(SingleLoss):
         balanced: weight positives by beta = 1 - Σ w t / Σ w over the valid pixels of their sample and channel, and
             negatives by 1 - beta (balanced BCE, Xie & Tu 2015); no gradient flows into beta. Excludes ``pos_weight``.
         label_smoothing: e in [0, 1]; the label becomes t (1 - e) + e/2.
-        data: ``from_logits=True``, ``ignore_index=None``, ``reduction="mean"``.
+        data: see :mod:`segfuse.pointwise`.
     """
 
     name = "bce_with_logits_loss"
@@ -82,7 +92,7 @@ class BCEWithLogitsLoss(SingleLoss):
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
         balance = "balanced" if options["balanced"] else "none" if options["pos_weight"] is None else "positive"
-        return _point("bce_with_logits", options["label_smoothing"], balance, options["pos_weight"])
+        return _point("bce_with_logits", [options["label_smoothing"]], balance, options["pos_weight"])
 
 
 class CrossEntropyLoss(SingleLoss):
@@ -118,7 +128,7 @@ class CrossEntropyLoss(SingleLoss):
         smoothing = options["label_smoothing"]
         return _point(
             "cross_entropy",
-            smoothing,
+            [smoothing],
             "class_weight" if weighted else "none",
             options["class_weight"],
             weighs_the_mean=weighted,
@@ -137,7 +147,7 @@ class FocalLoss(SingleLoss):
         alpha: weight of positives, 1 - alpha of negatives: a number or one per channel; in ``"multiclass"`` C values.
             It does not count in the denominator of the mean. Default: no weighting.
         gamma: exponent, >= 0 (default 2).
-        data: ``from_logits=True``, ``ignore_index=None``, ``reduction="mean"``.
+        data: see :mod:`segfuse.pointwise`.
     """
 
     name = "focal_loss"
@@ -156,9 +166,206 @@ class FocalLoss(SingleLoss):
         kind = "focal_square" if options["gamma"] == 2 else "focal"
         weighting = "class_weight" if mode == "multiclass" else "alpha"
         alpha = options["alpha"]
-        return _point(kind, options["gamma"], "none" if alpha is None else weighting, alpha)
+        return _point(kind, [options["gamma"]], "none" if alpha is None else weighting, alpha)
+
+
+class PolynomialLoss(SingleLoss):
+    """Polynomial loss (Le Bich Phuong & Nguyen Tien Zung): ℓ = c t Σ_k (1 - p)^k + (1 - t) Σ_k p^k.
+
+    More focal than the cross-entropy: errors below 1/2 weigh little. ``exponents=(2, 4)`` is the authors' ℓ24, ``(6,)``
+    their ℓ6.
+
+    Args:
+        mode: ``"binary"`` or ``"multilabel"``.
+        exponents: one to four integers k from 1 to 64.
+        asymmetry: c, >= 0, the weight of positives; > 1 where they are rare.
+        data: see :mod:`segfuse.pointwise`.
+    """
+
+    name = "polynomial_loss"
+
+    def __init__(
+        self,
+        mode: Mode,
+        *,
+        exponents: Sequence[int] = (2, 4),
+        asymmetry: float = 1.0,
+        **data: Unpack[DataOptions],
+    ) -> None:
+        check_choice("mode", mode, ("binary", "multilabel"))
+        found = list(exponents) if isinstance(exponents, (list, tuple)) else []
+        if not 1 <= len(found) <= 4 or any(isinstance(k, bool) or not isinstance(k, int) for k in found):
+            raise ValueError(f"exponents must be one to four integers; got {exponents!r}")
+        if not all(1 <= k <= 64 for k in found):
+            raise ValueError(f"exponents must lie in [1, 64]; got {exponents!r}")
+        options = {"exponents": tuple(found), "asymmetry": check_number("asymmetry", asymmetry, 0)}
+        super().__init__(mode, options, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("polynomial", options["exponents"], "positive", options["asymmetry"])
+
+
+class SigmoidFreeLoss(SingleLoss):
+    """Loss on logits without a sigmoid (Le Bich Phuong & Nguyen Tien Zung).
+
+    ℓ = c (1 + s) l(z) + (1 - s) l(-z) with s = 2 t - 1 and l(r) = max(-r, 0) / 2 + clamp(1/2 - r, 0, 1/2)^4: linear on
+    the wrong side, flat beyond a margin of 1/2, once differentiable (slope -1/2 at 0). The factor 2 in 1 ± s is the
+    authors'.
+
+    Args:
+        mode: ``"binary"`` or ``"multilabel"``.
+        asymmetry: c, >= 0, the weight of positives.
+        data: see :mod:`segfuse.pointwise`; ``from_logits=False`` is refused.
+    """
+
+    name = "sigmoid_free_loss"
+
+    def __init__(self, mode: Mode, *, asymmetry: float = 1.0, **data: Unpack[DataOptions]) -> None:
+        check_choice("mode", mode, ("binary", "multilabel"))
+        _check_logits("sigmoid_free_loss", data)
+        super().__init__(mode, {"asymmetry": check_number("asymmetry", asymmetry, 0)}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("sigmoid_free", [], "positive", options["asymmetry"])
+
+
+class BrokenLoss(SingleLoss):
+    """A loss whose slope jumps at p = 1/2 (Le Bich Phuong & Nguyen Tien Zung): a study object, not to train with.
+
+    ℓ = c (1 - t) l(p) + t l(1 - p), l(y) = y^4 for y <= 1/2 and y - 7/16 above: slope 1/2 below, 1 above. The jump at
+    the threshold is a stochastic trap: noisy gradients hold predictions near 1/2, where decisions are made (see the
+    gallery). The paper's constant 3/16 would make the value jump too; 7/16 does not. Here c weighs negatives.
+
+    Args:
+        mode: ``"binary"`` or ``"multilabel"``.
+        asymmetry: c, >= 0, the weight of negatives.
+        data: see :mod:`segfuse.pointwise`.
+    """
+
+    name = "broken_loss"
+
+    def __init__(self, mode: Mode, *, asymmetry: float = 1.0, **data: Unpack[DataOptions]) -> None:
+        check_choice("mode", mode, ("binary", "multilabel"))
+        super().__init__(mode, {"asymmetry": check_number("asymmetry", asymmetry, 0)}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("broken", [], "negative", options["asymmetry"])
+
+
+class HingeLoss(SingleLoss):
+    """Hinge loss: ℓ = max(0, 1 - s z) with s = 2 t - 1; derivative 0 at the kink.
+
+    Args:
+        mode: ``"binary"`` or ``"multilabel"``.
+        data: see :mod:`segfuse.pointwise`; ``from_logits=False`` is refused.
+    """
+
+    name = "hinge_loss"
+
+    def __init__(self, mode: Mode, **data: Unpack[DataOptions]) -> None:
+        check_choice("mode", mode, ("binary", "multilabel"))
+        _check_logits("hinge_loss", data)
+        super().__init__(mode, {}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("hinge")
+
+
+class MSELoss(SingleLoss):
+    """Squared error of the probability (Brier score): ℓ = (p - t)², torch's convention (no 1/2).
+
+    Args:
+        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"`` (softmax; each class of a pixel is an element).
+        data: see :mod:`segfuse.pointwise`.
+    """
+
+    name = "mse_loss"
+
+    def __init__(self, mode: Mode, **data: Unpack[DataOptions]) -> None:
+        check_choice("mode", mode, MODES)
+        super().__init__(mode, {}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("squared_error", every_class=mode == "multiclass")
+
+
+class L1Loss(SingleLoss):
+    """Absolute error of the probability: ℓ = |p - t|; derivative 0 at p = t.
+
+    Args:
+        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"`` (softmax; each class of a pixel is an element).
+        data: see :mod:`segfuse.pointwise`.
+    """
+
+    name = "l1_loss"
+
+    def __init__(self, mode: Mode, **data: Unpack[DataOptions]) -> None:
+        check_choice("mode", mode, MODES)
+        super().__init__(mode, {}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("absolute_error", every_class=mode == "multiclass")
+
+
+class HuberLoss(SingleLoss):
+    """Huber loss (1964) of e = p - t: ℓ = e²/2 where |e| <= delta, else delta (|e| - delta/2).
+
+    Args:
+        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"`` (softmax; each class of a pixel is an element).
+        delta: > 0; |e| is at most 1.
+        data: see :mod:`segfuse.pointwise`.
+    """
+
+    name = "huber_loss"
+
+    def __init__(self, mode: Mode, *, delta: float = 1.0, **data: Unpack[DataOptions]) -> None:
+        check_choice("mode", mode, MODES)
+        if check_number("delta", delta, 0) == 0:
+            raise ValueError("delta must be > 0; got 0")
+        super().__init__(mode, {"delta": float(delta)}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("huber", [options["delta"]], every_class=mode == "multiclass")
+
+
+class KLDivLoss(SingleLoss):
+    """Kullback-Leibler divergence of soft labels: ℓ = Σ t log(t / p), 0 log 0 = 0; with hard labels the cross-entropy.
+
+    The sum runs over both outcomes in ``"binary"`` and ``"multilabel"``, over the classes in ``"multiclass"``. It is
+    the cross-entropy less the label's own entropy, in float32: where p is nearly t its error is 1e-7, not 1e-7 of
+    itself.
+
+    Args:
+        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"`` (softmax).
+        data: see :mod:`segfuse.pointwise`.
+    """
+
+    name = "kl_div_loss"
+
+    def __init__(self, mode: Mode, **data: Unpack[DataOptions]) -> None:
+        check_choice("mode", mode, MODES)
+        super().__init__(mode, {}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+        return _point("kl_divergence")
 
 
 bce_with_logits_loss = function_of(BCEWithLogitsLoss, "bce_with_logits_loss")
 cross_entropy_loss = function_of(CrossEntropyLoss, "cross_entropy_loss")
 focal_loss = function_of(FocalLoss, "focal_loss")
+polynomial_loss = function_of(PolynomialLoss, "polynomial_loss")
+sigmoid_free_loss = function_of(SigmoidFreeLoss, "sigmoid_free_loss")
+broken_loss = function_of(BrokenLoss, "broken_loss")
+hinge_loss = function_of(HingeLoss, "hinge_loss")
+mse_loss = function_of(MSELoss, "mse_loss")
+l1_loss = function_of(L1Loss, "l1_loss")
+huber_loss = function_of(HuberLoss, "huber_loss")
+kl_div_loss = function_of(KLDivLoss, "kl_div_loss")

@@ -1,0 +1,157 @@
+"""Metrics of hard predictions, from exact counts that add over batches and ranks.
+
+Each function takes counts ``(tp, fp, fn, tn)`` of any shape, as :func:`segfuse.region_stats` with ``hard=True`` gives
+them, and returns a float64 ratio per entry. 0/0 gives ``zero_division`` (default 0, as in scikit-learn; NaN leaves an
+average). :class:`SegmentationMetrics` streams them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, distributed
+
+from segfuse._options import MODES, Mode, check_choice
+from segfuse.stats import RegionStats, region_stats
+
+if TYPE_CHECKING:
+    Metric: TypeAlias = Callable[..., Tensor]
+
+__all__ = [
+    "SegmentationMetrics",
+    "balanced_accuracy",
+    "dice",
+    "error_rate",
+    "f1",
+    "iou",
+    "precision",
+    "recall",
+    "specificity",
+]
+
+
+def _ratio(numerator: Tensor, denominator: Tensor, zero_division: float) -> Tensor:
+    value = numerator.double() / denominator.double()
+    return torch.where(denominator == 0, zero_division, value)
+
+
+def iou(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
+    """Intersection over union (Jaccard index): tp / (tp + fp + fn)."""
+    return _ratio(tp, tp + fp + fn, zero_division)
+
+
+def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
+    """Dice coefficient, which is F1: 2 tp / (2 tp + fp + fn)."""
+    return _ratio(2 * tp, 2 * tp + fp + fn, zero_division)
+
+
+f1 = dice
+
+
+def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
+    """Recall (sensitivity): tp / (tp + fn)."""
+    return _ratio(tp, tp + fn, zero_division)
+
+
+def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
+    """Specificity: tn / (tn + fp)."""
+    return _ratio(tn, tn + fp, zero_division)
+
+
+def precision(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
+    """Precision: tp / (tp + fp)."""
+    return _ratio(tp, tp + fp, zero_division)
+
+
+def balanced_accuracy(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
+    """(recall + specificity) / 2, of a class against the rest."""
+    return (recall(tp, fp, fn, tn, zero_division) + specificity(tp, fp, fn, tn, zero_division)) / 2
+
+
+def error_rate(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
+    """The 0-1 loss, of a class against the rest: (fp + fn) / (tp + fp + fn + tn)."""
+    return _ratio(fp + fn, tp + fp + fn + tn, zero_division)
+
+
+METRICS: dict[str, Metric] = {
+    "iou": iou,
+    "dice": dice,
+    "recall": recall,
+    "specificity": specificity,
+    "precision": precision,
+    "balanced_accuracy": balanced_accuracy,
+    "error_rate": error_rate,
+}
+
+
+class SegmentationMetrics:
+    """All metrics over a stream of batches, exact over ranks.
+
+    >>> metrics = segfuse.metrics.SegmentationMetrics("multiclass", ignore_index=255)
+    >>> for logits, target in batches:
+    ...     metrics.update(logits, target)
+    >>> metrics.compute()["iou"]  # float64, the mean over classes
+
+    Args:
+        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
+        ignore_index, from_logits, threshold: as in :func:`segfuse.region_stats`.
+    """
+
+    def __init__(
+        self, mode: Mode, *, ignore_index: int | None = None, from_logits: bool = True, threshold: float = 0.5
+    ) -> None:
+        check_choice("mode", mode, MODES)
+        self.mode = mode
+        self.options: dict[str, Any] = {
+            "ignore_index": ignore_index,
+            "from_logits": from_logits,
+            "threshold": threshold,
+        }
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        self._counts: Tensor | None = None
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """Add a batch; ``weight`` is a mask."""
+        stats = region_stats(logits, target, mode=self.mode, weight=weight, hard=True, **self.options)
+        batch = torch.stack(stats).sum(1)
+        if self._counts is not None and self._counts.shape != batch.shape:
+            raise ValueError(f"logits have {batch.shape[1]} classes, earlier ones had {self._counts.shape[1]}")
+        self._counts = batch if self._counts is None else self._counts + batch.to(self._counts.device)
+
+    def counts(self, process_group: distributed.ProcessGroup | None = None) -> RegionStats:
+        """Counts per class so far, each (C,); with a process group those of all its ranks (one all-reduce)."""
+        if self._counts is None:
+            raise RuntimeError("nothing was counted: call update first")
+        counts = self._counts
+        if process_group is not None:
+            counts = counts.clone()
+            distributed.all_reduce(counts, group=process_group)
+        return RegionStats(*counts.unbind())
+
+    def compute(
+        self,
+        average: Literal["macro", "micro"] | None = "macro",
+        *,
+        zero_division: float = 0.0,
+        process_group: distributed.ProcessGroup | None = None,
+    ) -> dict[str, Tensor]:
+        """Every metric of :data:`METRICS`, float64.
+
+        Args:
+            average: ``"macro"`` the mean over classes (a NaN, by ``zero_division``, leaves it), ``"micro"`` of the
+                classes' counts added, None: one value per class.
+            zero_division: the value of 0/0.
+            process_group: add the counts of its ranks first.
+        """
+        if average is not None:
+            check_choice("average", average, ("macro", "micro"))
+        counts = self.counts(process_group)
+        if average == "micro":
+            counts = RegionStats(*(count.sum(0, keepdim=True) for count in counts))
+        found = {name: metric(*counts, zero_division=zero_division) for name, metric in METRICS.items()}
+        return found if average is None else {name: value.nanmean() for name, value in found.items()}

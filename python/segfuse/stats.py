@@ -1,0 +1,161 @@
+"""The sums behind the region losses, for losses and metrics of your own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from segfuse._checks import check_inputs, is_soft
+from segfuse._ops import statistics
+from segfuse._options import MODES, DataOptions, Mode, check_bool, check_choice, check_number
+from segfuse.algebra import cached
+from segfuse.reference._data import prepare, reduce_pixels
+from segfuse.region import SensitivitySpecificityLoss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from segfuse._plan import Plan
+
+
+class RegionStats(NamedTuple):
+    """Weights of the four cases, each (N, C)."""
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
+
+
+def _plan(mode: str, from_logits: bool, ignore_index: int | None) -> Plan:
+    check_choice("mode", mode, MODES)
+    plan: Plan = cached(SensitivitySpecificityLoss, mode=mode, from_logits=from_logits, ignore_index=ignore_index).plan
+    return plan
+
+
+def region_stats(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: Mode,
+    weight: Tensor | None = None,
+    from_logits: bool = True,
+    ignore_index: int | None = None,
+    hard: bool = False,
+    threshold: float = 0.5,
+) -> RegionStats:
+    """True and false positives and negatives of each sample and class: one pass, and one for the gradient.
+
+    tp = Σ w t p, fp = Σ w (1-t) p, fn = Σ w t (1-p), tn = Σ w (1-t) (1-p) over the valid pixels; float32 (float64 for
+    float64 logits), differentiable. Options as in :mod:`segfuse.region`.
+
+    Args:
+        hard: exact int64 counts without a gradient instead: p is 1 where it is > threshold, in ``"multiclass"`` for the
+            largest class (ties: the lowest index). The target must hold labels, and ``weight`` is a mask: pixels count
+            where it is not 0. Labels are checked, which waits for a GPU.
+        threshold: of ``hard``, in (0, 1), except in ``"multiclass"``.
+
+    Returns:
+        ``(tp, fp, fn, tn)``, each (N, C); C = 1 in ``"binary"``.
+    """
+    plan = _plan(mode, from_logits, ignore_index)
+    if not check_bool("hard", hard):
+        return RegionStats(*statistics(plan, logits, target, weight).unbind(-1))
+    if not 0 < check_number("threshold", threshold) < 1:
+        raise ValueError(f"threshold must lie in (0, 1); got {threshold!r}")
+    logits, target, weight = check_inputs(plan, logits.detach(), target, weight)
+    return _counts(plan, logits, target, weight, threshold)
+
+
+def _counts(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, threshold: float) -> RegionStats:
+    binary, joint = plan.mode == "binary", plan.mode == "multiclass"
+    if target.is_floating_point() or (joint and is_soft(logits, target)):
+        raise TypeError(f"hard=True wants labels, integers or bools; got {target.dtype} of shape {tuple(target.shape)}")
+    n, classes = logits.shape[0], 1 if binary else logits.shape[1]
+    grid = (n, -1) if joint else (n, classes, -1)
+    if math.prod(logits.shape) == 0:
+        empty = torch.zeros(n, classes, dtype=torch.int64, device=logits.device)
+        return RegionStats(empty, empty, empty, empty)
+    labels = target.long().reshape(grid)
+    valid = torch.ones_like(labels, dtype=torch.bool) if weight is None else (weight != 0).reshape(grid)
+    if plan.ignore_index is not None:
+        valid = valid & (labels != plan.ignore_index)
+    limit = classes if joint else 2
+    wrong = valid & ((labels < 0) | (labels >= limit))
+    if wrong.any():
+        value = int(labels[wrong][0])
+        raise IndexError(f"target: label {value} is outside [0, {limit}); {int(wrong.sum())} such label(s)")
+    if not joint:
+        level = math.log(threshold / (1 - threshold)) if plan.from_logits else threshold
+        # In double: half-precision logits must not round the level.
+        said, truth = logits.reshape(grid).double() > level, labels == 1
+        of = lambda x: (x & valid).sum(-1)  # noqa: E731
+        return RegionStats(of(said & truth), of(said & ~truth), of(~said & truth), of(~said & ~truth))
+    said = logits.argmax(1).reshape(grid)
+    first = torch.arange(n, device=logits.device).unsqueeze(1) * classes
+
+    def per_class(index: Tensor, counted: Tensor) -> Tensor:
+        found = torch.zeros(n * classes, dtype=torch.int64, device=logits.device)
+        at = torch.where(counted, first + index, 0)
+        return found.scatter_add_(0, at.flatten(), counted.flatten().long()).reshape(n, classes)
+
+    tp, positives, predicted = (
+        per_class(labels, valid & (said == labels)),
+        per_class(labels, valid),
+        per_class(said, valid),
+    )
+    fp, fn = predicted - tp, positives - tp
+    return RegionStats(tp, fp, fn, valid.sum(1, keepdim=True) - tp - fp - fn)
+
+
+def region_loss(
+    logits: Tensor,
+    target: Tensor,
+    head: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    *,
+    mode: Mode,
+    weight: Tensor | None = None,
+    from_logits: bool = True,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """A region loss of your own: ``head(tp, fp, fn, tn)`` of :func:`region_stats`, in PyTorch.
+
+    The statistics and the gradient in the logits are fused, a pass each; the head works on (N, C) numbers. Mind 0/0:
+    rows without a label, or with nothing predicted.
+
+    >>> def kappa(tp, fp, fn, tn):
+    ...     return 1 - (2 * (tp * tn - fn * fp) / ((tp + fp) * (fp + tn) + (tp + fn) * (fn + tn) + 1e-5)).mean()
+    >>> loss = segfuse.region_loss(logits, target, kappa, mode="binary")
+    """
+    stats = region_stats(logits, target, mode=mode, weight=weight, from_logits=from_logits, ignore_index=ignore_index)
+    return head(*stats)
+
+
+def pointwise_loss(
+    logits: Tensor,
+    target: Tensor,
+    fn: Callable[[Tensor, Tensor], Tensor],
+    *,
+    mode: Mode,
+    weight: Tensor | None = None,
+    **data: Unpack[DataOptions],
+) -> Tensor:
+    """A pointwise loss of your own, with every data option of :mod:`segfuse.pointwise`. Not fused: plain PyTorch.
+
+    Args:
+        fn: ``fn(z, t)`` on tensors (N, C, M), the logits in float32 (float64 for float64 logits) and the labels as
+            numbers (one-hot in ``"multiclass"``), gives the loss of each element, or of each pixel as (N, 1, M). At
+            ignored pixels it gets zeros, and what it gives there is not used.
+    """
+    check_inputs(_plan(mode, data.get("from_logits", True), data.get("ignore_index")), logits, target, weight)
+    d = prepare(logits, target, mode=mode, weight=weight, **cast(Any, data))
+    values = fn(d.z, d.t)
+    if values.shape not in (d.z.shape, (d.z.shape[0], 1, d.z.shape[2])):
+        raise ValueError(
+            f"fn must give one value per element {tuple(d.z.shape)} or per pixel; got shape {tuple(values.shape)}"
+        )
+    return reduce_pixels(d, torch.where((d.w != 0).expand_as(values), values, 0.0))
