@@ -50,6 +50,14 @@ CLASS_NAME = {
 }
 COMPOUNDS = ("combo_loss", "unified_focal_loss")
 LOGITS_ONLY = ("hinge_loss", "sigmoid_free_loss")
+TWO_SIDED = (  # binary and multilabel only
+    "bce_with_logits_loss",
+    "broken_loss",
+    "combo_loss",
+    "hinge_loss",
+    "polynomial_loss",
+    "sigmoid_free_loss",
+)
 
 
 @dataclass
@@ -67,7 +75,7 @@ class Case:
         )
         return f"{self.loss}-{self.mode}-{shown}".replace(" ", "")
 
-    def module(self, **data: Any) -> segfuse.Loss:
+    def module(self, **data: Any) -> Any:
         if self.loss == "adaptive_log_loss":
             own = {k: v for k, v in self.options.items() if k not in ("base", "base_options")}
             base = Case(self.options["base"], self.mode, self.options.get("base_options", {})).module(**data)

@@ -56,9 +56,12 @@ def test_a_compound_is_the_sum_of_its_terms(case: Case, size: int) -> None:
     others, (logits, target) = BY_MODE[case.mode], inputs(case.mode)
     terms = [others[(others.index(case) + k * (7 + k)) % len(others)] for k in range(size)]
     weight, scales = make_weight(case.mode, logits.shape).double(), [1.0, -0.7, 20.0, 0.3][:size]
-    pooled = any("pool_batch" in term.options for term in terms)
-    for reduction in ("mean", "sum") if pooled else ("mean", "sum", "sample"):
-        losses = [*(term.module() for term in terms[1:]), terms[0].module(reduction=reduction)]
+    for reduction in ("mean", "sum", "sample"):
+        if not all(term.allows(reduction) for term in terms):
+            continue
+        given: dict[str, Any] = {"reduction": reduction}
+        losses = [term.module(**given if term.loss == "unified_focal_loss" else {}) for term in terms[1:]]
+        losses.append(terms[0].module(**given))
         compound = sum(scale * loss for scale, loss in zip(scales, losses, strict=True))
         alone = [term.module(reduction=reduction)(logits, target, weight) for term in [*terms[1:], terms[0]]]
         expected = sum(scale * value for scale, value in zip(scales, alone, strict=True))
@@ -288,8 +291,15 @@ def test_repr() -> None:
 def test_functions_equal_their_modules(case: Case) -> None:
     logits, target = inputs(case.mode, torch.float32)
     weight, function = make_weight(case.mode, logits.shape), getattr(sf, case.loss)
+    if case.loss == "adaptive_log_loss":
+        own = {k: v for k, v in case.options.items() if k not in ("base", "base_options")}
+        base = Case(case.options["base"], case.mode, case.options.get("base_options", {})).module()
+        found = function(logits, target, base=base, weight=weight, **own)
+        return check_same(found, case.module()(logits, target, weight), logits, tolerance=0)
     mode = {} if case.loss == "cross_entropy_loss" else {"mode": case.mode}
     for data in ({}, {"reduction": "sum", "ignore_index": 0}, {"reduction": "none"}, {"from_logits": False}):
+        if not case.allows(data.get("reduction", "mean"), data.get("from_logits", True)):
+            continue
         x = logits.detach().softmax(1).requires_grad_() if "from_logits" in data else logits
         found = function(x, target, weight=weight, **mode, **case.options, **data)
         check_same(found, case.module(**data)(x, target, weight), x, tolerance=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import segfuse as sf
-from cases import CLASS_NAME, CLASSES, REGIONS
+from cases import CLASS_NAME, CLASSES, REGIONS, TWO_SIDED, Case
 
 # Name, what to call, the error (or errors), a regular expression for its message.
 Bad: TypeAlias = tuple[str, Callable[[], object], Any, str]
@@ -19,12 +19,15 @@ LABELS = torch.arange(24).reshape(2, 3, 4) % CLASSES
 MASKS = (torch.arange(2 * CLASSES * 12).reshape(2, CLASSES, 3, 4) % 3 == 0).to(torch.uint8)
 WEIGHT = torch.ones(2, 3, 4)
 BINARY = [name for name in CLASS_NAME if name != "cross_entropy_loss"]  # binary and multilabel
-MULTICLASS = [name for name in CLASS_NAME if name != "bce_with_logits_loss"]
+MULTICLASS = [name for name in CLASS_NAME if name not in TWO_SIDED]
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 
 def make(name: str, mode: Any = "binary", **options: Any) -> sf.Loss:
-    return getattr(sf, CLASS_NAME[name])(**({} if name == "cross_entropy_loss" else {"mode": mode}), **options)
+    own: dict[str, Any] = {"base": "dice_loss"} if name == "adaptive_log_loss" else {}
+    if name == "unified_focal_loss" and mode == "multiclass":
+        own["num_classes"] = CLASSES
+    return Case(name, mode, own).module(**options)
 
 
 def normal_call() -> Tensor:
@@ -95,12 +98,33 @@ NUMBERS = (  # loss, option, a value out of its range
     ("bce_with_logits_loss", "label_smoothing", -0.1),
     ("cross_entropy_loss", "label_smoothing", 1.5),
     ("cross_entropy_loss", "label_smoothing", -0.1),
+    ("polynomial_loss", "asymmetry", -0.1),
+    ("sigmoid_free_loss", "asymmetry", -0.1),
+    ("broken_loss", "asymmetry", -0.1),
+    ("huber_loss", "delta", -0.1),
+    ("sensitivity_specificity_loss", "sensitivity_weight", 1.1),
+    ("combo_loss", "alpha", 1.1),
+    ("combo_loss", "beta", -0.1),
+    ("unified_focal_loss", "focal_weight", 1.1),
+    ("unified_focal_loss", "delta", -0.1),
+    ("unified_focal_loss", "gamma", 1.1),
 )
 TOGETHER = (  # losses, mode, options that do not go together, message
     (["bce_with_logits_loss"], "binary", {"pos_weight": 2.0, "balanced": True}, "balanced=True .*pos_weight"),
-    (["bce_with_logits_loss"], "multiclass", {}, "^mode .*'multiclass'$"),
+    (TWO_SIDED, "multiclass", {}, "^mode .*'multiclass'$"),
     (["focal_loss"], "multiclass", {"alpha": 0.25}, r"^alpha .*per class.*multiclass.*0\.25$"),
-    (["focal_tversky_loss"], "binary", {"shape": "log"}, "focal_tversky.*shape"),
+    (["focal_tversky_loss", "background_tversky_loss"], "binary", {"shape": "log"}, "^shape .*TverskyLoss"),
+    (["generalized_dice_loss"], "binary", {"absent": "skip"}, "^absent .*GeneralizedDiceLoss"),
+    (["generalized_dice_loss"], "binary", {"pool_classes": True}, "^pool_classes .*GeneralizedDiceLoss"),
+    (["sensitivity_specificity_loss"], "binary", {"squared": True}, "^squared .*SensitivitySpecificityLoss"),
+    (["polynomial_loss"], "binary", {"exponents": (2, 0)}, r"^exponents .*\[1, 64\].*\(2, 0\)$"),
+    (["polynomial_loss"], "binary", {"exponents": (1, 2, 3, 4, 5)}, r"^exponents .*one to four.*5\)$"),
+    (["polynomial_loss"], "binary", {"exponents": (1.5,)}, r"^exponents .*integers.*1\.5"),
+    (["polynomial_loss"], "binary", {"exponents": 6}, r"^exponents .*6$"),
+    (["sigmoid_free_loss", "hinge_loss"], "binary", {"from_logits": False}, "from_logits=False"),
+    (["huber_loss"], "binary", {"delta": 0}, "^delta must be > 0; got 0"),
+    (["unified_focal_loss"], "binary", {"gamma": 1.0}, "^gamma must be < 1; got 1"),
+    (["unified_focal_loss"], "binary", {"num_classes": 2}, "^num_classes .*None.*got 2$"),
     (REGIONS, "binary", {"classes": [0]}, '^classes .*mode="binary"'),
     (REGIONS, "multilabel", {"squared": True, "soft_label": True}, "squared=True .*soft_label=True"),
     (REGIONS, "multiclass", {"class_weight": [1] * 5, "pool_classes": True}, "class_weight .*pool_classes=True"),
@@ -113,7 +137,7 @@ def constructors() -> Iterator[Bad]:
         mode = "multiclass" if name in MULTICLASS else "multilabel"
         for option, value, error, message in ANY + (REGION if name in REGIONS else ()):
             yield f"{name}-{option}={value}", partial(make, name, mode, **{option: value}), error, message
-        if name in BINARY:
+        if name in BINARY and name != "adaptive_log_loss":
             yield f"{name}-mode", partial(make, name, "multi"), ValueError, r"^mode .*'binary', 'multilabel'.*'multi'$"
             yield f"{name}-no-mode", getattr(sf, CLASS_NAME[name]), TypeError, "'mode'"
         if name in REGIONS and name != "focal_tversky_loss":
@@ -127,6 +151,14 @@ def constructors() -> Iterator[Bad]:
         for name in names:
             yield f"{name}-{'-'.join(options)}", partial(make, name, mode, **options), ValueError, message
     yield "bce-balanced=1", partial(sf.BCEWithLogitsLoss, "binary", balanced=1), TypeError, "^balanced .* 1$"
+    yield "unified-classes", partial(sf.UnifiedFocalLoss, "multiclass"), ValueError, "^num_classes .*got None$"
+    dice = sf.DiceLoss("binary")
+    for wrong in (dice + dice, sf.HingeLoss("binary"), "dice", sf.AdaptiveLogLoss(dice)):
+        call = partial(sf.AdaptiveLogLoss, wrong)  # type: ignore[arg-type]
+        yield f"adaptive-{type(wrong).__name__}", call, ValueError, "^base must be one region loss.*got"
+    for option in ("omega", "gamma", "epsilon"):
+        call = partial(sf.AdaptiveLogLoss, dice, **{option: 0})
+        yield f"adaptive-{option}", call, ValueError, f"^{option} must be > 0; got 0"
     yield "ce-mode", partial(sf.CrossEntropyLoss, mode="binary"), TypeError, "CrossEntropyLoss has no option 'mode'"
     yield "dice-ce-reduction", partial(sf.DiceCELoss, reduction="avg"), ValueError, r"^reduction .*'avg'$"
     yield "dice-bce-option", partial(sf.DiceBCELoss, "binary", gama=1.0), TypeError, "has no option 'gama'"
@@ -260,7 +292,7 @@ def test_mask_out_of_range(name: str, dtype: torch.dtype) -> None:
     target = replaced(MASKS.long(), value, (0, 3, 2, 0), (1, 0, 0, 0)).to(dtype)
     message = rf"^target.* {value} .*\[0, 2\).* 2 .*sample 0, channel 3 .*position 8\b"
     check(partial(make(name, "multilabel"), LOGITS, target), IndexError, message + hint)
-    if name != "bce_with_logits_loss":  # one-hot labels
+    if name in MULTICLASS:  # one-hot labels
         check(partial(make(name, "multiclass"), LOGITS, target), IndexError, message)
     message = rf"^target.* {value} .*\[0, 2\).* 1 .*sample 0\b.*position 8\b{hint}"
     check(partial(make(name), LOGITS[:, 3], target[:, 3]), IndexError, message)

@@ -64,6 +64,8 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
         raise ValueError(f'mode="{plan.mode}" wants logits (N, C, ...); got shape {tuple(x)}')
     if x[1] == 0:
         raise ValueError(f"logits have no classes: shape {tuple(x)}")
+    if x[1] == 1 and plan.mode == "multiclass":
+        raise ValueError(f'mode="multiclass" wants at least two classes; got logits {tuple(x)}: use mode="binary"')
     if plan.last_class >= x[1]:
         raise ValueError(f"classes holds {plan.last_class}, but the logits have {x[1]} classes")
     if plan.mode == "multilabel":
@@ -71,8 +73,6 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
             return
         hint = ' (a label map? mode="multiclass")' if t == x[:1] + x[2:] else ""
         raise ValueError(f'mode="multilabel" wants a target of the logits\' shape: {_shapes(logits, target)}{hint}')
-    if x[1] == 1:
-        raise ValueError(f'mode="multiclass" wants at least two classes; got logits {tuple(x)}: use mode="binary"')
     if x[1] > _MAX_CLASSES:
         raise ValueError(f"logits have {x[1]} classes; at most {_MAX_CLASSES} are supported")
     if x == t:

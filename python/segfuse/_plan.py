@@ -125,7 +125,12 @@ def plan_of(spec: str) -> Plan:
     return Plan(spec)
 
 
+# Of what the operators take and give (slopes, terms). A compiled graph that was kept on disk knows their sizes, and is
+# found again by the spec: a change of sizes must change the spec.
+LAYOUT = 2
+
+
 @torch.compiler.assume_constant_result
 def plan_for(content: dict[str, Any]) -> Plan:
     """The plan of a spec's content. A constant to Dynamo, so a loss may be built inside a compiled function."""
-    return plan_of(json.dumps(content, sort_keys=True))
+    return plan_of(json.dumps({**content, "layout": LAYOUT}, sort_keys=True))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from segfuse._checks import check_inputs
 from segfuse._ops import apply
 from segfuse._options import DATA_DEFAULTS, check_data
 from segfuse._plan import LOWER, plan_for
@@ -59,6 +60,12 @@ class Loss(nn.Module):
     """
 
     _terms: list[Term]
+    data_defaults: ClassVar[Mapping[str, Any]] = {}
+    hidden_defaults: ClassVar[Mapping[str, Any]] = {}  # of options that the signature keeps in its **options
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
     def _build(self, terms: list[Term]) -> None:
         """Called last by constructors: the plan of the terms, with their data options made one."""
@@ -84,7 +91,7 @@ class Loss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool = False
     ) -> Any:
-        tables = self._stack_tables(logits) if self._table_count else None
+        tables = self._stack_tables(logits, target, weight) if self._table_count else None
         coefficients = None
         if self._reads_coefficients:
             coefficients = torch.stack([term.coefficient(self, logits.device) for term in self._terms])
@@ -109,13 +116,15 @@ class Loss(nn.Module):
             names.append(short if count == 0 else f"{short}_{count + 1}")
         return names
 
-    def _stack_tables(self, logits: Tensor) -> Tensor:
-        classes = 1 if self.plan.mode == "binary" else logits.shape[1]
+    def _stack_tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        fits = isinstance(logits, Tensor) and logits.dim() > 1
+        classes = 1 if self.plan.mode == "binary" else logits.shape[1] if fits else 0
         rows = []
         for loss, *_ in self._terms:
             for name in loss.tables:
                 table = getattr(loss, name)
                 if table.shape[0] != classes:
+                    check_inputs(self.plan, logits, target, weight)  # what is wrong with the tensors comes first
                     raise ValueError(
                         f"{name} of {type(loss).__name__} has {table.shape[0]} values, "
                         f"but the logits have {classes} class(es)"
@@ -180,12 +189,22 @@ def _shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
     return {**defaults, **shared}
 
 
+def _full_signature(cls: type[Loss]) -> inspect.Signature:
+    """The signature of the constructor with the options that it takes as ``**options`` spelled out, for help()."""
+    signature = inspect.signature(cls.__init__)
+    given = list(signature.parameters.values())[1:]
+    own = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(own) == len(given):
+        return inspect.Signature(own)
+    shared = {**cls.hidden_defaults, **DATA_DEFAULTS, **cls.data_defaults}
+    rest = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in shared.items()]
+    return inspect.Signature([*own, *rest])
+
+
 class SingleLoss(Loss):
     """One loss. Subclasses give ``name``, check their options, and lower them to the kernels' term."""
 
-    name: ClassVar[str]
-    data_defaults: ClassVar[Mapping[str, Any]] = {}
-    hidden_defaults: ClassVar[Mapping[str, Any]] = {}  # of options that the signature keeps in its **options
+    name: ClassVar[str] = ""
 
     def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__()
@@ -207,7 +226,6 @@ class SingleLoss(Loss):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         LOWER[cls.name] = cls.lower
-        cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -227,18 +245,6 @@ class SingleLoss(Loss):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__["_terms"] = [Term(self)]
-
-
-def _full_signature(cls: type[SingleLoss]) -> inspect.Signature:
-    """The signature of the constructor with the options that it takes as ``**options`` spelled out, for help()."""
-    signature = inspect.signature(cls.__init__)
-    given = list(signature.parameters.values())[1:]
-    own = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    if len(own) == len(given):
-        return inspect.Signature(own)
-    shared = {**cls.hidden_defaults, **DATA_DEFAULTS, **cls.data_defaults}
-    rest = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in shared.items()]
-    return inspect.Signature([*own, *rest])
 
 
 class CompoundLoss(Loss):

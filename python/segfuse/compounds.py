@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from segfuse._options import DATA_DEFAULTS, MODES, DataOptions, Mode, PerClass, check_bool, check_choice, check_number
 from segfuse.algebra import CompoundLoss, Loss, Term, function_of
 from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
-from segfuse.region import BackgroundTverskyLoss, DiceLoss, FocalTverskyLoss, TverskyLoss
+from segfuse.region import BackgroundTverskyLoss, DiceLoss, FocalTverskyLoss, RegionLoss, TverskyLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,8 @@ class DiceBCELoss(CompoundLoss):
         options: every option of :mod:`segfuse.region`, for the Dice loss; data options for both.
     """
 
+    hidden_defaults: ClassVar[dict[str, Any]] = RegionLoss.hidden_defaults
+
     def __init__(
         self,
         mode: Mode,
@@ -60,6 +62,9 @@ class DiceCELoss(CompoundLoss):
             (``ignore_index=-100`` unless given).
     """
 
+    hidden_defaults: ClassVar[dict[str, Any]] = RegionLoss.hidden_defaults
+    data_defaults: ClassVar[dict[str, Any]] = CrossEntropyLoss.data_defaults
+
     def __init__(
         self,
         *,
@@ -82,6 +87,8 @@ class DiceFocalLoss(CompoundLoss):
         alpha, gamma: of the focal loss.
         options: every option of :mod:`segfuse.region`, for the Dice loss; data options for both.
     """
+
+    hidden_defaults: ClassVar[dict[str, Any]] = RegionLoss.hidden_defaults
 
     def __init__(
         self,
@@ -149,7 +156,7 @@ class UnifiedFocalLoss(CompoundLoss):
         gamma: in [0, 1).
         asymmetric: (default True).
         smooth: s.
-        data: data options of all parts.
+        data: data options of all parts. ``reduction`` counts as given, ``"mean"`` if it is not.
     """
 
     def __init__(
@@ -174,9 +181,10 @@ class UnifiedFocalLoss(CompoundLoss):
         if joint == (num_classes is None) or (num_classes is not None and num_classes < 2):
             wanted = "at least 2" if joint else "None: there are two, background and foreground"
             raise ValueError(f'num_classes with mode="{mode}" must be {wanted}; got {num_classes!r}')
+        data.setdefault("reduction", "mean")  # given, for the shares of the rows depend on it
         options: Any = {"alpha": 1 - delta, "beta": delta, "smooth": smooth, **data}
         # Rows of a mean are shared out among the classes; in a sum each counts.
-        total = 1 if data.get("reduction") == "sum" else 2 if num_classes is None else num_classes
+        total = 1 if data["reduction"] == "sum" else 2 if num_classes is None else num_classes
         focal: Loss
         tversky: Loss
         if not joint:
