@@ -124,6 +124,24 @@ def draw_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
         plt.close(figure)
 
 
+def draw_roc(path: Path, curves: dict[str, tuple[list[float], list[float]]], areas: dict[str, float]) -> None:
+    """True against false positives, the latter in logarithms, where imbalanced classes differ."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+        figure, axes = plt.subplots(figsize=(9, 4.8), layout="constrained")
+        colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(curves)))
+        for (name, (false, true)), colour in zip(curves.items(), colours, strict=True):
+            shown = [(f, t) for f, t in zip(false, true, strict=True) if f > 0]
+            axes.plot(*zip(*shown, strict=True), color=colour, label=f"{name}: {areas[name]:.4f}")
+        axes.set(
+            xscale="log", xlim=(1e-3, 1), ylim=(0.4, 1.01), xlabel="false positive rate", ylabel="true positive rate"
+        )
+        axes.set_title("ROC curves of held-out pixels (first seed)", fontweight="bold")
+        axes.grid(alpha=0.25)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="area under the curve")
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
 def draw_predictions(path: Path, shown: list[Shown], classes: list[str], title: str) -> None:
     """A row per held-out sample: image, truth, prediction, and where they differ."""
     colours = np.array([to_rgb("#14161a"), *_class_colours(len(classes) - 1)])

@@ -7,8 +7,9 @@
     python examples/train.py --data PATH --ignore-index 255      PATH/images/NAME.* and PATH/masks/NAME.*
     python examples/train.py --quick                             ten seconds, to see that all works
 
-A loss is a sum of terms, each [coefficient *] name [(option=value, ...)]. Names: bce, ce, focal, dice, jaccard,
-tversky, focal_tversky; options: those of the class in segfuse. bce is for two classes, ce for label maps of more.
+A loss is a sum of terms, each [coefficient *] name [(option=value, ...)]; names: examples/losses.py, bce, ce, focal,
+dice, jaccard, tversky, focal_tversky among them; options: those of the class in segfuse. bce is for two classes, ce for
+label maps of more.
 
 Images and masks are PNG, JPEG, TIFF or NPY files, grey or colour, of any sizes. Masks are 0/1, 0/255 or label maps.
 
@@ -18,7 +19,6 @@ Needs `pip install '.[examples]'`. Writes curves.png, predictions.png, metrics.j
 from __future__ import annotations
 
 import argparse
-import ast
 import math
 import re
 import sys
@@ -35,78 +35,11 @@ try:
 
     import segfuse
     from data import IGNORE, Data, DataError, coins, folder, synthetic
+    from losses import LossError, build_loss
     from report import Shown, draw_curves, draw_predictions, evaluate, table_head, table_row, write_json
     from unet import UNet
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}: run `pip install '.[examples]'` in the root of the repository")
-
-LOSSES: dict[str, Callable[..., segfuse.Loss]] = {
-    "bce": segfuse.BCEWithLogitsLoss,
-    "ce": lambda mode, **options: segfuse.CrossEntropyLoss(**options),  # always multiclass, so it takes no mode
-    "focal": segfuse.FocalLoss,
-    "dice": segfuse.DiceLoss,
-    "jaccard": segfuse.JaccardLoss,
-    "tversky": segfuse.TverskyLoss,
-    "focal_tversky": segfuse.FocalTverskyLoss,
-}
-SET_HERE = ("mode", "from_logits", "ignore_index", "reduction", "process_group", "shard", "upsample", "align_corners")
-
-
-class LossError(ValueError):
-    """The loss expression means nothing; the message says which part."""
-
-
-def build_loss(expression: str, mode: str) -> segfuse.Loss:
-    """The loss that an expression such as "dice + 0.5*ce" names, as one fused compound."""
-    try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise LossError(f'"{expression}" is not a sum of terms such as "dice + 0.5*ce"') from None
-    return _interpret(tree, mode)
-
-
-def _interpret(node: ast.expr, mode: str) -> segfuse.Loss:
-    """Python's parser gives the tree; only sums, coefficients, names and literal options have a meaning here."""
-    match node:
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _interpret(left, mode) + _interpret(right, mode)
-        case ast.BinOp(left=factor, op=ast.Mult(), right=term):
-            try:
-                coefficient = ast.literal_eval(factor)
-            except (ValueError, TypeError):
-                coefficient = None
-            if type(coefficient) not in (int, float) or not 0 < coefficient < math.inf:
-                raise LossError(f'the coefficient "{ast.unparse(factor)}" is not a positive number')
-            return coefficient * _interpret(term, mode)
-        case ast.Name(id=name):
-            return _make(name, {}, mode)
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
-            options: dict[str, Any] = {}
-            for keyword in keywords:
-                try:
-                    options[str(keyword.arg)] = ast.literal_eval(keyword.value)
-                except (ValueError, TypeError):
-                    raise LossError(f'"{ast.unparse(keyword)}" of {name} is not of the form option=literal') from None
-            return _make(name, options, mode)
-    raise LossError(f'"{ast.unparse(node)}" is not of the form [coefficient *] name [(option=value, ...)]')
-
-
-def _make(name: str, options: dict[str, Any], mode: str) -> segfuse.Loss:
-    if name not in LOSSES:
-        raise LossError(f'there is no loss "{name}"; there are {", ".join(LOSSES)}')
-    if (name, mode) == ("ce", "binary"):
-        raise LossError('"ce" is for label maps of several classes, and these masks have two: use "bce"')
-    if (name, mode) == ("bce", "multiclass"):
-        raise LossError('"bce" is for two classes, and these masks have more: use "ce"')
-    for option in options:
-        if option in SET_HERE:
-            hint = ": use --ignore-index" if option == "ignore_index" else ""
-            raise LossError(f'"{option}" of {name} is set by this example{hint}')
-    try:
-        # IGNORE also marks what lies outside an image in a crop, so it is given to every term.
-        return LOSSES[name](mode, ignore_index=IGNORE, **options)
-    except (TypeError, ValueError) as error:
-        raise LossError(f"{name}: {error}") from None
 
 
 def _checked(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:

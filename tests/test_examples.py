@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +62,38 @@ def test_the_main_job(tmp_path: Path, data: str, loss: str) -> None:
         assert name in done.stdout
 
 
+def test_the_comparison(tmp_path: Path) -> None:
+    losses = "dice + 0.5*bce; adaptive_log(tversky(alpha=0.3, beta=0.7), gamma=0.2); combo"
+    command = [sys.executable, str(ROOT / "examples" / "compare_losses.py"), "--quick", "--losses", losses]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "roc.png", "results.json"}
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == losses.split("; ")
+    assert lines[0] == "| loss | recall | specificity | Jaccard | F-measure | AUC |"
+    content = json.loads((tmp_path / "results.json").read_text())
+    for runs in content["results"].values():
+        assert len(runs) == 2
+        assert all(0.5 < run["auc"] < 1 for run in runs)
+        assert runs[0] != runs[1]
+
+
+def test_the_area_by_ranking_is_exact() -> None:
+    sys.path.insert(0, str(ROOT / "examples"))
+    import compare_losses
+
+    for scores in (RNG.normal(size=999), RNG.integers(0, 7, 999), np.zeros(999)):
+        labels = RNG.random(999) < 0.1
+        expected = sklearn.metrics.roc_auc_score(labels, scores)
+        assert compare_losses.ranked_area(scores, labels) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--loss", "adaptive_log(ce)"), "ce"),
+        (("--loss", "adaptive_log(dice, omega=0)"), "omega must be > 0"),
+        (("--loss", "adaptive_log(dice + bce)"), "base must be one region loss"),
         (("--loss", "dise"), 'there is no loss "dise"'),
         (("--loss", "ce"), "bce"),
         (("--loss", "dice(smooth=-1)"), "smooth must lie in"),
