@@ -1,120 +1,27 @@
 """segfuse: fused forward/backward kernels for per-pixel segmentation losses, under PyTorch."""
 
-from segfuse import metrics, reference
+from segfuse import compounds, metrics, pointwise, reference, region, stats
 from segfuse._native import build_info
 from segfuse.algebra import CompoundLoss, Loss
-from segfuse.compounds import (
-    ComboLoss,
-    DiceBCELoss,
-    DiceCELoss,
-    DiceFocalLoss,
-    UnifiedFocalLoss,
-    combo_loss,
-    unified_focal_loss,
-)
+from segfuse.compounds import *  # noqa: F403
 from segfuse.diagnostics import check_target, warmup
-from segfuse.pointwise import (
-    BCEWithLogitsLoss,
-    BrokenLoss,
-    CrossEntropyLoss,
-    FocalLoss,
-    HingeLoss,
-    HuberLoss,
-    KLDivLoss,
-    L1Loss,
-    MSELoss,
-    PolynomialLoss,
-    SigmoidFreeLoss,
-    bce_with_logits_loss,
-    broken_loss,
-    cross_entropy_loss,
-    focal_loss,
-    hinge_loss,
-    huber_loss,
-    kl_div_loss,
-    l1_loss,
-    mse_loss,
-    polynomial_loss,
-    sigmoid_free_loss,
-)
-from segfuse.region import (
-    AdaptiveLogLoss,
-    BackgroundTverskyLoss,
-    DiceLoss,
-    FocalTverskyLoss,
-    GeneralizedDiceLoss,
-    JaccardLoss,
-    SensitivitySpecificityLoss,
-    TverskyLoss,
-    adaptive_log_loss,
-    background_tversky_loss,
-    dice_loss,
-    focal_tversky_loss,
-    generalized_dice_loss,
-    jaccard_loss,
-    sensitivity_specificity_loss,
-    tversky_loss,
-)
-from segfuse.stats import RegionStats, pointwise_loss, region_loss, region_stats
+from segfuse.pointwise import *  # noqa: F403
+from segfuse.region import *  # noqa: F403
+from segfuse.stats import *  # noqa: F403
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "AdaptiveLogLoss",
-    "BCEWithLogitsLoss",
-    "BackgroundTverskyLoss",
-    "BrokenLoss",
-    "ComboLoss",
     "CompoundLoss",
-    "CrossEntropyLoss",
-    "DiceBCELoss",
-    "DiceCELoss",
-    "DiceFocalLoss",
-    "DiceLoss",
-    "FocalLoss",
-    "FocalTverskyLoss",
-    "GeneralizedDiceLoss",
-    "HingeLoss",
-    "HuberLoss",
-    "JaccardLoss",
-    "KLDivLoss",
-    "L1Loss",
     "Loss",
-    "MSELoss",
-    "PolynomialLoss",
-    "RegionStats",
-    "SensitivitySpecificityLoss",
-    "SigmoidFreeLoss",
-    "TverskyLoss",
-    "UnifiedFocalLoss",
     "__version__",
-    "adaptive_log_loss",
-    "background_tversky_loss",
-    "bce_with_logits_loss",
-    "broken_loss",
     "build_info",
     "check_target",
-    "combo_loss",
-    "cross_entropy_loss",
-    "dice_loss",
-    "focal_loss",
-    "focal_tversky_loss",
-    "generalized_dice_loss",
-    "hinge_loss",
-    "huber_loss",
-    "jaccard_loss",
-    "kl_div_loss",
-    "l1_loss",
     "metrics",
-    "mse_loss",
-    "pointwise_loss",
-    "polynomial_loss",
     "reference",
-    "region_loss",
-    "region_stats",
-    "sensitivity_specificity_loss",
-    "sigmoid_free_loss",
-    "tversky_loss",
-    "unified_focal_loss",
     "warmup",
 ]
+__all__ += compounds.__all__
+__all__ += pointwise.__all__
+__all__ += region.__all__
+__all__ += stats.__all__

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
     from segfuse.region import Options
 
+__all__ = [
+    "ComboLoss",
+    "DiceBCELoss",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "UnifiedFocalLoss",
+    "combo_loss",
+    "unified_focal_loss",
+]
+
 
 def _data(options: Any) -> Any:
     return {k: v for k, v in options.items() if k in DATA_DEFAULTS}

@@ -33,6 +33,31 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
+__all__ = [
+    "BCEWithLogitsLoss",
+    "BrokenLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "HingeLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "PolynomialLoss",
+    "SigmoidFreeLoss",
+    "bce_with_logits_loss",
+    "broken_loss",
+    "cross_entropy_loss",
+    "focal_loss",
+    "hinge_loss",
+    "huber_loss",
+    "kl_div_loss",
+    "l1_loss",
+    "mse_loss",
+    "polynomial_loss",
+    "sigmoid_free_loss",
+]
+
 
 def _point(
     kind: str, parameters: Sequence[float] = (), balance: str = "none", value: object = None, **flags: bool

@@ -40,6 +40,26 @@ if TYPE_CHECKING:
         """Everything that a region loss shares with the others."""
 
 
+__all__ = [
+    "AdaptiveLogLoss",
+    "BackgroundTverskyLoss",
+    "DiceLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
+    "JaccardLoss",
+    "SensitivitySpecificityLoss",
+    "TverskyLoss",
+    "adaptive_log_loss",
+    "background_tversky_loss",
+    "dice_loss",
+    "focal_tversky_loss",
+    "generalized_dice_loss",
+    "jaccard_loss",
+    "sensitivity_specificity_loss",
+    "tversky_loss",
+]
+
+
 def _without(*names: str) -> dict[str, Any]:
     """The defaults of the options that every region loss has, but some."""
     return {k: v for k, v in check_region({}).items() if k not in names}

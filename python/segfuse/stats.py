@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
     from segfuse._plan import Plan
 
+__all__ = [
+    "RegionStats",
+    "pointwise_loss",
+    "region_loss",
+    "region_stats",
+]
+
 
 class RegionStats(NamedTuple):
     """Weights of the four cases, each (N, C)."""

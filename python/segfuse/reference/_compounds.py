@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
     from segfuse.reference._data import DataOptions
 
+__all__ = [
+    "combo_loss",
+    "unified_focal_loss",
+]
+
 
 def combo_loss(
     logits: Tensor,

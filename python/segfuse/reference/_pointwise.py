@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 
     from segfuse.reference._data import DataOptions
 
+__all__ = [
+    "bce_with_logits_loss",
+    "broken_loss",
+    "cross_entropy_loss",
+    "focal_loss",
+    "hinge_loss",
+    "huber_loss",
+    "kl_div_loss",
+    "l1_loss",
+    "mse_loss",
+    "polynomial_loss",
+    "sigmoid_free_loss",
+]
+
 
 def _nll(coefficient: Tensor, log_p: Tensor, log_q: Tensor, gamma: float = 0.0) -> Tensor:
     """coefficient * (1 - p)^gamma * (-log p), and 0 with gradient 0 where the coefficient is 0."""

@@ -31,6 +31,19 @@ if TYPE_CHECKING:
         shape: str
 
 
+__all__ = [
+    "adaptive_log_loss",
+    "background_tversky_loss",
+    "dice_loss",
+    "focal_tversky_loss",
+    "generalized_dice_loss",
+    "jaccard_loss",
+    "region_stats",
+    "sensitivity_specificity_loss",
+    "tversky_loss",
+]
+
+
 class _Sums(NamedTuple):
     """Of a row, in this order as they are stacked."""
 
