@@ -227,15 +227,27 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The outputs beside views: of the size that the plan gives, and with storage. sums: 0 if nobody asks for them.
-void check_sums(const PyPlan& plan, const Problem& problem, uintptr_t sums, int64_t count) {
-  const Layout layout(plan.plan, problem);
-  if (sums && count != layout.units * layout.unit_sums()) throw std::invalid_argument("sums: unexpected size");
+// Sizes alone, for the head.
+inline Problem make_head_problem(const PyPlan& plan, const std::vector<int64_t>& shape, bool label_map, bool wide) {
+  Problem p = make_sizes(plan, shape);
+  p.label_map = label_map;
+  p.wide = wide;
+  return p;
 }
-void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, int64_t count) {
+inline int64_t sum_count(const PyPlan& plan, const std::vector<int64_t>& shape) {
+  const Layout layout(plan.plan, make_sizes(plan, shape));
+  return layout.units * layout.unit_sums();
+}
+
+// Outputs beside views: of the size that the plan gives, and with storage.
+inline void check_size(const char* name, uintptr_t address, int64_t count, int64_t expected) {
+  if (count != expected) throw std::invalid_argument(std::string(name) + ": unexpected size");
+  if (!address && expected) throw std::invalid_argument(std::string(name) + ": has no storage");
+}
+inline void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, int64_t count) {
   const Layout layout(plan.plan, problem);
-  if (count != layout.units * layout.unit_slopes()) throw std::invalid_argument("slopes: unexpected size");
-  if (!slopes) throw std::invalid_argument("slopes: has no storage");
+  check_size("slopes", slopes, count, layout.units * layout.unit_slopes());
+  if (!slopes) throw std::invalid_argument("slopes: has no storage");  // there is one more number behind them
 }
 
 inline void bind_trace(py::module_& m, Trace& trace) {

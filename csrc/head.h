@@ -1,80 +1,19 @@
 // The head: from the sums of the rows to the loss, the terms, and the slopes that the gradient pass multiplies by.
 // A few rows, in double; a region term differentiates its own expression with respect to (I, FP, FN).
 //
+// It has two halves. `gather` leaves a short vector, which is the same for any number of samples: numerators and
+// denominators of means, and the sums of rows that are pooled over the batch. `finish` goes on from there. Vectors of
+// ranks that hold different samples may be added in between.
+//
 // It is written for a team of threads: one on the CPU, a block on a GPU. A team has rank(), size(), sync(), and
 // sum(n, f): f(0) + ... + f(n - 1) in an order that the team's size alone decides, called and received by all.
 #pragma once
 
-#include "losses.h"
-#include "math.h"
-#include "problem.h"
+#include "outputs.h"
+#include "score.h"
 
 namespace segfuse {
 namespace {
-
-template <class Function>
-HD void with_region(RegionKind kind, const Function& f) {
-  switch (kind) {
-#define SEGFUSE_CASE(name, type) \
-  case RegionKind::name:         \
-    return f(type{});
-    SEGFUSE_REGION(SEGFUSE_CASE)
-#undef SEGFUSE_CASE
-  }
-}
-template <class Function>
-HD void with_shape(ShapeKind kind, const Function& f) {
-  switch (kind) {
-#define SEGFUSE_CASE(name, type) \
-  case ShapeKind::name:          \
-    return f(type{});
-    SEGFUSE_SHAPE(SEGFUSE_CASE)
-#undef SEGFUSE_CASE
-  }
-}
-
-using Slopes3 = Dual<double, 3>;
-
-// numerator / denominator and what it lacks of 1, both with the digits of the smaller one's slopes. 0/0 is 1: nothing
-// to find, and nothing found.
-HD void divide(Score<Slopes3> score, double eps, Slopes3& loss, Slopes3& value) {
-  loss = constant<double, 3>(0), value = constant<double, 3>(1);
-  if (score.denominator.v < eps) {
-    score.denominator = constant<double, 3>(eps);
-    score.difference = score.denominator - score.numerator;
-  }
-  if (score.denominator.v == 0 && score.numerator.v == 0) return;
-  loss = score.difference / score.denominator;
-  value = score.numerator / score.denominator;
-  for (int i = 0; i < 3; ++i) {
-    if (loss.v < 0.5)
-      value.d[i] = -loss.d[i];
-    else
-      loss.d[i] = -value.d[i];
-  }
-}
-
-// The loss of one pooled row and its slopes. sums: those of RowSums.
-HD Slopes3 region_loss(const RegionTerm& term, const double* sums) {
-  const RegionParameters parameters{term.smooth_numerator, term.smooth_denominator, term.alpha, term.beta};
-  const auto seed = [&](int i) {
-    Slopes3 s = constant<double, 3>(sums[i]);
-    s.d[i] = 1;
-    return s;
-  };
-  const RowSums<Slopes3> s{seed(0), seed(1), seed(2), sums[3], sums[4]};
-  Slopes3 loss = constant<double, 3>(0), value = constant<double, 3>(0);
-  with_region(term.kind, [&](auto region) {
-    for (int k = 0; k < region.kScores; ++k) {
-      Slopes3 own, own_value;
-      divide(region.score(k, s, parameters), term.eps, own, own_value);
-      loss = loss + region.share(k, parameters) * own;
-      value = value + region.share(k, parameters) * own_value;
-    }
-  });
-  with_shape(term.shape, [&](auto shape) { loss = shape.shape(loss, value, term.shape_parameter); });
-  return term.adaptive ? adaptive_log(loss, term.omega, term.threshold, term.epsilon) : loss;
-}
 
 // A team of one.
 struct Alone {
@@ -89,60 +28,11 @@ struct Alone {
   }
 };
 
-// Which elements the loss has (of a reduction other than an unreduced pointwise one), and which rows make each.
-struct OutputMap {
-  const Plan& plan;
-  Sizes sizes;
-  const int64_t* classes;  // Constants::classes
-
-  HD int64_t scored(const RegionTerm& r) const { return r.class_count ? r.class_count : sizes.classes; }
-  HD int64_t scored_class(const RegionTerm& r, int64_t j) const {
-    return r.class_count ? classes[r.first_class + j] : j;
-  }
-  // -1: not scored.
-  HD int64_t scored_index(const RegionTerm& r, int64_t c) const {
-    if (!r.class_count) return c;
-    for (int j = 0; j < r.class_count; ++j)
-      if (classes[r.first_class + j] == c) return j;
-    return -1;
-  }
-  HD int64_t pooled_samples(const RegionTerm& r) const { return r.pool_batch ? 1 : sizes.samples; }
-  HD int64_t pooled_classes(const RegionTerm& r) const { return r.pool_classes ? 1 : scored(r); }
-  HD int64_t rows(const RegionTerm& r) const { return pooled_samples(r) * pooled_classes(r); }
-
-  HD int64_t count() const {
-    if (plan.reduction == Reduction::sample) return sizes.samples;
-    return plan.reduction != Reduction::none || plan.region_count == 0 ? 1 : rows(plan.regions[0]);
-  }
-  // Of (n, c); a class that is not scored has slopes of 0 and may be sent anywhere.
-  HD int64_t of(int64_t n, int64_t c) const {
-    if (plan.reduction == Reduction::sample) return n;
-    if (plan.reduction != Reduction::none || plan.region_count == 0) return 0;
-    const RegionTerm& r = plan.regions[0];
-    const int64_t i = r.pool_batch ? 0 : n, j = r.pool_classes ? 0 : scored_index(r, c);
-    return i * pooled_classes(r) + (j < 0 ? 0 : j);
-  }
-  HD bool averages() const { return plan.reduction == Reduction::mean || plan.reduction == Reduction::sample; }
-};
-
-// Factors of the positive and the negative part of a pointwise term in class c, where no sum decides them.
-HD void fixed_balance(const Plan& plan, const PointTerm& term, const Constants& constants, int64_t classes, int64_t c,
-                      double& positive, double& negative) {
-  positive = negative = 1;
-  if (plan.joint || term.balance == Balance::none) return;
-  const double factor = term.table < 0 ? term.balance_value : constants.tables[term.table * classes + c];
-  (term.balance == Balance::negative ? negative : positive) = factor;
-  if (term.balance == Balance::alpha) negative = 1 - factor;
-}
-
-HD double coefficient_of(const Plan& plan, const Constants& constants, int k) {
-  return constants.coefficients ? constants.coefficients[k] : plan.terms[k].coefficient;
-}
-
 class Head {
  public:
-  // workspace: workspace_size() doubles.
-  HD Head(const Plan& plan, const Sizes& sizes, const Constants& constants, const double* sums, double* workspace)
+  // workspace: workspace_size() doubles, kept from `gather` to `finish`; vector: vector_size().
+  HD Head(const Plan& plan, const Sizes& sizes, const Constants& constants, const double* sums, double* workspace,
+          double* vector)
       : plan_(plan),
         sizes_(sizes),
         constants_(constants),
@@ -150,27 +40,51 @@ class Head {
         outputs_{plan, sizes, constants.classes},
         sums_(sums),
         rows_(workspace),
-        scales_(workspace + plan.region_count * sizes.samples * sizes.classes * kRow) {}
+        scales_(workspace + plan.region_count * row_count(sizes) * kRow),
+        vector_(vector),
+        pooled_(vector + 1 + 2 * plan.term_count) {}
 
   HD static int64_t workspace_size(const Plan& plan, const Sizes& sizes, int64_t outputs) {
-    return plan.region_count * sizes.samples * sizes.classes * kRow + plan.term_count * outputs;
+    return plan.region_count * row_count(sizes) * kRow + plan.term_count * outputs;
+  }
+  // Σ w; per term a numerator and a denominator; per class the sums of its rows.
+  HD static int64_t vector_size(const Plan& plan, const Sizes& sizes) {
+    return 1 + 2 * plan.term_count + (plan.pools_batch() ? sizes.classes * Layout(plan, sizes).region_sums : 0);
+  }
+
+  // From the sums to the vector.
+  template <class Team>
+  HD void gather(const Team& team) const {
+    const double valid_weight = team.sum(layout_.units, [&](int64_t u) { return unit(u)[0]; });
+    if (team.rank() == 0) vector_[0] = valid_weight;
+    const int64_t per_class = layout_.region_sums;
+    for (int64_t i = team.rank(); plan_.pools_batch() && i < sizes_.classes * per_class; i += team.size()) {
+      const int64_t c = i / per_class, s = i - c * per_class;
+      double total = 0;
+      for (int64_t n = 0; n < sizes_.samples; ++n) total += s == kRegionSums ? negatives(n, c) : of_row(n, c)[s];
+      pooled_[i] = total;
+    }
+    score_rows(team, false);
+    for (int k = 0; k < plan_.term_count; ++k) {
+      double numerator = 0, denominator = 0;
+      if (outputs_.count() == 1 && !is_pooled(k)) add_up(team, k, numerator, denominator);
+      if (team.rank() == 0) vector_[1 + 2 * k] = numerator, vector_[2 + 2 * k] = denominator;
+    }
+    team.sync();
   }
 
   // loss: one value per output, or null; terms: one such block per term; slopes: layout.units * layout.unit_slopes().
   template <class Real, class Team>
-  HD void run(const Team& team, Real* loss, double* terms, Real* slopes) const {
+  HD void finish(const Team& team, Real* loss, double* terms, Real* slopes) const {
     const int64_t n_out = outputs_.count(), begin = team.rank(), step = team.size();
-    const double valid_weight = team.sum(layout_.units, [&](int64_t u) { return unit(u)[0]; });
     // Nothing valid in the whole call: loss 0 and gradient 0, whatever the smoothing.
-    if (valid_weight == 0) {
+    if (vector_[0] == 0) {
       for (int64_t i = begin; i < plan_.term_count * n_out; i += step) terms[i] = 0;
       for (int64_t i = begin; loss && i < n_out; i += step) loss[i] = 0;
       for (int64_t i = begin; i < layout_.units * layout_.unit_slopes(); i += step) slopes[i] = 0;
       return;
     }
-    for (int k = 0; k < plan_.region_count; ++k)
-      for (int64_t i = begin; i < outputs_.rows(plan_.regions[k]); i += step) score(k, i);
-    team.sync();
+    score_rows(team, true);
     for (int k = 0; k < plan_.term_count; ++k) reduce(team, k, terms + k * n_out);
     team.sync();
     for (int64_t i = begin; loss && i < n_out; i += step) {
@@ -184,15 +98,22 @@ class Head {
   }
 
  private:
-  // A pooled row: its loss and three slopes, its weight, and the largest factor of its classes.
+  // A scored row: its loss and three slopes, its weight, and the largest factor of its classes.
   static constexpr int kRow = 6;
+  // Rows pooled over the batch are there without a sample, too.
+  HD static int64_t row_count(const Sizes& sizes) { return (sizes.samples ? sizes.samples : 1) * sizes.classes; }
 
   HD double coefficient(int k) const { return coefficient_of(plan_, constants_, k); }
   HD double table(int row, int64_t c) const { return constants_.tables[row * sizes_.classes + c]; }
   HD const double* unit(int64_t u) const { return sums_ + u * layout_.unit_sums(); }
   HD int64_t unit_of(int64_t n, int64_t c) const { return plan_.joint ? n : n * sizes_.classes + c; }
-  HD double* row(int region, int64_t i) const { return rows_ + (region * sizes_.samples * sizes_.classes + i) * kRow; }
+  // The region sums of row (n, c).
+  HD const double* of_row(int64_t n, int64_t c) const {
+    return unit(unit_of(n, c)) + layout_.group_sums() + (plan_.joint ? c : 0) * layout_.region_sums;
+  }
+  HD double* row(int region, int64_t i) const { return rows_ + (region * row_count(sizes_) + i) * kRow; }
   HD double& scale(int term, int64_t out) const { return scales_[term * outputs_.count() + out]; }
+  HD bool is_pooled(int k) const { return plan_.terms[k].is_region && plan_.regions[plan_.terms[k].index].pool_batch; }
 
   HD void balance(const PointTerm& term, int64_t u, double& positive, double& negative) const {
     if (plan_.joint || term.balance != Balance::balanced)
@@ -215,13 +136,13 @@ class Head {
     return unit(u)[2 + 2 * index] * double(plan_.points[index].every_class ? sizes_.classes : 1);
   }
 
-  // The sums of row (n, c): of `term`'s statistics, in the order of RowSums.
+  // The sums of row (n, c), or with n < 0 of class c pooled over the batch, of `term`'s statistics, in the order of
+  // RowSums.
   HD void row_sums(const RegionTerm& term, int64_t n, int64_t c, double* sums) const {
-    const double* u = unit(unit_of(n, c));
-    const double* s = u + layout_.group_sums() + (plan_.joint ? c : 0) * layout_.region_sums;
+    const double* s = n < 0 ? pooled_ + c * layout_.region_sums : of_row(n, c);
     for (int i = 0; i < 3; ++i) sums[i] = s[i];
     sums[3] = s[0] + s[2];
-    sums[4] = layout_.region_sums > kRegionSums ? negatives(u, n, c, sums[3], s[3]) : 0;
+    sums[4] = layout_.region_sums == kRegionSums ? 0 : n < 0 ? s[kRegionSums] : negatives(n, c);
     switch (term.statistics) {
       case Statistics::product:
         break;
@@ -239,57 +160,55 @@ class Head {
 
   // Σ w (1-t) of a row: a difference where it is the larger part, else as summed, or the positives of the other
   // classes.
-  HD double negatives(const double* u, int64_t n, int64_t c, double positives, double summed) const {
-    if (positives <= u[0] / 2) return u[0] - positives;
-    if (!plan_.one_label) return summed;
+  HD double negatives(int64_t n, int64_t c) const {
+    const double *s = of_row(n, c), all = unit(unit_of(n, c))[0], positives = s[0] + s[2];
+    if (positives <= all / 2) return all - positives;
+    if (!plan_.one_label) return s[kRegionSums];
     double total = 0;
-    for (int64_t k = 0; k < sizes_.classes; ++k) {
-      const double* s = unit(n) + layout_.group_sums() + k * layout_.region_sums;
-      if (k != c) total += s[0] + s[2];
-    }
+    for (int64_t k = 0; k < sizes_.classes; ++k)
+      if (k != c) total += of_row(n, k)[0] + of_row(n, k)[2];
     return total;
   }
 
-  // Of pooled row i: its samples [first, end).
-  struct Span {
-    int64_t first, end;
-  };
-  HD Span samples_of(const RegionTerm& term, int64_t i) const {
-    const int64_t n = i / outputs_.pooled_classes(term);
-    return term.pool_batch ? Span{0, sizes_.samples} : Span{n, n + 1};
-  }
-  // The factor of class c in a pooled row, before class weights; 0 where no label decides it.
-  HD double own_factor(const RegionTerm& term, const Span& span, int64_t c) const {
+  // The factor of class c in a row of sample n (n < 0: pooled), before class weights; 0 where no label decides it.
+  HD double own_factor(const RegionTerm& term, int64_t n, int64_t c) const {
     if (term.factor == ClassFactor::none) return 1;
-    double labelled = 0, sums[5];
-    for (int64_t n = span.first; n < span.end; ++n) row_sums(term, n, c, sums), labelled += sums[3];
-    if (labelled == 0) return 0;
-    return term.factor == ClassFactor::square ? 1 / (labelled * labelled) : 1 / labelled;
+    double sums[5];
+    row_sums(term, n, c, sums);
+    if (sums[3] == 0) return 0;
+    return term.factor == ClassFactor::square ? 1 / (sums[3] * sums[3]) : 1 / sums[3];
   }
   // largest: of the own factors of the row, which stands in where no label decides.
-  HD double class_factor(const RegionTerm& term, const Span& span, int64_t c, double largest) const {
+  HD double class_factor(const RegionTerm& term, int64_t n, int64_t c, double largest) const {
     if (!term.generalized) return 1;
-    const double own = own_factor(term, span, c);
+    const double own = own_factor(term, n, c);
     return (own == 0 ? largest : own) * (term.table < 0 ? 1 : table(term.table, c));
   }
-  // The pooled row i of a region term.
+
+  template <class Team>
+  HD void score_rows(const Team& team, bool pooled) const {
+    for (int k = 0; k < plan_.region_count; ++k)
+      if (plan_.regions[k].pool_batch == pooled)
+        for (int64_t i = team.rank(); i < outputs_.rows(plan_.regions[k]); i += team.size()) score(k, i);
+    team.sync();
+  }
+
+  // Row i of a region term.
   HD void score(int region, int64_t i) const {
     const RegionTerm& term = plan_.regions[region];
-    const Span span = samples_of(term, i);
-    const int64_t j = i % outputs_.pooled_classes(term);
+    const int64_t per_sample = outputs_.pooled_classes(term), j = i % per_sample;
+    const int64_t n = term.pool_batch ? -1 : i / per_sample;
     const int64_t j0 = term.pool_classes ? 0 : j, j1 = term.pool_classes ? outputs_.scored(term) : j + 1;
     double sums[5] = {0, 0, 0, 0, 0}, present = 0, largest = 0;
     for (int64_t k = j0; term.generalized && k < j1; ++k)
-      largest = max(largest, own_factor(term, span, outputs_.scored_class(term, k)));
+      largest = max(largest, own_factor(term, n, outputs_.scored_class(term, k)));
     for (int64_t k = j0; k < j1; ++k) {
       const int64_t c = outputs_.scored_class(term, k);
-      const double factor = class_factor(term, span, c, largest);
-      for (int64_t n = span.first; n < span.end; ++n) {
-        double own[5];
-        row_sums(term, n, c, own);
-        present += own[3];
-        for (int s = 0; s < 5; ++s) sums[s] += factor * own[s];
-      }
+      const double factor = class_factor(term, n, c, largest);
+      double own[5];
+      row_sums(term, n, c, own);
+      present += own[3];
+      for (int s = 0; s < 5; ++s) sums[s] += factor * own[s];
     }
     const bool absent = present == 0 && term.absent != Absent::score;
     const Slopes3 loss = absent ? constant<double, 3>(0) : region_loss(term, sums);
@@ -302,33 +221,46 @@ class Head {
     out[5] = largest;
   }
 
+  // Of row or unit i of a term: what it adds to a mean, and its weight there.
+  HD double weighted(const Term& term, int64_t i) const {
+    if (!term.is_region) return point_value(term.index, i);
+    const double* r = row(term.index, i);
+    return r[4] == 0 ? 0.0 : r[4] * r[0];
+  }
+  HD double weight_of(const Term& term, int64_t i) const {
+    return term.is_region ? row(term.index, i)[4] : point_weight(term.index, i);
+  }
+  HD int64_t count_of(const Term& term) const {
+    return term.is_region ? outputs_.rows(plan_.regions[term.index]) : layout_.units;
+  }
+  template <class Team>
+  HD void add_up(const Team& team, int k, double& numerator, double& denominator) const {
+    const Term& term = plan_.terms[k];
+    numerator = team.sum(count_of(term), [&](int64_t i) { return weighted(term, i); });
+    denominator = team.sum(count_of(term), [&](int64_t i) { return weight_of(term, i); });
+  }
+
   // The term's values, and what its slopes are scaled by. Rows and units lie in the order of the outputs.
   template <class Team>
   HD void reduce(const Team& team, int k, double* value) const {
     const Term& term = plan_.terms[k];
     const int64_t n_out = outputs_.count();
-    const int64_t count = term.is_region ? outputs_.rows(plan_.regions[term.index]) : layout_.units;
-    const auto weighted = [&](int64_t i) {
-      if (!term.is_region) return point_value(term.index, i);
-      const double* r = row(term.index, i);
-      return r[4] == 0 ? 0.0 : r[4] * r[0];
-    };
-    const auto weight = [&](int64_t i) { return term.is_region ? row(term.index, i)[4] : point_weight(term.index, i); };
     const auto finish = [&](int64_t out, double sum, double total) {
       const double s = !outputs_.averages() ? 1 : total == 0 ? 0 : 1 / total;
       scale(k, out) = s;
       value[out] = s == 0 ? 0 : sum * s;
     };
     if (n_out == 1) {
-      const double sum = team.sum(count, weighted), total = team.sum(count, weight);
+      double sum = vector_[1 + 2 * k], total = vector_[2 + 2 * k];
+      if (is_pooled(k)) add_up(team, k, sum, total);
       if (team.rank() == 0) finish(0, sum, total);
       return;
     }
+    const int64_t each = count_of(term) / n_out;
     for (int64_t out = team.rank(); out < n_out; out += team.size()) {
-      const int64_t each = count / n_out;
       const Alone alone;
-      finish(out, alone.sum(each, [&](int64_t i) { return weighted(out * each + i); }),
-             alone.sum(each, [&](int64_t i) { return weight(out * each + i); }));
+      finish(out, alone.sum(each, [&](int64_t i) { return weighted(term, out * each + i); }),
+             alone.sum(each, [&](int64_t i) { return weight_of(term, out * each + i); }));
     }
   }
 
@@ -361,7 +293,7 @@ class Head {
       const double* r = row(region, pooled);
       if (r[4] == 0) continue;
       const double factor =
-          coefficient(k) * r[4] * scale(k, outputs_.of(n, c)) * class_factor(term, samples_of(term, pooled), c, r[5]);
+          coefficient(k) * r[4] * scale(k, outputs_.of(n, c)) * class_factor(term, term.pool_batch ? -1 : n, c, r[5]);
       const double tp = factor * r[1], fp = factor * r[2], fn = factor * r[3];
       switch (term.statistics) {
         case Statistics::product:
@@ -395,7 +327,7 @@ class Head {
   const Layout layout_;
   const OutputMap outputs_;
   const double* sums_;
-  double *rows_, *scales_;
+  double *rows_, *scales_, *vector_, *pooled_;
 };
 
 }  // namespace

@@ -102,6 +102,11 @@ struct Plan {
       if (regions[k].statistics != Statistics::product) return true;
     return false;
   }
+  HD bool pools_batch() const {
+    for (int k = 0; k < region_count; ++k)
+      if (regions[k].pool_batch) return true;
+    return false;
+  }
   HD bool sums_negatives() const {
     for (int k = 0; k < region_count; ++k)
       if (reads_negatives(regions[k].kind)) return true;

@@ -19,6 +19,7 @@ ALGEBRA = (
     "test_algebra.py",
     "--deselect=tests/test_algebra.py::test_the_default_of_cross_entropy_yields_to_what_is_given",
 )
+MORE = ("test_boundaries.py", "test_stats.py", "test_tiles.py")
 VALUES = ("test_values.py", "--deselect=tests/test_values.py::test_every_instruction_set")
 
 pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the other tests on the shim by itself")
@@ -72,7 +73,7 @@ def test_the_case_table() -> None:
     from build import build
 
     module = build(ROOT / "build" / "shim")
-    run_tests(VALUES, ("test_layout.py", "test_edges.py", *ALGEBRA), SEGFUSE_SHIM=str(module))
+    run_tests(VALUES, ("test_layout.py", "test_edges.py", *MORE, *ALGEBRA), SEGFUSE_SHIM=str(module))
 
 
 def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
@@ -90,5 +91,7 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
     }
     with ThreadPoolExecutor(2) as pool:
         whole = pool.submit(run_tests, ("test_cuda.py",), **environment)
-        thin = pool.submit(run_tests, (*VALUES, "test_layout.py", "test_edges.py"), SEGFUSE_THIN="4", **environment)
+        thin = pool.submit(
+            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="4", **environment
+        )
         whole.result(), thin.result()

@@ -9,17 +9,39 @@ namespace {
 
 void py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
                 bool soft, uintptr_t tables, uintptr_t coefficients, const py::object& unreduced, uintptr_t loss,
-                uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t sums, int64_t sum_count,
-                int threads) {
+                uintptr_t terms, uintptr_t slopes, int64_t slope_count, int threads) {
   const bool with_classes = plan.mode == Mode::multilabel || plan.plan.unreduced_classes();
   const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), unreduced, with_classes);
   check_slopes(plan, problem, slopes, slope_count);
-  check_sums(plan, problem, sums, sum_count);
   if (unreduced.is_none() && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
   const Constants constants{pointer<const double>(tables), pointer<const double>(coefficients), plan.classes.data()};
   const py::gil_scoped_release release;
-  forward(plan.plan, problem, constants, threads,
-          {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes), pointer<double>(sums)});
+  forward(plan.plan, problem, constants, threads, {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes)});
+}
+
+void py_statistics(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
+                   bool soft, uintptr_t tables, uintptr_t sums, int64_t count, int threads) {
+  const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), py::none(), false);
+  const Layout layout(plan.plan, problem);
+  check_size("sums", sums, count, layout.units * layout.unit_sums());
+  const Constants constants{pointer<const double>(tables), nullptr, plan.classes.data()};
+  const py::gil_scoped_release release;
+  statistics(plan.plan, problem, constants, threads, pointer<double>(sums));
+}
+
+void py_head(const PyPlan& plan, const std::vector<int64_t>& shape, bool label_map, bool wide, uintptr_t tables,
+             uintptr_t coefficients, uintptr_t sums, uintptr_t workspace, int64_t workspace_count, uintptr_t vector,
+             int64_t vector_count, uintptr_t loss, uintptr_t terms, uintptr_t slopes, int64_t slope_count, int parts) {
+  const Problem problem = make_head_problem(plan, shape, label_map, wide);
+  check_slopes(plan, problem, slopes, slope_count);
+  check_size("workspace", workspace, workspace_count, workspace_size(plan.plan, problem));
+  check_size("vector", vector, vector_count, vector_size(plan.plan, problem));
+  const Constants constants{pointer<const double>(tables), pointer<const double>(coefficients), plan.classes.data()};
+  const py::gil_scoped_release release;
+  head(plan.plan, problem, constants,
+       {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes), pointer<double>(sums),
+        pointer<double>(workspace), pointer<double>(vector)},
+       parts);
 }
 
 void py_backward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
@@ -58,7 +80,16 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     }
   });
   py::class_<PyPlan>(m, "Plan").def(py::init<const py::dict&>());
+  m.def("sum_count", &sum_count);
+  m.def("workspace_size", [](const PyPlan& plan, const std::vector<int64_t>& shape) {
+    return workspace_size(plan.plan, make_head_problem(plan, shape, false, false));
+  });
+  m.def("vector_size", [](const PyPlan& plan, const std::vector<int64_t>& shape) {
+    return vector_size(plan.plan, make_head_problem(plan, shape, false, false));
+  });
   m.def("forward", &py_forward);
+  m.def("statistics", &py_statistics);
+  m.def("head", &py_head);
   m.def("backward", &py_backward);
   bind_trace(m, trace());
   m.def("instruction_set", [] { return kernels().name; });

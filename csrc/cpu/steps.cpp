@@ -127,13 +127,9 @@ void run(const char* name, Step step, const Plan& plan, const Job& job, const Cu
 }
 
 template <class Real>
-void run_head(const Plan& plan, const Problem& problem, const Constants& constants, const std::vector<double>& sums,
-              const Outputs& outputs) {
-  const OutputMap map{plan, problem, constants.classes};
-  std::vector<double> workspace(size_t(Head::workspace_size(plan, problem, map.count())));
-  const Head head(plan, problem, constants, sums.data(), workspace.data());
+void finish(const Head& head, const Plan& plan, const Problem& problem, const Outputs& outputs) {
   Real* slopes = static_cast<Real*>(outputs.slopes);
-  head.run(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms, slopes);
+  head.finish(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms, slopes);
   const Layout layout(plan, problem);
   slopes[layout.units * layout.unit_slopes()] = 0;  // a GPU says there whether it has written the gradient ahead
 }
@@ -179,28 +175,53 @@ Trace& trace() {
   return instance;
 }
 
-void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads,
-             const Outputs& outputs) {
+int64_t workspace_size(const Plan& plan, const Problem& problem) {
+  return Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count());
+}
+
+int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vector_size(plan, problem); }
+
+void statistics(const Plan& plan, const Problem& problem, const Constants& constants, int threads, double* sums) {
   const Layout layout(plan, problem);
   const Cut cut(layout, problem);
   ClassScales scales;
-  const Job job = make_job(plan, problem, layout, constants.tables, outputs.slopes, scales);
+  const Job job = make_job(plan, problem, layout, constants.tables, nullptr, scales);
   const int64_t n_sums = layout.unit_sums();
-  std::vector<double> sums(size_t(layout.units * n_sums), 0.0);
-  {
-    std::vector<double> partial(size_t(cut.count() * n_sums));
-    run("statistics", Step::statistics, plan, job, cut, threads, partial.data(), n_sums);
-    for (int64_t i = 0; i < cut.count(); ++i)
-      for (int64_t s = 0; s < n_sums; ++s)
-        sums[size_t(i / cut.per_unit * n_sums + s)] += partial[size_t(i * n_sums + s)];
-  }
-  if (outputs.sums) std::copy(sums.begin(), sums.end(), outputs.sums);
+  std::vector<double> partial(size_t(cut.count() * n_sums));
+  run("statistics", Step::statistics, plan, job, cut, threads, partial.data(), n_sums);
+  std::fill(sums, sums + layout.units * n_sums, 0.0);
+  for (int64_t i = 0; i < cut.count(); ++i)
+    for (int64_t s = 0; s < n_sums; ++s) sums[i / cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
+}
+
+void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, int parts) {
   const Plan read = settled(plan, problem);
+  const Head head(read, problem, constants, outputs.sums, outputs.workspace, outputs.vector);
+  if (parts & kGather) head.gather(Alone());
+  if (!(parts & kFinish)) return;
   if (problem.wide)
-    run_head<double>(read, problem, constants, sums, outputs);
+    finish<double>(head, read, problem, outputs);
   else
-    run_head<float>(read, problem, constants, sums, outputs);
-  if (plan.unreduced()) run("values", Step::values, plan, job, cut, threads, nullptr, 0);
+    finish<float>(head, read, problem, outputs);
+}
+
+void values(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes, int threads) {
+  const Layout layout(plan, problem);
+  ClassScales scales;
+  const Job job = make_job(plan, problem, layout, constants.tables, slopes, scales);
+  run("values", Step::values, plan, job, Cut(layout, problem), threads, nullptr, 0);
+}
+
+void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs) {
+  const Layout layout(plan, problem);
+  std::vector<double> sums(size_t(layout.units * layout.unit_sums())), vector(size_t(vector_size(plan, problem)));
+  std::vector<double> workspace(size_t(workspace_size(plan, problem)));
+  outputs.sums = sums.data();
+  outputs.workspace = workspace.data();
+  outputs.vector = vector.data();
+  statistics(plan, problem, constants, threads, outputs.sums);
+  head(plan, problem, constants, outputs, kGather | kFinish);
+  if (plan.unreduced()) values(plan, problem, constants, outputs.slopes, threads);
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,

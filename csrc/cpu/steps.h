@@ -21,10 +21,12 @@ void use_instruction_set(const std::string& name);  // "" for the best
 std::vector<std::string> instruction_sets();
 
 struct Outputs {
-  void* loss;     // float32, or float64 if problem.wide; problem.output for an unreduced pointwise loss
-  double* terms;  // one value per term and loss element
-  void* slopes;   // units * unit_slopes, and one more
-  double* sums;   // units * unit_sums, or null
+  void* loss;                   // float32, or float64 if problem.wide; problem.output for an unreduced pointwise loss
+  double* terms;                // one value per term and loss element
+  void* slopes;                 // units * unit_slopes, and one more
+  double* sums = nullptr;       // units * unit_sums
+  double* workspace = nullptr;  // workspace_size
+  double* vector = nullptr;     // vector_size
 };
 
 // An integer label that is neither in range nor ignored.
@@ -37,7 +39,16 @@ class LabelError : public std::exception {
   std::string message_;
 };
 
-void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, const Outputs& outputs);
+// Doubles of memory that the head keeps between its halves, and that it hands out in between (head.h).
+int64_t workspace_size(const Plan& plan, const Problem& problem);
+int64_t vector_size(const Plan& plan, const Problem& problem);
+constexpr int kGather = 1, kFinish = 2;
+
+// The steps of a forward; it brings the memory in between by itself.
+void statistics(const Plan& plan, const Problem& problem, const Constants& constants, int threads, double* sums);
+void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, int parts);
+void values(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes, int threads);
+void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs);
 
 // upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream).
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,

@@ -12,13 +12,17 @@ struct HeadKernel {
   static constexpr int kBlock = kHeadThreads, kBlocks = 1, kSharedBytes = int(sizeof(double)) * kHeadThreads / kWarp;
 
   __device__ static void statistics(const Job& job) {
-    add_chunks(job, 0, job.layout.units, job.sums);
-    __syncthreads();
-    const Head head(job.plan, job.problem, job.constants, job.sums, job.head_workspace);
+    if (job.head_parts & kAdd) {
+      add_chunks(job, 0, job.layout.units, job.sums);
+      __syncthreads();
+    }
+    if (!(job.head_parts & (kGather | kFinish))) return;
+    const Head head(job.plan, job.problem, job.constants, job.sums, job.head_workspace, job.vector);
     const Block<kHeadThreads> block{reinterpret_cast<double*>(shared_memory())};
-    head.run(block, static_cast<Real*>(job.loss), job.terms, static_cast<Real*>(job.slopes));
-    const int64_t n_sums = job.layout.unit_sums();
-    const double weight = block.sum(job.layout.units, [&](int64_t u) { return job.sums[u * n_sums]; });
+    if (job.head_parts & kGather) head.gather(block);
+    if (!(job.head_parts & kFinish)) return;
+    head.finish(block, static_cast<Real*>(job.loss), job.terms, static_cast<Real*>(job.slopes));
+    const double weight = job.vector[0];
     // In the slopes' type, behind them; the gradient pass reads it of float32 only.
     if (threadIdx.x == 0)
       *reinterpret_cast<Real*>(job.ahead) = Real(job.assumed_weight == 0 || weight == job.assumed_weight ? 1 : 0);

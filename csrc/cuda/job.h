@@ -13,6 +13,9 @@ struct Cut {
   int64_t pixels, chunk, per_unit, count;
 };
 
+// What a launch of the head does: add the chunks to sums, and its two halves.
+constexpr int kGather = 1, kFinish = 2, kAdd = 4;
+
 struct Job {
   Plan plan;
   Problem problem;
@@ -24,6 +27,8 @@ struct Job {
   double* partial;  // per chunk: the sums of its unit
   double* sums;     // per unit
   double* head_workspace;
+  double* vector;  // between the halves of the head
+  int head_parts;  // of kAdd, kGather, kFinish
   // Sample after sample (serial.h): groups of blocks, and per sample how many blocks have brought their sums.
   int serial_groups;
   unsigned* arrived;

@@ -164,8 +164,8 @@ Scheme scheme_for(const Job& job, Scheme wanted) {
 int64_t serial_bytes(const Job& job, const Kernel& kernel) {
   const Sizes one{1, job.problem.classes, job.problem.pixels};
   const int64_t units = job.layout.units / job.problem.samples;
-  const int64_t doubles =
-      units * job.layout.unit_sums() + kWarps + 2 * kMaxTerms + Head::workspace_size(job.plan, one, 1);
+  const int64_t doubles = units * job.layout.unit_sums() + kWarps + 2 * kMaxTerms +
+                          Head::workspace_size(job.plan, one, 1) + Head::vector_size(job.plan, one);
   return kernel.shared_bytes + int64_t(sizeof(double)) * doubles +
          int64_t(sizeof(float)) * units * job.layout.unit_slopes();
 }

@@ -25,7 +25,8 @@ struct Serial {
     double* terms = coefficients + kMaxTerms;
     double* workspace = terms + kMaxTerms;
     const Sizes one{1, job.problem.classes, job.problem.pixels};
-    float* slopes = reinterpret_cast<float*>(workspace + Head::workspace_size(job.plan, one, 1));
+    double* vector = workspace + Head::workspace_size(job.plan, one, 1);
+    float* slopes = reinterpret_cast<float*>(vector + Head::vector_size(job.plan, one));
     if (int(threadIdx.x) < job.plan.term_count) {
       const double samples = job.plan.reduction == Reduction::mean ? double(job.problem.samples) : 1.0;
       coefficients[threadIdx.x] = coefficient_of(job.plan, job.constants, int(threadIdx.x)) / samples;
@@ -48,8 +49,10 @@ struct Serial {
       __threadfence();
       add_chunks(job, sample * units, units, sums);
       __syncthreads();
-      const Head head(job.plan, one, constants, sums, workspace);
-      head.run(Block<kBlock>{staging}, static_cast<float*>(nullptr), terms, slopes);
+      const Head head(job.plan, one, constants, sums, workspace, vector);
+      const Block<kBlock> block{staging};
+      head.gather(block);
+      head.finish(block, static_cast<float*>(nullptr), terms, slopes);
       __syncthreads();
       const int64_t last = rank + (chunks - 1 - rank) / blocks * blocks;
       for (int64_t k = last; k >= 0 && rank < chunks; k -= blocks) {

@@ -6,6 +6,8 @@
 namespace segfuse {
 namespace {
 
+constexpr double kNeverTheWeight = -1;  // no sum of weights is: nothing has been written ahead
+
 void launch(Step step, const Kernel& kernel, const Job& job, int64_t blocks, int64_t shared_bytes, bool cooperative,
             cudaStream_t stream) {
   if (shared_bytes > 48 * 1024)
@@ -61,26 +63,38 @@ Trace& trace() {
   return instance;
 }
 
+int64_t partial_size(const Plan& plan, const Problem& problem) {
+  const Layout layout(plan, problem);
+  return cut_of(layout, problem.pixels).count * layout.unit_sums();
+}
+
+int64_t head_workspace_size(const Plan& plan, const Problem& problem) {
+  return Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count());
+}
+
+int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vector_size(plan, problem); }
+
 int64_t workspace_size(const Plan& plan, const Problem& problem) {
   const Layout layout(plan, problem);
-  return (cut_of(layout, problem.pixels).count + layout.units) * layout.unit_sums() +
-         Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count()) + problem.samples;
+  return partial_size(plan, problem) + layout.units * layout.unit_sums() + head_workspace_size(plan, problem) +
+         vector_size(plan, problem) + problem.samples;
 }
 
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
              double* workspace, Scheme wanted, cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
   job.partial = workspace;
-  job.sums = job.partial + job.cut.count * job.layout.unit_sums();
+  job.sums = job.partial + partial_size(plan, problem);
   job.head_workspace = job.sums + job.layout.units * job.layout.unit_sums();
-  if (outputs.sums) job.sums = outputs.sums;
+  job.vector = job.head_workspace + head_workspace_size(plan, problem);
+  job.head_parts = kAdd | kGather | kFinish;
   job.loss = plan.unreduced() ? nullptr : outputs.loss;
   job.terms = outputs.terms;
   job.slopes = outputs.slopes;
   const Scheme scheme = scheme_for(job, wanted);
   job.ahead = outputs.ahead;
   if (scheme == Scheme::two_pass)
-    job.assumed_weight = -1;  // no sum of weights is: nothing has been written ahead
+    job.assumed_weight = kNeverTheWeight;
   else if (plan.point_count && plan.reduction != Reduction::sum)
     job.assumed_weight = double(problem.samples * (plan.joint ? 1 : problem.classes) * problem.pixels);
   if (scheme == Scheme::sample_serial) {
@@ -93,6 +107,35 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
   launch(Step::head, job, 1, stream);
   if (plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
   return scheme != Scheme::two_pass;
+}
+
+void statistics(const Plan& plan, const Problem& problem, const Constants& constants, double* sums, double* partial,
+                cudaStream_t stream) {
+  Job job = make_job(plan, problem, constants);
+  job.partial = partial;
+  job.sums = sums;
+  job.head_parts = kAdd;
+  launch(Step::statistics, job, job.cut.count, stream);
+  launch(Step::head, job, 1, stream);
+}
+
+void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, double* sums,
+          double* workspace, double* vector, int parts, cudaStream_t stream) {
+  Job job{};
+  job.plan = settled(plan, problem);
+  job.problem = problem;
+  job.constants = constants;
+  job.layout = Layout(plan, problem);
+  job.sums = sums;
+  job.head_workspace = workspace;
+  job.vector = vector;
+  job.head_parts = parts;
+  job.loss = outputs.loss;
+  job.terms = outputs.terms;
+  job.slopes = outputs.slopes;
+  job.ahead = outputs.ahead;
+  job.assumed_weight = kNeverTheWeight;
+  launch(Step::head, job, 1, stream);
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,

@@ -18,7 +18,6 @@ struct Outputs {
   void* loss;     // float32, or float64 if problem.wide; null where problem.output takes it
   double* terms;  // one value per term and loss element
   void* slopes;   // units * unit_slopes
-  double* sums;   // units * unit_sums, or null
   float* ahead;   // whether a gradient that the forward wrote is right as it is
 };
 
@@ -27,13 +26,23 @@ struct Outputs {
 // gradient is not 1 or pixels did not count: then it computes the gradient again. (float16 would underflow before it.)
 enum class Scheme : int { automatic, two_pass, gradient_in_forward, sample_serial };
 
-// Doubles of device memory that `forward` needs beside its outputs. Of the problem, only the sizes are read.
+// Doubles of device memory: that `forward` needs beside its outputs, that `statistics` does, and that `head` keeps
+// between its halves and hands out in between (head.h). Of the problem, only the sizes are read.
 int64_t workspace_size(const Plan& plan, const Problem& problem);
+int64_t partial_size(const Plan& plan, const Problem& problem);
+int64_t head_workspace_size(const Plan& plan, const Problem& problem);
+int64_t vector_size(const Plan& plan, const Problem& problem);
 
 // Every address is one of the current device's. problem.output: that of an unreduced loss, or the gradient if one is
 // wanted; true if it has been written.
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
              double* workspace, Scheme wanted, cudaStream_t stream);
+
+// The steps of a forward one by one. sums: units * unit_sums; parts: of kGather and kFinish (job.h).
+void statistics(const Plan& plan, const Problem& problem, const Constants& constants, double* sums, double* partial,
+                cudaStream_t stream);
+void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, double* sums,
+          double* workspace, double* vector, int parts, cudaStream_t stream);
 
 // upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). ahead: of a gradient that the
 // forward has written into problem.output, else null.

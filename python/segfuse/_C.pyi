@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 # (address, dtype code, shape, strides)
@@ -7,6 +7,9 @@ Tensor: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 class Plan:
     def __init__(self, plan: Mapping[str, Any]) -> None: ...
 
+def sum_count(plan: Plan, shape: Sequence[int]) -> int: ...
+def workspace_size(plan: Plan, shape: Sequence[int]) -> int: ...
+def vector_size(plan: Plan, shape: Sequence[int]) -> int: ...
 def forward(
     plan: Plan,
     logits: Tensor,
@@ -20,9 +23,36 @@ def forward(
     terms: int,
     slopes: int,
     slope_count: int,
+    threads: int,
+) -> None: ...
+def statistics(
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    soft: bool,
+    tables: int,
     sums: int,
     sum_count: int,
     threads: int,
+) -> None: ...
+def head(
+    plan: Plan,
+    shape: Sequence[int],
+    label_map: bool,
+    wide: bool,
+    tables: int,
+    coefficients: int,
+    sums: int,
+    workspace: int,
+    workspace_size: int,
+    vector: int,
+    vector_size: int,
+    loss: int,
+    terms: int,
+    slopes: int,
+    slope_count: int,
+    parts: int,
 ) -> None: ...
 def backward(
     plan: Plan,

@@ -8,12 +8,14 @@ from segfuse.diagnostics import check_target, warmup
 from segfuse.pointwise import *  # noqa: F403
 from segfuse.region import *  # noqa: F403
 from segfuse.stats import *  # noqa: F403
+from segfuse.tiles import TiledLoss
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "CompoundLoss",
     "Loss",
+    "TiledLoss",
     "__version__",
     "build_info",
     "check_target",

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 # (address, dtype code, shape, strides)
@@ -12,7 +12,11 @@ class Plan:
     def classes(self) -> list[int]: ...
 
 def unusable() -> str: ...
-def workspace_size(plan: Plan, shape: tuple[int, ...]) -> int: ...
+def workspace_size(plan: Plan, shape: Sequence[int]) -> int: ...
+def partial_size(plan: Plan, shape: Sequence[int]) -> int: ...
+def head_workspace_size(plan: Plan, shape: Sequence[int]) -> int: ...
+def vector_size(plan: Plan, shape: Sequence[int]) -> int: ...
+def sum_count(plan: Plan, shape: Sequence[int]) -> int: ...
 def forward(
     plan: Plan,
     logits: Tensor,
@@ -27,14 +31,47 @@ def forward(
     terms: int,
     slopes: int,
     slope_count: int,
-    sums: int,
-    sum_count: int,
     ahead: int,
     workspace: int,
     workspace_count: int,
     scheme: int,
     stream: int,
 ) -> bool: ...
+def statistics(
+    plan: Plan,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    soft: bool,
+    tables: int,
+    classes: int,
+    sums: int,
+    sum_count: int,
+    partial: int,
+    partial_size: int,
+    stream: int,
+) -> None: ...
+def head(
+    plan: Plan,
+    shape: Sequence[int],
+    label_map: bool,
+    wide: bool,
+    tables: int,
+    coefficients: int,
+    classes: int,
+    sums: int,
+    workspace: int,
+    workspace_size: int,
+    vector: int,
+    vector_size: int,
+    loss: int,
+    terms: int,
+    slopes: int,
+    slope_count: int,
+    ahead: int,
+    parts: int,
+    stream: int,
+) -> None: ...
 def backward(
     plan: Plan,
     logits: Tensor,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from segfuse import _C
 from segfuse._checks import is_soft
@@ -29,8 +29,26 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _sized(tensor: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
+_Inputs: TypeAlias = tuple[_Native, _Native, _Native | None, bool]
+
+# The halves of the head (csrc/head.h): to the vector, and on from it.
+GATHER, FINISH = 1, 2
+
+
+class HeadMemory(NamedTuple):
+    """What the head reads, keeps between its halves, and leaves in between; float64."""
+
+    sums: Tensor
+    workspace: Tensor
+    vector: Tensor
+
+
+class HeadSizes(NamedTuple):
+    """Of `HeadMemory`, for logits of a shape."""
+
+    sums: int
+    workspace: int
+    vector: int
 
 
 class Engine(Protocol):
@@ -39,20 +57,35 @@ class Engine(Protocol):
     def forward(
         self,
         plan: Plan,
-        inputs: tuple[_Native, _Native, _Native | None, bool],
+        inputs: _Inputs,
         constants: tuple[int, int],
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        outputs: tuple[Tensor, Tensor, Tensor],
         differentiated: Tensor | None,
     ) -> Tensor | None:
-        """Fill loss, terms, slopes and, if asked, the sums.
+        """Fill loss, terms and slopes. Perhaps give the gradient in the differentiated logits, for `backward`."""
 
-        Perhaps give the gradient in the differentiated logits, for `backward`.
-        """
+    def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
+        """For logits of a shape."""
+
+    def statistics(self, plan: Plan, inputs: _Inputs, tables: int, sums: Tensor) -> None:
+        """The first step of `forward` alone."""
+
+    def head(
+        self,
+        plan: Plan,
+        shape: torch.Size,
+        label_map: bool,
+        constants: tuple[int, int],
+        memory: HeadMemory,
+        outputs: tuple[Tensor, Tensor, Tensor],
+        parts: int,
+    ) -> None:
+        """The second step of `forward`, or a half of it."""
 
     def backward(
         self,
         plan: Plan,
-        inputs: tuple[_Native, _Native, _Native | None, bool],
+        inputs: _Inputs,
         tables: int,
         slopes: Tensor,
         upstream: tuple[int, _Native | None],
@@ -65,6 +98,10 @@ class Engine(Protocol):
         """Load what a first call would load."""
 
 
+def _doubles(count: int, device: torch.device) -> Tensor:
+    return torch.empty(count, dtype=torch.float64, device=device)
+
+
 class CpuEngine:
     """segfuse._C."""
 
@@ -73,12 +110,37 @@ class CpuEngine:
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
         """See `Engine`."""
-        loss, terms, slopes, sums = outputs
+        loss, terms, slopes = outputs
         unreduced = _native(loss) if plan.unreduced else None
-        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1, *_sized(sums)
+        addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
         arguments: Any = *inputs, *constants, unreduced, *addresses, torch.get_num_threads()
         _C.forward(plan.native, *arguments)
         return None
+
+    def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
+        """See `Engine`."""
+        native = plan.native
+        return HeadSizes(_C.sum_count(native, shape), _C.workspace_size(native, shape), _C.vector_size(native, shape))
+
+    def statistics(self, plan: Plan, inputs: Any, tables: int, sums: Tensor) -> None:
+        """See `Engine`."""
+        arguments: Any = *inputs, tables, sums.data_ptr(), sums.numel(), torch.get_num_threads()
+        _C.statistics(plan.native, *arguments)
+
+    def head(
+        self,
+        plan: Plan,
+        shape: torch.Size,
+        label_map: bool,
+        constants: Any,
+        memory: HeadMemory,
+        outputs: Any,
+        parts: int,
+    ) -> None:
+        """See `Engine`."""
+        wide = outputs[0].dtype == torch.float64
+        arguments: Any = shape, label_map, wide, *_head_arguments(constants, memory, outputs), parts
+        _C.head(plan.native, *arguments)
 
     def backward(
         self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor, ahead: bool
@@ -87,6 +149,21 @@ class CpuEngine:
         addresses = slopes.data_ptr(), slopes.numel() - 1
         arguments: Any = *inputs, tables, *addresses, *upstream, _native(gradient), torch.get_num_threads()
         _C.backward(plan.native, *arguments)
+
+
+def _head_arguments(constants: Any, memory: HeadMemory, outputs: Any) -> tuple[int, ...]:
+    loss, terms, slopes = outputs
+    sums, workspace, vector = memory
+    kept = workspace.data_ptr(), workspace.numel(), vector.data_ptr(), vector.numel()
+    return (
+        *constants,
+        sums.data_ptr(),
+        *kept,
+        loss.data_ptr(),
+        terms.data_ptr(),
+        slopes.data_ptr(),
+        slopes.numel() - 1,
+    )
 
 
 class CudaEngine:
@@ -107,11 +184,11 @@ class CudaEngine:
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
         """See `Engine`. The workspace is torch's, of the current stream: freed on return, used until then."""
-        loss, terms, slopes, sums = outputs
+        loss, terms, slopes = outputs
         device = slopes.device
         native, classes = self._plan(plan, device)
         count = self.module.workspace_size(native, inputs[0][2])
-        workspace = torch.empty(count, dtype=torch.float64, device=device)
+        workspace = _doubles(count, device)
         wanted = scheme.get()
         # Whether a gradient written ahead may be of use; csrc/cuda/policy.cu decides.
         ahead = differentiated is not None and not plan.unreduced and not (wanted == "auto" and plan.regions)
@@ -127,7 +204,6 @@ class CudaEngine:
                 terms.data_ptr(),
                 slopes.data_ptr(),
                 slopes.numel() - 1,
-                *_sized(sums),
                 _last(slopes),
                 workspace.data_ptr(),
                 count,
@@ -135,6 +211,40 @@ class CudaEngine:
                 _stream(device),
             )
         return gradient if written else None
+
+    def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
+        """See `Engine`."""
+        module, (native, _) = self.module, self._plan(plan, device)
+        kept = module.head_workspace_size(native, shape), module.vector_size(native, shape)
+        return HeadSizes(module.sum_count(native, shape), *kept)
+
+    def statistics(self, plan: Plan, inputs: Any, tables: int, sums: Tensor) -> None:
+        """See `Engine`."""
+        device = sums.device
+        native, classes = self._plan(plan, device)
+        partial = _doubles(self.module.partial_size(native, inputs[0][2]), device)
+        sizes = sums.data_ptr(), sums.numel(), partial.data_ptr(), partial.numel()
+        with _on(device):
+            self.module.statistics(native, *inputs, tables, _address(classes), *sizes, _stream(device))
+
+    def head(
+        self,
+        plan: Plan,
+        shape: torch.Size,
+        label_map: bool,
+        constants: Any,
+        memory: HeadMemory,
+        outputs: Any,
+        parts: int,
+    ) -> None:
+        """See `Engine`."""
+        slopes = outputs[2]
+        device, wide = slopes.device, outputs[0].dtype == torch.float64
+        native, classes = self._plan(plan, device)
+        tables, coefficients, *rest = _head_arguments(constants, memory, outputs)
+        arguments = tables, coefficients, _address(classes), *rest, _last(slopes), parts
+        with _on(device):
+            self.module.head(native, shape, label_map, wide, *arguments, _stream(device))
 
     def backward(
         self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor, ahead: bool
@@ -228,11 +338,17 @@ def required_engine(device: torch.device) -> Engine:
     return engine
 
 
-def _inputs(
-    plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None
-) -> tuple[_Native, _Native, _Native | None, bool]:
+def _inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> _Inputs:
     soft = plan.mode == "multiclass" and is_soft(logits, target)
     return _native(logits), _native(target), _optional(weight), soft
+
+
+def _outputs(plan: Plan, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, terms and slopes, to be filled. The device is named, for `with torch.device(...)` would choose another."""
+    loss_shape = plan.loss_shape(shape)
+    loss = torch.empty(loss_shape, dtype=dtype, device=device)
+    terms = torch.empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64, device=device)
+    return loss, terms, torch.empty(plan.slope_count(shape), dtype=dtype, device=device)
 
 
 def forward(
@@ -245,25 +361,76 @@ def forward(
     wants_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Loss, terms and slopes; and the gradient if it is wanted and came with them: `backward` takes it once."""
-    shape = logits.shape
-    dtype = plan.loss_dtype(logits)
-    loss_shape = plan.loss_shape(shape)
-    device = logits.device  # named, for `with torch.device(...)` would put them elsewhere
-    loss = torch.empty(loss_shape, dtype=dtype, device=device)
-    terms = torch.empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64, device=device)
-    slopes = torch.empty(plan.slope_count(shape), dtype=dtype, device=device)
-    if tables is not None:
-        tables = tables.contiguous()
-    if coefficients is not None:
-        coefficients = coefficients.contiguous()
-    gradient = required_engine(device).forward(
+    if plan.process_group is not None and not plan.unreduced:
+        sums = statistics(plan, logits, target, weight, tables)
+        label_map = plan.mode == "multiclass" and not is_soft(logits, target)
+        dtype = plan.loss_dtype(logits)
+        return *head(plan, logits.shape, dtype, label_map, sums, tables, coefficients), None
+    outputs = _outputs(plan, logits.shape, plan.loss_dtype(logits), logits.device)
+    tables, coefficients = _contiguous(tables), _contiguous(coefficients)
+    gradient = required_engine(logits.device).forward(
         plan,
         _inputs(plan, logits, target, weight),
         (_address(tables), _address(coefficients)),
-        (loss, terms, slopes, None),
+        outputs,
         logits if wants_gradient else None,
     )
-    return loss, terms, slopes, gradient
+    return *outputs, gradient
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def statistics(
+    plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, tables: Tensor | None = None
+) -> Tensor:
+    """The sums of every unit (csrc/problem.h), float64 and flat: what calls over parts of the same samples add."""
+    engine, tables = required_engine(logits.device), _contiguous(tables)
+    sums = _doubles(engine.head_sizes(plan, logits.shape, logits.device).sums, logits.device)
+    engine.statistics(plan, _inputs(plan, logits, target, weight), _address(tables), sums)
+    return sums
+
+
+def head(
+    plan: Plan,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    label_map: bool,
+    sums: Tensor,
+    tables: Tensor | None,
+    coefficients: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, terms and slopes from the sums for logits of a shape, over all ranks of the plan's process group.
+
+    One collective, of the sums where ranks share samples, else of a vector that is short for any number of samples.
+    """
+    device = sums.device
+    engine, outputs = required_engine(device), _outputs(plan, shape, dtype, device)
+    sizes = engine.head_sizes(plan, shape, device)
+    memory = HeadMemory(sums, _doubles(sizes.workspace, device), _doubles(sizes.vector, device))
+    tables, coefficients = _contiguous(tables), _contiguous(coefficients)
+    constants = _address(tables), _address(coefficients)
+    group = None if plan.process_group is None else resolved_group(plan.process_group)
+    if group is not None and plan.shard == "space":
+        distributed.all_reduce(sums, group=group)
+    engine.head(plan, shape, label_map, constants, memory, outputs, GATHER)
+    if group is not None and plan.shard == "batch":
+        distributed.all_reduce(memory.vector, group=group)
+    engine.head(plan, shape, label_map, constants, memory, outputs, FINISH)
+    if group is not None and plan.averaged and (plan.shard == "space" or plan.is_global):
+        outputs[2].mul_(distributed.get_world_size(group))  # what averages gradients over ranks divides by it
+    return outputs
+
+
+def resolved_group(name: str) -> Any:
+    """The process group of a name."""
+    from torch.distributed import distributed_c10d
+
+    if not distributed.is_initialized():
+        raise RuntimeError(f"process_group {name!r}: torch.distributed is not initialized in this process")
+    resolve: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    return resolve(name)
 
 
 def backward(
@@ -280,8 +447,7 @@ def backward(
     gradient = torch.empty_like(logits) if ahead is None else ahead
     if not plan.unreduced:
         grad_loss = grad_loss.contiguous()
-    if tables is not None:
-        tables = tables.contiguous()
+    tables = _contiguous(tables)
     required_engine(logits.device).backward(
         plan,
         _inputs(plan, logits, target, weight),
@@ -294,39 +460,32 @@ def backward(
     return gradient
 
 
-def statistics(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """tp, fp, fn, tn of every sample and class, (N, C, 4), of a plan with one sensitivity_specificity_loss alone."""
-    shape = logits.shape
-    dtype, device = plan.loss_dtype(logits), logits.device
-    classes = 1 if plan.mode == "binary" else shape[1]
+    n, classes = logits.shape[0], 1 if plan.mode == "binary" else logits.shape[1]
     joint = plan.mode == "multiclass"
+    sums = statistics(plan, logits, target, weight)
     # Of a sample: its weight, then four sums per class; of a row: its weight and four sums (csrc/problem.h).
-    layout = (shape[0], 1 + 4 * classes) if joint else (shape[0], classes, 5)
-    sums = torch.zeros(layout, dtype=torch.float64, device=device)
-    loss = torch.empty([], dtype=dtype, device=device)
-    terms = torch.empty([1], dtype=torch.float64, device=device)
-    slopes = torch.empty(plan.slope_count(shape), dtype=dtype, device=device)
-    if sums.numel():
-        engine, inputs = required_engine(device), _inputs(plan, logits, target, weight)
-        engine.forward(plan, inputs, (0, 0), (loss, terms, slopes, sums), None)
     if joint:
-        total, rows = sums[:, :1], sums[:, 1:].reshape(shape[0], classes, 4)
+        sums = sums.reshape(n, 1 + 4 * classes)
+        total, rows = sums[:, :1], sums[:, 1:].reshape(n, classes, 4)
     else:
+        sums = sums.reshape(n, classes, 5)
         total, rows = sums[..., 0], sums[..., 1:]
     tp, fp, fn, negatives = rows.unbind(-1)
     positives = tp + fn
     if joint and not is_soft(logits, target):  # a label map: of the other classes, added without cancellation
-        nothing = positives.new_zeros(shape[0], 1)
+        nothing = positives.new_zeros(n, 1)
         before = torch.cat([nothing, positives[:, :-1]], 1).cumsum(1)
         after = torch.cat([nothing, positives.flip(1)[:, :-1]], 1).cumsum(1).flip(1)
         negatives = before + after
     else:
         negatives = torch.where(positives <= total / 2, total - positives, negatives)
     tn = torch.where(negatives < fp, 0.0, negatives - fp)  # rounding leaves no less than nothing; NaN stays
-    return torch.stack([tp, fp, fn, tn], -1).to(dtype)
+    return torch.stack([tp, fp, fn, tn], -1).to(plan.loss_dtype(logits))
 
 
-def statistics_slopes(plan: Plan, grad: Tensor, slope_count: int) -> Tensor:
+def region_stats_slopes(plan: Plan, grad: Tensor, slope_count: int) -> Tensor:
     """The slopes (csrc/problem.h) of a function of the statistics, from its gradient in them, (N, C, 4)."""
     tp, fp, fn, tn = grad.unbind(-1)
     zero = torch.zeros_like(tp)

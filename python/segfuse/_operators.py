@@ -80,37 +80,37 @@ def _backward_formula(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor |
     return gradient, None, None, None, of_coefficients, None
 
 
-_library.define("statistics(Tensor logits, Tensor target, Tensor? weight, str spec) -> Tensor", tags=_tags)
+_library.define("region_stats(Tensor logits, Tensor target, Tensor? weight, str spec) -> Tensor", tags=_tags)
 
 
-def _statistics_op(logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
-    return _kernels.statistics(plan_of(spec), logits, target, weight)
+def _region_stats_op(logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
+    return _kernels.region_stats(plan_of(spec), logits, target, weight)
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("statistics", _statistics_op, _device)
+    _library.impl("region_stats", _region_stats_op, _device)
 
 
-@torch.library.register_fake("segfuse::statistics", lib=_library)
+@torch.library.register_fake("segfuse::region_stats", lib=_library)
 def _(logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
     plan = plan_of(spec)
     classes = 1 if plan.mode == "binary" else logits.shape[1]
     return logits.new_empty([logits.shape[0], classes, 4], dtype=plan.loss_dtype(logits))
 
 
-def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_region_stats(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.spec = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _statistics_formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _region_stats_formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, weight = ctx.saved_tensors
     plan = plan_of(ctx.spec)
     if torch.is_grad_enabled():  # create_graph=True, in eager
-        stats = plan.reference_statistics(logits, target, weight)
+        stats = plan.reference_stats(logits, target, weight)
         (gradient,) = torch.autograd.grad(stats, logits, grad, create_graph=True)
         return gradient, None, None, None
-    slopes = _kernels.statistics_slopes(plan, grad, plan.slope_count(logits.shape))
+    slopes = _kernels.region_stats_slopes(plan, grad, plan.slope_count(logits.shape))
     one = grad.new_ones([])
     return torch.ops.segfuse.backward(one, logits, target, weight, None, slopes, ctx.spec), None, None, None
 
@@ -158,12 +158,12 @@ def _no_second_order(*_: object) -> Any:
 torch.library.register_autograd("segfuse::forward", _backward_formula, setup_context=_save, lib=_library)
 torch.library.register_autograd("segfuse::backward", _no_second_order, lib=_library)
 torch.library.register_autograd(
-    "segfuse::statistics", _statistics_formula, setup_context=_save_statistics, lib=_library
+    "segfuse::region_stats", _region_stats_formula, setup_context=_save_region_stats, lib=_library
 )
 if hasattr(torch.library, "register_vmap"):
     torch.library.register_vmap("segfuse::forward", _vmap_rule(torch.ops.segfuse.forward, (0, 0, 0)), lib=_library)
     torch.library.register_vmap("segfuse::backward", _vmap_rule(torch.ops.segfuse.backward, 0), lib=_library)
-    torch.library.register_vmap("segfuse::statistics", _vmap_rule(torch.ops.segfuse.statistics, 0), lib=_library)
+    torch.library.register_vmap("segfuse::region_stats", _vmap_rule(torch.ops.segfuse.region_stats, 0), lib=_library)
 
 
 class Functorch(torch.autograd.Function):

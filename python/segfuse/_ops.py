@@ -4,6 +4,7 @@ A raw pointer may be taken of a plain, real tensor only. Which of the routes a c
 again in `_gradient`, because a backward may run under other modes than its forward did:
 
     compiling (Dynamo, export)             the registered operator
+    DTensors                               this again, on each rank's part (_dtensor.py)
     forward-mode AD (jvp, hessian)         the reference
     functorch (vmap, func.grad, jacrev)    the operator, inside a Function with setup_context
     plain tensors, no mode active          kernels directly, through a plain autograd.Function if a gradient is wanted
@@ -26,6 +27,7 @@ from torch.autograd import forward_ad
 
 from segfuse import _kernels
 from segfuse._checks import check_inputs
+from segfuse._dtensor import apply_to_parts, is_dtensor
 from segfuse._kernels import coefficient_gradient
 from segfuse._operators import Functorch, reference_gradient
 from segfuse._plan import Plan
@@ -53,6 +55,8 @@ def apply(
             return plan.reference(logits, target, weight, tables, coefficients)
         loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
+    if is_dtensor(logits):
+        return apply_to_parts(apply, plan, logits, target, weight, tables, coefficients)
     logits, target = _unwrap(logits), _unwrap(target)
     weight, coefficients = _unwrap(weight), _unwrap(coefficients)
     logits, target, weight = check_inputs(plan, logits, target, weight)
@@ -74,7 +78,7 @@ def apply(
     return loss, terms
 
 
-def statistics(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """tp, fp, fn, tn of every sample and class, (N, C, 4): by the operator, or the reference where that cannot run."""
     if not torch.compiler.is_compiling():
         logits, target, weight = _unwrap(logits), _unwrap(target), _unwrap(weight)
@@ -87,8 +91,8 @@ def statistics(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None
             _announce_reference(logits.device)
         kernels = kernels and _dual_level() < 0 and not _functorch_active()
     if not kernels:
-        return plan.reference_statistics(logits, target, weight)
-    return torch.ops.segfuse.statistics(logits, target, weight, plan.spec)  # type: ignore[no-any-return]
+        return plan.reference_stats(logits, target, weight)
+    return torch.ops.segfuse.region_stats(logits, target, weight, plan.spec)  # type: ignore[no-any-return]
 
 
 def _dual_level() -> int:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
 Reduction: TypeAlias = Literal["mean", "sum", "none", "sample"]
@@ -22,9 +22,17 @@ class DataOptions(TypedDict, total=False):
     from_logits: bool
     ignore_index: int | None
     reduction: Reduction
+    process_group: distributed.ProcessGroup | str | None
+    shard: Literal["batch", "space"]
 
 
-DATA_DEFAULTS: DataOptions = {"from_logits": True, "ignore_index": None, "reduction": "mean"}
+DATA_DEFAULTS: DataOptions = {
+    "from_logits": True,
+    "ignore_index": None,
+    "reduction": "mean",
+    "process_group": None,
+    "shard": "batch",
+}
 
 
 class RegionOptions(TypedDict, total=False):
@@ -98,11 +106,24 @@ def scalar_or_table(name: str, value: object, low: float = -math.inf, high: floa
     return check_table(name, value)
 
 
+def named_group(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with a process group under its name, which a plan can hold."""
+    group = options.get("process_group")
+    if distributed.is_available() and isinstance(group, distributed.ProcessGroup):
+        return {**options, "process_group": group.group_name}
+    return dict(options)
+
+
 def check_data(options: Mapping[str, Any]) -> None:
     if "from_logits" in options:
         check_bool("from_logits", options["from_logits"])
     if "reduction" in options:
         check_choice("reduction", options["reduction"], ("mean", "sum", "none", "sample"))
+    if "shard" in options:
+        check_choice("shard", options["shard"], ("batch", "space"))
+    group = options.get("process_group")
+    if group is not None and not isinstance(group, str):
+        raise TypeError(f"process_group must be a process group of torch.distributed or None; got {group!r}")
     ignore = options.get("ignore_index")
     if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int)):
         raise TypeError(f"ignore_index must be an int or None; got {ignore!r}")

@@ -40,6 +40,10 @@ class Plan:
         self.from_logits: bool = content["from_logits"]
         self.ignore_index: int | None = content["ignore_index"]
         self.reduction: str = content["reduction"]
+        self.process_group: str | None = content["process_group"]
+        self.shard: str = content["shard"]
+        # Whether gradients are averaged over the ranks, as DDP and FSDP do, so that each must be that much larger.
+        self.averaged: bool = content.get("averaged", True)
         self.terms: list[dict[str, Any]] = content["terms"]
         lowered = [{**LOWER[t["name"]](t["options"], self.mode), "coefficient": t["coefficient"]} for t in self.terms]
         self.lowered: dict[str, Any] = {**content, "terms": lowered}
@@ -48,6 +52,13 @@ class Plan:
         self.points = len(lowered) - len(self.regions)
         self.last_class = max((c for r in self.regions for c in r["classes"]), default=-1)
         self.unreduced = self.reduction == "none" and not self.regions
+        # Whether the loss is one of all ranks, not of each rank's own samples.
+        self.is_global = self.reduction in ("mean", "sum") or any(r["pool_batch"] for r in self.regions)
+
+    def sharded(self, process_group: str, shard: str) -> Plan:
+        """The same over the ranks of a group, each of which gets its own part of the gradient, not averaged."""
+        own = {"process_group": process_group, "shard": shard, "averaged": False}
+        return plan_of(json.dumps({**json.loads(self.spec), **own}, sort_keys=True))
 
     def __reduce__(self) -> tuple[Callable[[str], Plan], tuple[str]]:
         return plan_of, (self.spec,)
@@ -86,6 +97,10 @@ class Plan:
         self, logits: Tensor, target: Tensor, weight: Tensor | None, tables: Tensor | None, coefficients: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The loss and its terms in plain PyTorch (segfuse.reference), differentiable as often as you like."""
+        if self.process_group is not None:
+            raise NotImplementedError(
+                "segfuse: with a process_group there is only the first derivative, by the kernels, in reverse mode"
+            )
         values = []
         with torch.autocast(logits.device.type, enabled=False):
             for term in self.terms:
@@ -111,7 +126,7 @@ class Plan:
             loss = torch.tensordot(coefficients.to(terms), terms, dims=1)
         return loss.to(self.loss_dtype(logits)), terms.detach()
 
-    def reference_statistics(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def reference_stats(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """tp, fp, fn, tn in plain PyTorch, (N, C, 4)."""
         data = {"from_logits": self.from_logits, "ignore_index": self.ignore_index}
         with torch.autocast(logits.device.type, enabled=False):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segfuse._checks import check_inputs
 from segfuse._ops import apply
-from segfuse._options import DATA_DEFAULTS, check_data
+from segfuse._options import DATA_DEFAULTS, check_data, named_group
 from segfuse._plan import LOWER, plan_for
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Loss(nn.Module):
         content: list[dict[str, Any]] = []
         for term in terms:
             options = dict(term.loss.options)
-            for name in term.loss.tables:
+            for name in term.loss.tables_of:
                 options[name] = {"table": self._table_count}
                 self._table_count += 1
             # Without a reduction there is one term, and it is scaled outside.
@@ -91,10 +91,7 @@ class Loss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool = False
     ) -> Any:
-        tables = self._stack_tables(logits, target, weight) if self._table_count else None
-        coefficients = None
-        if self._reads_coefficients:
-            coefficients = torch.stack([term.coefficient(self, logits.device) for term in self._terms])
+        tables, coefficients = self.tables(logits, target, weight), self.coefficients(logits.device)
         loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
         values = loss.detach().unsqueeze(0) if self.plan.unreduced else terms
         if self._scales_outside:
@@ -116,12 +113,21 @@ class Loss(nn.Module):
             names.append(short if count == 0 else f"{short}_{count + 1}")
         return names
 
-    def _stack_tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def coefficients(self, device: torch.device) -> Tensor | None:
+        """One float64 per term, with the graph of its tensors; None if the plan has them all."""
+        if not self._reads_coefficients:
+            return None
+        return torch.stack([term.coefficient(self, device) for term in self._terms])
+
+    def tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
+        """The rows of values per class that the plan's terms name, float64."""
+        if not self._table_count:
+            return None
         fits = isinstance(logits, Tensor) and logits.dim() > 1
         classes = 1 if self.plan.mode == "binary" else logits.shape[1] if fits else 0
         rows = []
         for loss, *_ in self._terms:
-            for name in loss.tables:
+            for name in loss.tables_of:
                 table = getattr(loss, name)
                 if table.shape[0] != classes:
                     check_inputs(self.plan, logits, target, weight)  # what is wrong with the tensors comes first
@@ -212,12 +218,13 @@ class SingleLoss(Loss):
         if unknown:
             known = ", ".join(inspect.signature(type(self)).parameters)
             raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; it knows {known}")
+        data = named_group(data)
         check_data(data)
         self.mode = mode
-        self.data = dict(data)
+        self.data = data
         self.options = {k: v for k, v in options.items() if not isinstance(v, Tensor)}
-        self.tables = [k for k, v in options.items() if isinstance(v, Tensor)]
-        for name in self.tables:
+        self.tables_of = [k for k, v in options.items() if isinstance(v, Tensor)]
+        for name in self.tables_of:
             self.register_buffer(name, options[name])
         if data.get("reduction") == "sample" and options.get("pool_batch"):
             raise ValueError('reduction="sample" and pool_batch=True exclude each other: one row holds the whole batch')
@@ -233,7 +240,7 @@ class SingleLoss(Loss):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        shown = {**self.options, **{name: getattr(self, name).tolist() for name in self.tables}, **self.data}
+        shown = {**self.options, **{name: getattr(self, name).tolist() for name in self.tables_of}, **self.data}
         signature = inspect.signature(type(self)).parameters
         given = [f"{name}={value!r}" for name, value in shown.items() if signature[name].default != value]
         return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
@@ -291,6 +298,7 @@ def _made(cls: Any, **options: Any) -> Loss:
 
 def cached(cls: type[Loss], **options: Any) -> Loss:
     """A loss of these options, made once if they are plain numbers and names."""
+    options = named_group(options)
     constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
     if constant and not torch.compiler.is_compiling():
         return _made(cast(Hashable, cls), **options)

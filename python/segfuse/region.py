@@ -320,7 +320,7 @@ class AdaptiveLogLoss(RegionLoss):
             if check_number(name, value, 0) == 0:
                 raise ValueError(f"{name} must be > 0; got 0")
             own[name] = float(value)
-        tables = {name: getattr(base, name) for name in base.tables}
+        tables = {name: getattr(base, name) for name in base.tables_of}
         options = {"base": base.name, "base_options": base.options, **own, **tables}
         SingleLoss.__init__(self, base.mode, options, base.data)
         self._base = f"{type(base).__name__}({base.extra_repr()})"

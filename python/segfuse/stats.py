@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segfuse._checks import check_inputs, is_soft
-from segfuse._ops import statistics
+from segfuse._ops import region_stats as fused_stats
 from segfuse._options import MODES, DataOptions, Mode, check_bool, check_choice, check_number
 from segfuse.algebra import cached
 from segfuse.reference._data import prepare, reduce_pixels
@@ -71,7 +71,7 @@ def region_stats(
     """
     plan = _plan(mode, from_logits, ignore_index)
     if not check_bool("hard", hard):
-        return RegionStats(*statistics(plan, logits, target, weight).unbind(-1))
+        return RegionStats(*fused_stats(plan, logits, target, weight).unbind(-1))
     if not 0 < check_number("threshold", threshold) < 1:
         raise ValueError(f"threshold must lie in (0, 1); got {threshold!r}")
     logits, target, weight = check_inputs(plan, logits.detach(), target, weight)
