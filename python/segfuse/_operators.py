@@ -110,9 +110,14 @@ def _region_stats_formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         stats = plan.reference_stats(logits, target, weight)
         (gradient,) = torch.autograd.grad(stats, logits, grad, create_graph=True)
         return gradient, None, None, None
+    return _stats_gradient(grad, logits, target, weight, ctx.spec), None, None, None
+
+
+def _stats_gradient(grad: Tensor, logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
+    plan = plan_of(spec)
     slopes = _kernels.region_stats_slopes(plan, grad, plan.slope_count(logits.shape))
     one = grad.new_ones([])
-    return torch.ops.segfuse.backward(one, logits, target, weight, None, slopes, ctx.spec), None, None, None
+    return torch.ops.segfuse.backward(one, logits, target, weight, None, slopes, spec)  # type: ignore[no-any-return]
 
 
 def _vmap_rule(operator: Callable[..., Any], outputs: Any) -> Callable[..., Any]:
@@ -220,6 +225,38 @@ class _FunctorchGradient(_FirstOrderOnly):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         return _one_by_one(_FunctorchGradient.apply, info.batch_size, in_dims, arguments), 0
+
+
+class FunctorchStats(torch.autograd.Function):
+    """`region_stats` for torch.func."""
+
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor, weight: Tensor | None, spec: str) -> Tensor:
+        return torch.ops.segfuse.region_stats(logits.detach(), target, weight, spec)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save_region_stats(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _FunctorchStatsGradient.apply(grad, *ctx.saved_tensors, ctx.spec), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return _one_by_one(FunctorchStats.apply, info.batch_size, in_dims, arguments), 0
+
+
+class _FunctorchStatsGradient(_FirstOrderOnly):
+    """First order only, as `_FunctorchGradient`."""
+
+    @staticmethod
+    def forward(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, spec: str) -> Tensor:
+        return _stats_gradient(grad, logits, target, weight, spec)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return _one_by_one(_FunctorchStatsGradient.apply, info.batch_size, in_dims, arguments), 0
 
 
 class _FunctorchTerms(_FirstOrderOnly):

@@ -29,7 +29,7 @@ from segfuse import _kernels
 from segfuse._checks import check_inputs
 from segfuse._dtensor import apply_to_parts, is_dtensor
 from segfuse._kernels import coefficient_gradient
-from segfuse._operators import Functorch, reference_gradient
+from segfuse._operators import Functorch, FunctorchStats, reference_gradient
 from segfuse._plan import Plan
 
 # Private names of torch, read with a safe default: without them the slower routes are taken.
@@ -89,7 +89,9 @@ def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
         kernels = logits.is_meta or _kernels.engine_of(logits.device) is not None
         if not kernels:
             _announce_reference(logits.device)
-        kernels = kernels and _dual_level() < 0 and not _functorch_active()
+        if kernels and _dual_level() < 0 and _functorch_active():
+            return FunctorchStats.apply(logits, target, weight, plan.spec)  # type: ignore[no-any-return]
+        kernels = kernels and _dual_level() < 0
     if not kernels:
         return plan.reference_stats(logits, target, weight)
     return torch.ops.segfuse.region_stats(logits, target, weight, plan.spec)  # type: ignore[no-any-return]

@@ -38,6 +38,7 @@ class RegionStats(NamedTuple):
     tn: Tensor
 
 
+@torch.compiler.assume_constant_result
 def _plan(mode: str, from_logits: bool, ignore_index: int | None) -> Plan:
     check_choice("mode", mode, MODES)
     plan: Plan = cached(SensitivitySpecificityLoss, mode=mode, from_logits=from_logits, ignore_index=ignore_index).plan
