@@ -114,10 +114,10 @@ PATTERNS = (
     Pattern("no clear", r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[c\]|group_sums\[s\]|v) = 0\.0f;", ";"),
     Pattern("no clear", r"\b(?:totals\[threadIdx\.x\]|of_class\[s\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
     Pattern("no clear", r"check\(cudaMemsetAsync\([^;]*;", ";"),
-    Pattern("lost", r"first \? sum : out\[r\] \+ sum", "sum"),
+    Pattern("lost", r"\bown \+= __ldcg\(", "own = __ldcg("),
     Pattern("lost", r"first \? 0 : to\[threadIdx\.x\]", "0"),
     # Slopes.
-    Pattern("slopes", r"\b5 \* c\b|\bc \* 5\b", "4 * c"),
+    Pattern("slopes", r"\bkRegionSlopes \* c\b|\bc \* kRegionSlopes\b", "(kRegionSlopes - 1) * c"),
     Pattern(
         "slopes", r"\b((?:span\.)?unit|k / job\.cut\.per_unit) \* (job\.layout\.unit_slopes\(\))", r"\1 * (\2 - 1)"
     ),
@@ -137,7 +137,23 @@ PATTERNS = (
 )
 
 # Key -> why nothing can tell the difference.
-EQUIVALENT: dict[str, str] = {}
+PADDING = "beyond the end, all weights are 0"
+FEW = "fewer than threads"
+EQUIVALENT = {
+    "device.h: first round: for (int lane = kWarp / 2; lane > 0; lane /= 2) "
+    "v += __shfl_xor_sync(0xffffffffu, v, lane);": "17, 8, 4, 2 and 1 span the warp as 16, 8, 4, 2 and 1 do",
+    "device.h: first round: for (int i = 0; i < kBytes / kWide; ++i) word[i] = W{};": PADDING,
+    "device.h: last round: for (int i = 0; i < kBytes / kWide; ++i) word[i] = W{};": PADDING,
+    "device.h: tail: if (i >= count) break;": "one sum more, which nobody takes",
+    "label_map.h: last round: for (int64_t base = 0; base < span.count; base += kGroup) {": "counts are whole vectors",
+    "label_map.h: last round: for (int t = 0; t < kThreads; t += kWarp) {": "both end after the last whole warp",
+    "label_map.h: stride: for (int c = threadIdx.x; c < kClasses; c += kThreads) {": FEW,
+    "label_map.h: stride: for (int c = threadIdx.x; c < kClasses; c += kThreads)": FEW,
+    "label_map.h: stride: for (int c = threadIdx.x; regions && c < kClasses; c += kThreads) {": FEW,
+    "label_map.h: stride: for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;": FEW,
+    "row_source.h: tail: if (i < count) g[u][0] *= load_number<Real>(v, offset_of(v, n, c, first + i));": "the product "
+    "is not stored; the address is the sanitizers' to find",
+}
 
 
 def sources(csrc: Path) -> list[Path]:

@@ -4,8 +4,10 @@ The other tests run on them as well (test_shim.py, bench/gpu.sh); here stands wh
 their tails, exact numbers of classes, tiles, chunks, NaN for labels out of range, streams, graphs.
 """
 
+import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import reduce
 from itertools import product
 
 import pytest
@@ -114,9 +116,13 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
 def test_many_rounds_of_sums(classes: int) -> None:
     """More additions than a thread makes before it passes them on."""
     shape = (1, classes, 256, 260)
-    case = multiclass("tversky_loss", alpha=0.3, beta=0.7)
-    for logits in (make_logits(shape), torch.zeros(shape) + torch.arange(classes).view(1, -1, 1, 1)):
-        check_case(case, logits, make_target("multiclass", shape))
+    logits = make_logits(shape)
+    for case in (
+        multiclass("tversky_loss", alpha=0.3, beta=0.7),
+        multiclass("sensitivity_specificity_loss", sensitivity_weight=0.3),  # the pixels' weights are summed as well
+    ):
+        for values in (logits, torch.zeros(shape) + torch.arange(classes).view(1, -1, 1, 1)):
+            check_case(case, values, make_target("multiclass", shape))
     binary = Case("tversky_loss", "binary", {"alpha": 0.3, "beta": 0.7})
     for logits in (make_logits((1, 1, 2**17)), torch.full((1, 1, 2**17), 0.3)):
         check_case(binary, logits, make_target("binary", (1, 1, 2**17)))
@@ -147,6 +153,116 @@ def test_ties_and_extremes(case: Case, kernel_classes: int) -> None:
     check_case(case, logits, target)
     perfect = torch.nn.functional.one_hot(target, kernel_classes).movedim(-1, 1) * 18.0
     check_case(case, perfect, target)
+
+
+# Kernels of class indices, by number of classes and loss: a pixel in registers, by one thread of a tile, by several of
+# them, and with any options.
+LABEL_MAP_KERNELS = [
+    ("label_map", 4, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
+    ("tile", 6, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
+    ("tile", 70, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
+    ("any_joint", 4, multiclass("tversky_loss", alpha=0.3, beta=0.7, squared=True)),
+    ("tile", 4, multiclass("focal_loss", gamma=1.5)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "classes", "case"), LABEL_MAP_KERNELS, ids=str)
+@pytest.mark.parametrize("gap", [12.0, 1e4])
+def test_each_class_at_the_peak(kernel: str, classes: int, case: Case, gap: float) -> None:
+    """Certain and wrong, or certain and right: exponentials below 1, a gradient that keeps its digits."""
+    peaks = range(classes) if classes < 10 else (0, 1, 31, 32, classes - 2, classes - 1)
+    for peak in peaks:
+        logits = torch.rand(1, classes, 16, 16)
+        logits[:, peak] += gap
+        target = torch.randint(classes - 1, (1, 16, 16))
+        target += target >= peak  # never the peak
+        with _native.trace() as events:
+            check_case(case, logits, target)
+        assert f"{kernel}.gradient" in events[-1].kernel
+        check_case(case, logits, torch.full_like(target, peak))
+
+
+@pytest.mark.parametrize("pixels", [257, 1025, 2040, 2044, 2049, 4088])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_vector_more_or_less_than_whole_rounds(dtype: torch.dtype, pixels: int) -> None:
+    for case in [*PATHS, *LABEL_MAPS]:
+        shape = shape_of(case.mode, pixels)
+        logits, target = make_logits(shape, dtype), make_target(case.mode, shape)
+        check_case(case, logits, target)
+        check_case(case, logits, target, reduction="none")
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """Neighbours in memory, not the first of a vector."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def odd_planes(x: Tensor) -> Tensor:
+    """Planes that begin at an odd distance from one another."""
+    return torch.cat([x, x[..., :1]], -1)[..., :-1]
+
+
+def odd_samples(x: Tensor) -> Tensor:
+    rows = x.flatten(1)
+    return torch.cat([rows, rows[:, :1]], 1)[:, :-1].unflatten(1, x.shape[1:])
+
+
+@pytest.mark.parametrize("layout", [misaligned, odd_planes, odd_samples], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_no_vectors_where_memory_is_not_aligned(case: Case, layout: Callable[[Tensor], Tensor]) -> None:
+    """One tensor at a time; the others are arrays."""
+    shape = shape_of(case.mode, 2048)
+    logits, target, weight = make_logits(shape), make_target(case.mode, shape), make_weight(case.mode, shape)
+    check_case(case, layout(logits), target, weight)
+    check_case(case, logits, layout(target), weight)
+    check_case(case, logits, layout(target.to(torch.uint8)), weight)
+    check_case(case, logits, target, layout(weight))
+    for reduction in ("mean", "none"):
+        leaf = logits.clone().requires_grad_()
+        value = case.module(reduction=reduction)(leaf, target)
+        upstream = torch.rand(value.shape) + 0.3
+        spread = layout(upstream) if value.dim() else upstream
+        (expected,) = torch.autograd.grad(value, leaf, upstream, retain_graph=True)
+        assert torch.equal(torch.autograd.grad(value, leaf, spread)[0], expected)
+
+
+@pytest.mark.parametrize("position", range(8))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_wrong_label_anywhere_in_a_vector(dtype: torch.dtype, position: int) -> None:
+    for case in [*PATHS, *LABEL_MAPS]:
+        shape = shape_of(case.mode, 2048)
+        target = make_target(case.mode, shape)
+        target.flatten()[64 + position] = 7
+        assert case.module()(make_logits(shape, dtype), target).isnan()
+
+
+@pytest.mark.parametrize("mode", ["binary", "multilabel", "multiclass"])
+def test_as_many_terms_as_a_plan_holds(mode: str) -> None:
+    """Sums of every kind, next to one another in shared memory."""
+    shape = shape_of(mode, 40, 33)
+    soft = {"label_smoothing": 0.2, "class_weight": PER_CLASS["class_weight"]}
+    smoothed = multiclass("cross_entropy_loss", **soft) if mode == "multiclass" else Case("bce_with_logits_loss", mode)
+    cases = [
+        smoothed,
+        Case("focal_loss", mode, {"gamma": 1.5}),
+        Case("mse_loss", mode),
+        Case("huber_loss", mode, {"delta": 0.3}),
+        Case("tversky_loss", mode, {"alpha": 0.3, "beta": 0.7, "squared": True}),
+        Case("sensitivity_specificity_loss", mode, {"sensitivity_weight": 0.3, "squared_error": True}),
+        Case("focal_tversky_loss", mode, {"alpha": 0.3, "beta": 0.7}),
+        Case("jaccard_loss", mode, {"pool_batch": True}),
+    ]
+    factors = (0.7, 0.2, 1.3, 0.4, 1.0, 0.9, 0.6, 1.1)
+    target, weight = make_target(mode, shape), make_weight(mode, shape)
+    for options in ({}, {"reduction": "sum"}):
+        logits = make_logits(shape).requires_grad_()
+        exact = logits.detach().double().requires_grad_()
+        modules = [f * case.module(**options) for f, case in zip(factors, cases, strict=True)]
+        value = reduce(operator.add, modules)(logits, target, weight)
+        expected = sum(f * c.reference(exact, target, weight, **options) for f, c in zip(factors, cases, strict=True))
+        check_close(value.detach(), expected.detach(), 2e-6, "loss")
+        (gradient,) = torch.autograd.grad(value, logits)
+        check_close(gradient, torch.autograd.grad(expected, exact)[0], TOLERANCE[torch.float32][1], "gradient")
 
 
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)

@@ -80,7 +80,6 @@ struct AnyJoint {
     double* out = job.partial + blockIdx.x * layout.unit_sums();
     const auto bring = [&](const auto& value, int count, double* to, bool first) {
       if (int(threadIdx.x) < count) totals[threadIdx.x] = first ? 0 : to[threadIdx.x];
-      __syncthreads();
       add_over_block(value, count, totals, staging);
       if (int(threadIdx.x) < count) to[threadIdx.x] = totals[threadIdx.x];
     };

@@ -142,8 +142,7 @@ struct Pack {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------- sums of
-// blocks
+// -------------------------------------------------------------------------------------------- sums of blocks
 
 // Sums of a block in double. A thread adds at most kAddsPerFlush floats to a value before all threads bring theirs
 // here.
