@@ -153,6 +153,7 @@ EQUIVALENT = {
     "label_map.h: stride: for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;": FEW,
     "row_source.h: tail: if (i < count) g[u][0] *= load_number<Real>(v, offset_of(v, n, c, first + i));": "the product "
     "is not stored; the address is the sanitizers' to find",
+    "serial.h: overlap: double* terms = coefficients + kMaxTerms;": "no kernel of this scheme has as many terms",
 }
 
 
