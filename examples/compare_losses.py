@@ -1,6 +1,6 @@
 """Train the same small U-Net, from the same seeds, under each of a list of losses, and compare them.
 
-    python examples/compare_losses.py                      eleven losses, three seeds: about a quarter of an hour
+    python examples/compare_losses.py                      eleven losses, three seeds: up to an hour on two cores
     python examples/compare_losses.py --losses "dice; dice + bce; focal(gamma=3)" --seeds 5
     python examples/compare_losses.py --quick              half a minute, to see that all works
 
