@@ -36,6 +36,19 @@ COMPOUNDS = {
         "multiclass",
     ),
     "dice_focal": (lambda: segfuse.DiceFocalLoss("multiclass", gamma=1.5), "multiclass"),
+    "adaptive_log(dice)+focal": (
+        lambda: segfuse.AdaptiveLogLoss(segfuse.DiceLoss("multiclass")) + segfuse.FocalLoss("multiclass"),
+        "multiclass",
+    ),
+    "combo+generalized+sensitivity_specificity": (
+        lambda: (
+            segfuse.ComboLoss("binary", alpha=0.3)
+            + segfuse.GeneralizedDiceLoss("binary")
+            + segfuse.SensitivitySpecificityLoss("binary")
+        ),
+        "binary",
+    ),
+    "unified_focal": (lambda: segfuse.UnifiedFocalLoss("multiclass", num_classes=5), "multiclass"),
 }
 
 
