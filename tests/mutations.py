@@ -139,6 +139,7 @@ PATTERNS = (
 # Key -> why nothing can tell the difference.
 PADDING = "beyond the end, all weights are 0"
 FEW = "fewer than threads"
+TERMS = "no kernel of this scheme has as many terms"
 EQUIVALENT = {
     "device.h: first round: for (int lane = kWarp / 2; lane > 0; lane /= 2) "
     "v += __shfl_xor_sync(0xffffffffu, v, lane);": "17, 8, 4, 2 and 1 span the warp as 16, 8, 4, 2 and 1 do",
@@ -153,7 +154,12 @@ EQUIVALENT = {
     "label_map.h: stride: for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;": FEW,
     "row_source.h: tail: if (i < count) g[u][0] *= load_number<Real>(v, offset_of(v, n, c, first + i));": "the product "
     "is not stored; the address is the sanitizers' to find",
-    "serial.h: overlap: double* terms = coefficients + kMaxTerms;": "no kernel of this scheme has as many terms",
+    "serial.h: overlap: double* terms = coefficients + kMaxTerms;": TERMS,
+    "serial.h: overlap: double* workspace = terms + kMaxTerms;": TERMS,
+    "policy.cu: alignment: (!p.has_upstream || is_array(p.upstream, group)) && (!writes(step) || is_array(p.output, "
+    "group)); #2": "a gradient is a fresh tensor: an array where the logits are one",
+    "tile.h: tail: if (job.problem.has_upstream && base + lane < span.count) {": "a pixel of weight 0, whose upstream "
+    "gradient is not looked at; the address is the sanitizers' to find",
 }
 
 

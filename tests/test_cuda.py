@@ -58,7 +58,7 @@ def test_planes_that_are_arrays(case: Case, dtype: torch.dtype) -> None:
         for label_dtype in (torch.uint8, torch.int32, torch.int64, torch.bool):
             check_case(case, make_logits(shape, dtype), make_target(case.mode, shape, label_dtype))
     shape = shape_of(case.mode, 40, 32)
-    for weight_dtype in (torch.float32, torch.uint8, torch.bool):
+    for weight_dtype in (torch.float32, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool):
         weight = (make_weight(case.mode, shape) * 3).to(weight_dtype)
         target = make_target(case.mode, shape)
         check_case(case, make_logits(shape, dtype), target, weight)
@@ -124,8 +124,9 @@ def test_many_rounds_of_sums(classes: int) -> None:
         for values in (logits, torch.zeros(shape) + torch.arange(classes).view(1, -1, 1, 1)):
             check_case(case, values, make_target("multiclass", shape))
     binary = Case("tversky_loss", "binary", {"alpha": 0.3, "beta": 0.7})
-    for logits in (make_logits((1, 1, 2**17)), torch.full((1, 1, 2**17), 0.3)):
-        check_case(binary, logits, make_target("binary", (1, 1, 2**17)))
+    pixels = 9 * 2**15  # more chunks than a warp adds at a time
+    for logits in (make_logits((1, 1, pixels)), torch.full((1, 1, pixels), 0.3)):
+        check_case(binary, logits, make_target("binary", (1, 1, pixels)))
 
 
 TIES = (
@@ -197,9 +198,11 @@ def misaligned(x: Tensor) -> Tensor:
     return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
 
 
-def odd_planes(x: Tensor) -> Tensor:
-    """Planes that begin at an odd distance from one another."""
-    return torch.cat([x, x[..., :1]], -1)[..., :-1]
+def odd_classes(x: Tensor) -> Tensor:
+    """Planes that begin at an odd distance from one another, samples at an even one."""
+    rows = torch.cat([x, x[..., :1]], -1).flatten(1)
+    padded = torch.cat([rows, rows[:, : -rows.shape[1] % 16]], 1)
+    return padded.as_strided(x.shape, (padded.shape[1], *((x.shape[-1] + 1, 1) if x.dim() == 3 else (1,))))
 
 
 def odd_samples(x: Tensor) -> Tensor:
@@ -207,7 +210,12 @@ def odd_samples(x: Tensor) -> Tensor:
     return torch.cat([rows, rows[:, :1]], 1)[:, :-1].unflatten(1, x.shape[1:])
 
 
-@pytest.mark.parametrize("layout", [misaligned, odd_planes, odd_samples], ids=lambda f: f.__name__)
+def steps(x: Tensor) -> Tensor:
+    """Every other element of planes that are aligned."""
+    return torch.stack([x, x + 1 if x.is_floating_point() else 1 - x], -1).flatten(-2)[..., ::2]
+
+
+@pytest.mark.parametrize("layout", [misaligned, odd_classes, odd_samples, steps], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
 def test_no_vectors_where_memory_is_not_aligned(case: Case, layout: Callable[[Tensor], Tensor]) -> None:
     """One tensor at a time; the others are arrays."""
@@ -221,9 +229,19 @@ def test_no_vectors_where_memory_is_not_aligned(case: Case, layout: Callable[[Te
         leaf = logits.clone().requires_grad_()
         value = case.module(reduction=reduction)(leaf, target)
         upstream = torch.rand(value.shape) + 0.3
-        spread = layout(upstream) if value.dim() else upstream
+        spread = layout(upstream) if value.dim() > 1 else upstream
         (expected,) = torch.autograd.grad(value, leaf, upstream, retain_graph=True)
         assert torch.equal(torch.autograd.grad(value, leaf, spread)[0], expected)
+
+
+@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
+def test_planes_that_end_within_a_vector(case: Case) -> None:
+    """All tensors cut from aligned ones: what lies behind a plane's end must not count."""
+    shape = shape_of(case.mode, 2048)
+    logits, target, weight = make_logits(shape), make_target(case.mode, shape), make_weight(case.mode, shape)
+    for pixels in (2047, 2045, 2041):
+        check_case(case, logits[..., :pixels], target[..., :pixels], weight[..., :pixels])
+        check_case(case, logits[..., :pixels], target[..., :pixels])
 
 
 @pytest.mark.parametrize("position", range(8))
@@ -265,6 +283,25 @@ def test_as_many_terms_as_a_plan_holds(mode: str) -> None:
         expected = sum(f * case.reference(exact, target, weight, reduction=reduction) for f, case in terms)
         check_close(value.detach(), expected.detach(), 2e-6, "loss")
         check_close(gradient, torch.autograd.grad(expected, exact)[0], TOLERANCE[torch.float32][1], "gradient")
+
+
+def test_as_many_pointwise_terms_of_a_label_map() -> None:
+    """Where a tile has the sums of all of them."""
+    logits, target = make_logits((2, 6, 33, 16)).requires_grad_(), make_target("multiclass", (2, 6, 33, 16))
+    exact = logits.detach().double().requires_grad_()
+    alpha = (0.2, 1.5, 0.7, 2.0, 1.1, 0.9)
+    cases = [multiclass("focal_loss", gamma=g, alpha=alpha) for g in (0.5, 1.5, 3.0)]
+    cases.append(multiclass("cross_entropy_loss", class_weight=alpha))
+    cases.append(multiclass("tversky_loss", alpha=0.3, beta=0.7))
+    with _native.trace() as events:
+        value = functools.reduce(operator.add, [(0.3 + i) * case.module() for i, case in enumerate(cases)])(
+            logits, target
+        )
+    assert "tile" in events[0].kernel
+    expected = sum((0.3 + i) * case.reference(exact, target) for i, case in enumerate(cases))
+    check_close(value.detach(), expected.detach(), 2e-6, "loss")
+    (gradient,) = torch.autograd.grad(value, logits)
+    check_close(gradient, torch.autograd.grad(expected, exact)[0], TOLERANCE[torch.float32][1], "gradient")
 
 
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)

@@ -195,7 +195,8 @@ struct Tile {
     if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
   }
 
-  // The row of each class in `out` += I, FP, FN over the pixels; they become 0. A barrier stands before and after.
+  // The row of each class in `out` += I, FP, FN over the pixels; they become 0. A barrier stands before, and in load()
+  // or at the end of the kernel after.
   __device__ void add_classes(double* out, bool first) {
     const int of_warp = int(threadIdx.x) % kWarp;
     for (int r = int(threadIdx.x) / kWarp; r < 3 * shape.classes; r += kWarps) {
@@ -212,7 +213,6 @@ struct Tile {
       own[which] = first ? sum : own[which] + sum;
       if (job.layout.region_sums > kRegionSums) own[kRegionSums] = 0;  // a label map needs no sum of negatives: head.h
     }
-    __syncthreads();
   }
 
   __device__ static void gradient(const Job& job) {
