@@ -158,6 +158,8 @@ EQUIVALENT = {
     "serial.h: overlap: double* workspace = terms + kMaxTerms;": TERMS,
     "policy.cu: alignment: (!p.has_upstream || is_array(p.upstream, group)) && (!writes(step) || is_array(p.output, "
     "group)); #2": "a gradient is a fresh tensor: an array where the logits are one",
+    "tile.h: overlap: told[0] = reinterpret_cast<float*>(staging + kSums * kWarps);": "never in use at the same time",
+    "tile.h: overlap: sums = e + shape.plane();": "a plane ends with padding",
     "tile.h: tail: if (job.problem.has_upstream && base + lane < span.count) {": "a pixel of weight 0, whose upstream "
     "gradient is not looked at; the address is the sanitizers' to find",
 }
