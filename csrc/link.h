@@ -90,22 +90,20 @@ struct Softmax {
     const V p = e * n.inverse;
     return {z_minus_peak, p, select(is_peak, n.rest * n.inverse, V(1) - p), z_minus_peak - n.log, V(0)};
   }
-  // The label's class of a pixel, where the label is one: own = exp(z_y - s) and rest, the sum of exp(z_c - s) over the
-  // other classes, for one s at or near the peak; log_own = z_y - s. Nothing is left out of p or q that rounding would
-  // lose. `inverse` gets 1 / (own + rest).
-  template <class V>
-  HD static Pixel<V> of_label(const V& own, const V& rest, const V& log_own, V& inverse) {
-    inverse = V(1) / (own + rest);
+  // The label's class of a pixel, where the label is one: own = 2^(z_y log2(e) - s) and rest, the sum over the other
+  // classes, for one s at or near the peak; log2_own = z_y log2(e) - s. Nothing is left out of p or q that rounding
+  // would lose. Made of x fl(log2 e), the powers are off by x 1.3e-8: at x = 18, the cube of which a focal loss takes,
+  // by 7e-7; it is put back once, at the distance of the two. `inverse` gets 1 / (own + rest).
+  template <class Real, class V>
+  HD static Pixel<V> of_label(const V& own, const V& rest, const V& log2_own, V& inverse) {
+    using Constants = Base2<Real>;
     const auto less = own < rest;
-    const V ratio = select(less, own, rest) / select(less, rest, own);
-    const V log_p = select(less, log_own - log_from_one(rest), V(0)) - log1p_unit(ratio);
-    return {log_own, own * inverse, rest * inverse, log_p, V(0)};
-  }
-  // The same from exponentials and a logarithm to base 2. Made of x fl(log2 e), they are off by x 1.3e-8: at x = 18,
-  // the cube of which a focal loss takes, by 7e-7. It is put back once, at the distance of the sum.
-  HD static Pixel<float> of_label_base2(const float& own, const float& rest, const float& log2_own, float& inverse) {
-    const float distance = max(-150.0f, min(150.0f, fast_log2(rest) - log2_own));
-    return of_label(own, fma(rest, 9.2533e-9f * distance, rest), log2_own * kLn2, inverse);
+    const V distance = fast_log2(rest) - log2_own, raw = select(less, own, rest), large = select(less, rest, own);
+    const V small = fma(raw, V(-Constants::excess) * min(V(Constants::exponents), abs(distance)), raw);
+    inverse = V(1) / (small + large);
+    const V p = small * inverse, q = large * inverse;
+    const V log_p = select(less, distance * V(-Constants::ln2), V(0)) - log1p_unit(small / large);
+    return {log2_own * V(Constants::ln2), select(less, p, q), select(less, q, p), log_p, V(0)};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {

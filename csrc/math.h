@@ -60,12 +60,26 @@ HD float fast_log2(float x) {
   return ::log2f(x);
 #endif
 }
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147182f;
+
+template <class Real>
+struct Base2;
+template <>
+struct Base2<float> {
+  static constexpr float log2_e = 1.44269504f, ln2 = 0.693147182f;
+  // Relative error of 2^(x fl(log2 e)) for exp(x), per binary digit of it.
+  static constexpr float excess = 9.2533e-9f;
+  static constexpr float exponents = 150;  // more than there are
+};
+template <>
+struct Base2<double> {
+  static constexpr double log2_e = 1.4426950408889634074, ln2 = 0.69314718055994530942;
+  static constexpr double excess = 9.7798e-18, exponents = 1100;
+};
 
 // exp(x) for x <= 0: what rounding has taken from x log2(e) is put back. 5.5e-8 down to x = -20.
 HD float exp_nonpositive(float x) {
-  const float z = max(-104.0f, x), y = z * kLog2E, e = fast_exp2(y);
-  return fma(e, fma(y, -kLn2, z), e);
+  const float z = max(-104.0f, x), y = z * Base2<float>::log2_e, e = fast_exp2(y);
+  return fma(e, fma(y, -Base2<float>::ln2, z), e);
 }
 HD double exp_nonpositive(double x) { return ::exp(x); }
 HD double log(double x) { return ::log(x); }
@@ -76,7 +90,7 @@ HD float pow(float base, float exponent) { return ::powf(base, exponent); }
 HD double pow(double base, double exponent) { return ::pow(base, exponent); }
 
 // log(x) for x >= 1, where an absolute error is as good as a relative one.
-HD float log_from_one(float x) { return fast_log2(x) * kLn2; }
+HD float log_from_one(float x) { return fast_log2(x) * Base2<float>::ln2; }
 HD double log_from_one(double x) { return ::log(x); }
 
 // c[0] + c[1] x + ...

@@ -65,6 +65,8 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     }
   }
 
+  static void prepare_gradient(const Job&, JointTile<Real>&, const Real*) {}
+
   static void gradient_group(const Job& job, JointTile<Real>& tile, const Real* slopes, int64_t i) {
     const Group group(tile, i);
     const V w = Steps::weighted_upstream(job, tile, i), zero = V(0);

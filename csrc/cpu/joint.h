@@ -24,7 +24,7 @@ struct JointTile {
   const Problem& p;
   int64_t classes, size, count = 0, padded = 0;
   Scratch scratch;
-  Real *e, *y, *w, *up, *out, *z = nullptr, *t = nullptr;
+  Real *e, *y, *w, *up, *out, *present, *absent, *z = nullptr, *t = nullptr;
 
   // kEverything: keep logits and labels beside the exponentials.
   JointTile(const Job& j, bool everything) : job(j), p(*j.problem), classes(p.classes) {
@@ -35,6 +35,8 @@ struct JointTile {
     w = scratch.get<Real>(size);
     up = scratch.get<Real>((p.has_upstream && is_per_class() ? classes : 1) * size);
     out = scratch.get<Real>(size);
+    present = scratch.get<Real>(V::table_size(classes));
+    absent = scratch.get<Real>(classes);
     for (int64_t i = 0; i < size; ++i) y[i] = 0;  // where labels are soft nobody fills it
     if (everything) {
       z = scratch.get<Real>(classes * size);
@@ -159,6 +161,7 @@ struct JointSteps {
   static void gradient(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
+    Engine::prepare_gradient(job, tile, slopes);
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       tile.first_stored = chunk.first + done;
       tile.load(chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
@@ -167,10 +170,10 @@ struct JointSteps {
     }
   }
 
-  static V scale(const Job& job, int k, const V& y) {
-    return job.class_scale[k] ? V::lookup(static_cast<const Real*>(job.class_scale[k]), y) : V(1);
+  INLINE static V scale(const Job& job, int k, const V& y) {
+    return job.class_scale[k] ? V::gather(static_cast<const Real*>(job.class_scale[k]), y) : V(1);
   }
-  static V weighted_upstream(const Job& job, const JointTile<Real>& tile, int64_t i) {
+  INLINE static V weighted_upstream(const Job& job, const JointTile<Real>& tile, int64_t i) {
     const V w = V::load(tile.w + i);
     return job.problem->has_upstream && !tile.is_per_class() ? select(w != V(0), w * V::load(tile.up + i), V(0)) : w;
   }

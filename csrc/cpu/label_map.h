@@ -12,106 +12,124 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   using Steps = JointSteps<LabelMap<Real, Points>, Real>;
   static constexpr bool kEverything = false;
 
-  // The label's class of each pixel. The logits of the tile become exponentials, 0 in the label's class.
+  // The label's class of each pixel. The logits of the tile become powers 2^(z log2(e) - s), 0 in the label's class.
+  // One multiplication and addition rounds once, where the difference to the peak and its product would round twice; s,
+  // near the peak, is the same for all classes, so that its own rounding drops out.
   struct Own {
-    V y, exponential, inverse;
+    V y, power, at_peak, inverse;
     Pixel<V> x;
-  };
-  static Own own_class(JointTile<Real>& tile, int64_t i) {
-    const auto at = [&](int64_t c) { return tile.e + c * tile.size + i; };
-    V peak = V::load(at(0));
-    for (int64_t c = 1; c < tile.classes; ++c) peak = max(peak, V::load(at(c)));
-    Own own{V::load(tile.y + i), V(0), V(0), {}};
-    V log_own = V(0);
-    const V rest = sum_classes(tile.classes, [&](int64_t c) {
-      const V d = V::load(at(c)) - peak, x = exp_nonpositive(d);
-      const auto here = own.y == V(double(c));
-      log_own = select(here, d, log_own);
-      own.exponential = select(here, x, own.exponential);
-      const V other = select(here, V(0), x);
-      other.store(at(c));
-      return other;
-    });
-    own.x = Softmax::of_label(own.exponential, rest, log_own, own.inverse);
-    return own;
-  }
 
-  static void sum_tile(const Job& job, JointTile<Real>& tile, Sum<Real>& weight, ClassSums<Real>& region,
+    INLINE Own(const JointTile<Real>& tile, int64_t i) {
+      Real* const first = tile.e + i;
+      const int64_t step = tile.size, classes = tile.classes;
+      V peak = V::load(first);
+      for (int64_t c = 1; c < classes; ++c) peak = max(peak, V::load(first + c * step));
+      const V log2_e = V(Base2<Real>::log2_e), shift = -(peak * log2_e);
+      y = V::load(tile.y + i);
+      V log2_own = V(0), label = V(0);
+      const V rest = sum_classes(classes, [&](int64_t c) INLINE_LAMBDA {
+        const V d = fma(V::load(first + c * step), log2_e, shift);
+        const auto here = y == label;
+        log2_own = select(here, d, log2_own);
+        label = label + V(1);
+        const V other = select(here, V(0), fast_exp2(d));
+        other.store(first + c * step);
+        return other;
+      });
+      power = fast_exp2(log2_own);
+      at_peak = fast_exp2(fma(peak, log2_e, shift));
+      const Pixel<V> found = Softmax::of_label<Real>(power, rest, log2_own, inverse);
+      // Member by member: as a whole, GCC 12 copies it through memory.
+      x.z = found.z, x.p = found.p, x.q = found.q, x.log_p = found.log_p, x.log_q = found.log_q;
+    }
+  };
+
+  // Here and below the tile's members are read before a loop, not in it: a store of a vector may alias them.
+  static void sum_tile(const Job& job, const JointTile<Real>& tile, Sum<Real>& weight, ClassSums<Real>& region,
                        Sum<Real> (*point)[2]) {
-    for (int64_t i = 0; i < tile.padded; i += V::lanes) {
-      const Own own = own_class(tile, i);
-      const V w = V::load(tile.w + i);
+    Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out;
+    const int64_t padded = tile.padded, classes = tile.classes;
+    for (int64_t i = 0; i < padded; i += V::lanes) {
+      const Own own(tile, i);
+      const V w = V::load(w_at + i);
       weight.add(w);
-      Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+      Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
         const V scale = Steps::scale(job, k, own.y);
         point[k][0].add(w * scale * loss(own.x, V(1)).positive);
         point[k][1].add(job.point[k].weighs_the_mean ? w * scale : w);
       });
-      (w * own.inverse).store(tile.up + i);
-      (w * own.x.p).store(tile.w + i);
-      (w * own.x.q).store(tile.out + i);
+      (w * own.inverse).store(inverse_at + i);
+      (w * own.x.p).store(w_at + i);
+      (w * own.x.q).store(q_at + i);
     }
     if (region.n == 0) return;
-    for (int64_t c = 0; c < tile.classes; ++c) {
-      const V label = V(double(c));
+    const Real *const y_at = tile.y, *e = tile.e;
+    V label = V(0);
+    for (int64_t c = 0; c < classes; ++c, e += tile.size) {
       V tp = V(0), fp = V(0), fn = V(0);
-      for (int64_t i = 0; i < tile.padded; i += V::lanes) {
-        const auto here = V::load(tile.y + i) == label;
-        fp = fma(V::load(tile.e + c * tile.size + i), V::load(tile.up + i), fp);
-        tp = add_where(here, tp, V::load(tile.w + i));
-        fn = add_where(here, fn, V::load(tile.out + i));
+      for (int64_t i = 0; i < padded; i += V::lanes) {
+        const auto here = V::load(y_at + i) == label;
+        fp = fma(V::load(e + i), V::load(inverse_at + i), fp);
+        tp = add_where(here, tp, V::load(w_at + i));
+        fn = add_where(here, fn, V::load(q_at + i));
       }
       Reg<Real>* sum = region.lanes + c * job.region_sums;  // a label map needs no sum of negatives: head.h
       sum[0] = sum[0] + tp.fold();
       sum[1] = sum[1] + fp.fold();
       sum[2] = sum[2] + fn.fold();
+      label = label + V(1);
     }
   }
 
-  // row[kRegionSlopes c] for the class c of each pixel. A gather costs as much as comparing with some twenty classes.
-  static V entry(const Real* row, const V& c, int64_t classes) {
-    if (classes > 20) return V::lookup(row, c * V(kRegionSlopes));
-    V found = V(row[0]);
-    for (int64_t k = 1; k < classes; ++k) found = select(c == V(double(k)), V(row[kRegionSlopes * k]), found);
-    return found;
+  // The slopes of the regions, each class's beside its neighbour's.
+  static void prepare_gradient(const Job& job, JointTile<Real>& tile, const Real* slopes) {
+    const Real* row = slopes + 2 * job.points;  // per class [present, absent, ...]: see RowSlopes
+    for (int64_t c = 0; job.region_slopes && c < tile.classes; ++c) {
+      tile.present[c] = row[kRegionSlopes * c];
+      tile.absent[c] = row[kRegionSlopes * c + 1];
+    }
   }
 
-  static void gradient_group(const Job& job, JointTile<Real>& tile, const Real* slopes, int64_t i) {
-    const Own own = own_class(tile, i);
+  static void gradient_group(const Job& job, const JointTile<Real>& tile, const Real* slopes, int64_t i) {
+    const Own own(tile, i);
     const V w = Steps::weighted_upstream(job, tile, i);
     const Pixel<Dual<V>> dual = Softmax::seed(own.x);
     V d = V(0);
-    Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+    Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
       d = d + V(slopes[2 * k]) * Steps::scale(job, k, own.y) * loss(dual, V(1)).positive.d[0];
     });
-    const V scaled = w * own.inverse, zero = V(0);
-    const auto at = [&](int64_t c) { return tile.e + c * tile.size + i; };
+    const V scaled = w * own.inverse, zero = V(0), one = V(1);
+    const int64_t classes = tile.classes, step = tile.size;
+    Real* e = tile.e + i;
+    V label = zero;
     if (job.region_slopes == 0) {
       const V others = -(scaled * d), at_label = w * d * own.x.q;
-      for (int64_t c = 0; c < tile.classes; ++c)
-        select(own.y == V(double(c)), at_label, V::load(at(c)) * others).store(at(c));
+      for (int64_t c = 0; c < classes; ++c, e += step) {
+        select(own.y == label, at_label, V::load(e) * others).store(e);
+        label = label + one;
+      }
       return;
     }
-    // Per class [present, absent, ...]: see RowSlopes.
-    const Real* row = slopes + 2 * job.points;
-    const V present = entry(row, own.y, tile.classes);
-    const V reference = reference_of(own, tile, row, present, i);
+    const Real* const absent = tile.absent;
+    const V present = V::lookup(tile.present, own.y, classes), reference = reference_of(own, tile, present, i);
     const V others = sum_classes(
-        tile.classes, [&](int64_t c) { return V::load(at(c)) * (V(row[kRegionSlopes * c + 1]) - reference); });
-    const V mean = own.x.p * (present - reference) + others * own.inverse;
+        classes, [&](int64_t c) INLINE_LAMBDA { return V::load(e + c * step) * (V(absent[c]) - reference); });
+    const V mean = own.x.p * (present - reference) + others * own.inverse, mean_and_d = mean + d;
     const V at_label = w * softmax_pull_back(own.x.p, own.x.q, present - reference, mean, d, zero);
-    for (int64_t c = 0; c < tile.classes; ++c) {
-      const V g = softmax_pull_back(V::load(at(c)) * scaled, V(row[kRegionSlopes * c + 1]) - reference, mean + d);
-      select(own.y == V(double(c)), at_label, g).store(at(c));
+    for (int64_t c = 0; c < classes; ++c, e += step) {
+      const V g = softmax_pull_back(V::load(e) * scaled, V(absent[c]) - reference, mean_and_d);
+      select(own.y == label, at_label, g).store(e);
+      label = label + one;
     }
   }
 
   // The slope of the class that reaches the peak: see softmax_pull_back.
-  static V reference_of(const Own& own, const JointTile<Real>& tile, const Real* row, const V& present, int64_t i) {
+  INLINE static V reference_of(const Own& own, const JointTile<Real>& tile, const V& present, int64_t i) {
     V reference = present;
-    if (!(own.exponential < V(1)).any()) return reference;
-    for (int64_t c = 0; c < tile.classes; ++c)
-      reference = select(V::load(tile.e + c * tile.size + i) == V(1), V(row[kRegionSlopes * c + 1]), reference);
+    if (!any(own.power < own.at_peak)) return reference;
+    const Real *e = tile.e + i, *const absent = tile.absent;
+    for (int64_t c = 0; c < tile.classes; ++c, e += tile.size)
+      reference = select(V::load(e) == own.at_peak, V(absent[c]), reference);
     return reference;
   }
 };

@@ -10,28 +10,39 @@ namespace {
 
 struct NoPoints {
   template <class Real, class Function>
-  static void for_each(const Job&, const Function&) {}
+  INLINE static void for_each(const Job&, const Function&) {}
 };
 
 template <template <class> class Loss>
 struct OnePoint {
   template <class Real, class Function>
-  static void for_each(const Job& job, const Function& f) {
+  INLINE static void for_each(const Job& job, const Function& f) {
     f(Loss<Real>(job.point[0].parameters(Real())), 0);
+  }
+};
+
+// A loss chosen at run time. Out of line, and the same for all engines: a dozen losses inlined into each of them would
+// take minutes to compile.
+template <class Real>
+struct AnyLoss {
+  const PointTerm& term;
+  template <class T, class V>
+  __attribute__((noinline)) Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+    switch (term.kind) {
+#define SEGFUSE_CASE(name, type) \
+  case PointKind::name:          \
+    return type<Real>(term.parameters(Real()))(x, t);
+      SEGFUSE_POINTWISE(SEGFUSE_CASE)
+#undef SEGFUSE_CASE
+    }
+    __builtin_unreachable();
   }
 };
 
 struct AnyPoints {
   template <class Real, class Function>
-  static void for_each(const Job& job, const Function& f) {
-    for (int k = 0; k < job.points; ++k) switch (job.point[k].kind) {
-#define SEGFUSE_CASE(name, type)                       \
-  case PointKind::name:                                \
-    f(type<Real>(job.point[k].parameters(Real())), k); \
-    break;
-        SEGFUSE_POINTWISE(SEGFUSE_CASE)
-#undef SEGFUSE_CASE
-      }
+  INLINE static void for_each(const Job& job, const Function& f) {
+    for (int k = 0; k < job.points; ++k) f(AnyLoss<Real>{job.point[k]}, k);
   }
 };
 

@@ -11,6 +11,12 @@ namespace {
 template <class T>
 struct Reg;
 
+// x = mantissa 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
+template <class T>
+struct Split {
+  Reg<T> mantissa, exponent;
+};
+
 struct MaskF8 {
   __m256 m;
 };
@@ -31,15 +37,25 @@ struct Reg<float> {
     const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(y.v, _mm256_castsi256_ps(_mm256_slli_epi32(i, 23)))};
   }
-  // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
-  static Reg split(Reg x, Reg& e) {
+  // f(x - floor(x)) 2^floor(x); 0 below the smallest normal number.
+  template <class F>
+  static Reg with_exponent(Reg x, const F& f) {
+    const __m256 y = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v), n = _mm256_floor_ps(y);
+    return scale(f(Reg{_mm256_sub_ps(y, n)}), {n});
+  }
+  static Split<float> split(Reg x) {
     const __m256i u = _mm256_castps_si256(x.v);
     const __m256i exponent = _mm256_srai_epi32(_mm256_sub_epi32(u, _mm256_set1_epi32(0x3f3504f3)), 23);
-    e.v = _mm256_cvtepi32_ps(exponent);
-    return {_mm256_castsi256_ps(_mm256_sub_epi32(u, _mm256_slli_epi32(exponent, 23)))};
+    return {{_mm256_castsi256_ps(_mm256_sub_epi32(u, _mm256_slli_epi32(exponent, 23)))},
+            {_mm256_cvtepi32_ps(exponent)}};
   }
-  static Reg lookup(const float* table, Reg index) {
+  static Reg gather(const float* table, Reg index) {
     return {_mm256_i32gather_ps(table, _mm256_cvttps_epi32(index.v), 4)};
+  }
+  // An element of a table of this length, where the gather takes a dozen instructions.
+  static constexpr int table = 8;
+  static Reg lookup(const float* t, Reg index) {
+    return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(t), _mm256_cvttps_epi32(index.v))};
   }
 };
 
@@ -55,18 +71,26 @@ struct Reg<double> {
     const __m256d shifted = _mm256_add_pd(n.v, _mm256_set1_pd(4503599627370496.0 + 1023.0));
     return {_mm256_mul_pd(y.v, _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)))};
   }
-  static Reg split(Reg x, Reg& e) {  // the exponent is biased to stay positive: there is no 64-bit arithmetic shift
+  // f(x - floor(x)) 2^floor(x); 0 below the smallest normal number.
+  template <class F>
+  static Reg with_exponent(Reg x, const F& f) {
+    const __m256d y = _mm256_max_pd(_mm256_set1_pd(-1023.0), x.v), n = _mm256_floor_pd(y);
+    return scale(f(Reg{_mm256_sub_pd(y, n)}), {n});
+  }
+  static Split<double> split(Reg x) {  // the exponent is biased to stay positive: there is no 64-bit arithmetic shift
     const __m256i bias = _mm256_set1_epi64x(int64_t(1023) << 52), u = _mm256_castpd_si256(x.v);
     const __m256i offset = _mm256_add_epi64(_mm256_sub_epi64(u, _mm256_set1_epi64x(0x3fe6a09e667f3bcd)), bias);
     const __m256i biased = _mm256_srli_epi64(offset, 52);
     const __m256d magic = _mm256_set1_pd(4503599627370496.0);
-    e.v = _mm256_sub_pd(_mm256_castsi256_pd(_mm256_or_si256(biased, _mm256_castpd_si256(magic))),
-                        _mm256_set1_pd(4503599627370496.0 + 1023.0));
-    return {_mm256_castsi256_pd(_mm256_add_epi64(_mm256_sub_epi64(u, _mm256_slli_epi64(biased, 52)), bias))};
+    return {{_mm256_castsi256_pd(_mm256_add_epi64(_mm256_sub_epi64(u, _mm256_slli_epi64(biased, 52)), bias))},
+            {_mm256_sub_pd(_mm256_castsi256_pd(_mm256_or_si256(biased, _mm256_castpd_si256(magic))),
+                           _mm256_set1_pd(4503599627370496.0 + 1023.0))}};
   }
-  static Reg lookup(const double* table, Reg index) {
+  static Reg gather(const double* table, Reg index) {
     return {_mm256_i32gather_pd(table, _mm256_cvttpd_epi32(index.v), 8)};
   }
+  static constexpr int table = 0;
+  static Reg lookup(const double* t, Reg index) { return gather(t, index); }
 };
 
 inline Reg<float> operator+(Reg<float> a, Reg<float> b) { return {_mm256_add_ps(a.v, b.v)}; }

@@ -11,6 +11,12 @@ namespace {
 template <class T>
 struct Reg;
 
+// x = mantissa 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
+template <class T>
+struct Split {
+  Reg<T> mantissa, exponent;
+};
+
 template <>
 struct Reg<float> {
   using Mask = __mmask16;
@@ -21,15 +27,25 @@ struct Reg<float> {
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   // y 2^n for integral n in [-127, 127]; 0 for n = -127 (denormals are flushed).
   static Reg scale(Reg y, Reg n) { return {_mm512_scalef_ps(y.v, n.v)}; }
-  // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
-  static Reg split(Reg x, Reg& e) {
+  // f(x - floor(x)) 2^floor(x); 0 below the smallest normal number.
+  template <class F>
+  static Reg with_exponent(Reg x, const F& f) {
+    const __m512 fraction = _mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return {_mm512_scalef_ps(f(Reg{fraction}).v, x.v)};
+  }
+  static Split<float> split(Reg x) {
     const __m512i u = _mm512_castps_si512(x.v);
     const __m512i exponent = _mm512_srai_epi32(_mm512_sub_epi32(u, _mm512_set1_epi32(0x3f3504f3)), 23);
-    e.v = _mm512_cvtepi32_ps(exponent);
-    return {_mm512_castsi512_ps(_mm512_sub_epi32(u, _mm512_slli_epi32(exponent, 23)))};
+    return {{_mm512_castsi512_ps(_mm512_sub_epi32(u, _mm512_slli_epi32(exponent, 23)))},
+            {_mm512_cvtepi32_ps(exponent)}};
   }
-  static Reg lookup(const float* table, Reg index) {
+  static Reg gather(const float* table, Reg index) {
     return {_mm512_i32gather_ps(_mm512_cvttps_epi32(index.v), table, 4)};
+  }
+  // An element of a table of this length, in one instruction where the gather takes dozens.
+  static constexpr int table = 32;
+  static Reg lookup(const float* t, Reg index) {
+    return {_mm512_permutex2var_ps(_mm512_loadu_ps(t), _mm512_cvttps_epi32(index.v), _mm512_loadu_ps(t + 16))};
   }
 };
 
@@ -42,14 +58,24 @@ struct Reg<double> {
   static Reg set(double x) { return {_mm512_set1_pd(x)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
   static Reg scale(Reg y, Reg n) { return {_mm512_scalef_pd(y.v, n.v)}; }
-  static Reg split(Reg x, Reg& e) {
+  // f(x - floor(x)) 2^floor(x); 0 below the smallest normal number.
+  template <class F>
+  static Reg with_exponent(Reg x, const F& f) {
+    const __m512d fraction = _mm512_reduce_pd(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return {_mm512_scalef_pd(f(Reg{fraction}).v, x.v)};
+  }
+  static Split<double> split(Reg x) {
     const __m512i u = _mm512_castpd_si512(x.v);
     const __m512i exponent = _mm512_srai_epi64(_mm512_sub_epi64(u, _mm512_set1_epi64(0x3fe6a09e667f3bcd)), 52);
-    e.v = _mm512_cvtepi64_pd(exponent);
-    return {_mm512_castsi512_pd(_mm512_sub_epi64(u, _mm512_slli_epi64(exponent, 52)))};
+    return {{_mm512_castsi512_pd(_mm512_sub_epi64(u, _mm512_slli_epi64(exponent, 52)))},
+            {_mm512_cvtepi64_pd(exponent)}};
   }
-  static Reg lookup(const double* table, Reg index) {
+  static Reg gather(const double* table, Reg index) {
     return {_mm512_i32gather_pd(_mm512_cvttpd_epi32(index.v), table, 8)};
+  }
+  static constexpr int table = 16;
+  static Reg lookup(const double* t, Reg index) {
+    return {_mm512_permutex2var_pd(_mm512_loadu_pd(t), _mm512_cvttpd_epi64(index.v), _mm512_loadu_pd(t + 8))};
   }
 };
 

@@ -11,6 +11,12 @@ namespace {
 template <class T>
 struct Reg;
 
+// x = mantissa 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
+template <class T>
+struct Split {
+  Reg<T> mantissa, exponent;
+};
+
 template <>
 struct Reg<float> {
   using Mask = bool;
@@ -26,18 +32,24 @@ struct Reg<float> {
     std::memcpy(&power, &u, 4);
     return {y.v * power};
   }
-  // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal x > 0.
-  static Reg split(Reg x, Reg& e) {
+  // f(x - floor(x)) 2^floor(x); 0 below the smallest normal number.
+  template <class F>
+  static Reg with_exponent(Reg x, const F& f) {
+    const float y = -127.0f > x.v ? -127.0f : x.v, n = std::floor(y);
+    return scale(f(Reg{y - n}), {n});
+  }
+  static Split<float> split(Reg x) {
     int32_t u;
     std::memcpy(&u, &x.v, 4);
     const int32_t offset = u - 0x3f3504f3, exponent = offset >> 23;
     u -= exponent * (1 << 23);
-    e.v = float(exponent);
-    Reg m;
-    std::memcpy(&m.v, &u, 4);
-    return m;
+    float m;
+    std::memcpy(&m, &u, 4);
+    return {{m}, {float(exponent)}};
   }
-  static Reg lookup(const float* table, Reg index) { return {table[int64_t(index.v)]}; }
+  static Reg gather(const float* table, Reg index) { return {table[int64_t(index.v)]}; }
+  static constexpr int table = 0;
+  static Reg lookup(const float* t, Reg index) { return gather(t, index); }
 };
 
 template <>
@@ -54,17 +66,24 @@ struct Reg<double> {
     std::memcpy(&power, &u, 8);
     return {y.v * power};
   }
-  static Reg split(Reg x, Reg& e) {
+  // f(x - floor(x)) 2^floor(x); 0 below the smallest normal number.
+  template <class F>
+  static Reg with_exponent(Reg x, const F& f) {
+    const double y = -1023.0 > x.v ? -1023.0 : x.v, n = std::floor(y);
+    return scale(f(Reg{y - n}), {n});
+  }
+  static Split<double> split(Reg x) {
     int64_t u;
     std::memcpy(&u, &x.v, 8);
     const int64_t offset = u - 0x3fe6a09e667f3bcd, exponent = offset >> 52;
     u -= exponent * (int64_t(1) << 52);
-    e.v = double(exponent);
-    Reg m;
-    std::memcpy(&m.v, &u, 8);
-    return m;
+    double m;
+    std::memcpy(&m, &u, 8);
+    return {{m}, {double(exponent)}};
   }
-  static Reg lookup(const double* table, Reg index) { return {table[int64_t(index.v)]}; }
+  static Reg gather(const double* table, Reg index) { return {table[int64_t(index.v)]}; }
+  static constexpr int table = 0;
+  static Reg lookup(const double* t, Reg index) { return gather(t, index); }
 };
 
 template <class T>

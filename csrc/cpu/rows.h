@@ -84,8 +84,9 @@ struct Rows {
       const Pixel<V> x = Link::pixel(z);
       if (kWeighted) weight.add(w);
       if (job.label_sums) labels.add(kWeighted ? w * t : t);
-      if (regions) region_sums<kExtra>(w, x.p, x.q, t, negatives, [&](int s, const V& v) { region[s].add(v); });
-      Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+      if (regions)
+        region_sums<kExtra>(w, x.p, x.q, t, negatives, [&](int s, const V& v) INLINE_LAMBDA { region[s].add(v); });
+      Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
         const Parts<V> parts = loss(x, t);
         point[k][0].add(kWeighted ? w * parts.positive : parts.positive);
         point[k][1].add(kWeighted ? w * parts.negative : parts.negative);
@@ -140,13 +141,13 @@ struct Rows {
       if constexpr (kGradient) {
         const Pixel<Dual<V>> dual = Link::seed(x);
         if (regions) out = region_slope<kExtra>(row, x.p, x.q, t) * dual.p.d[0];
-        Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+        Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
           const Parts<Dual<V>> parts = loss(dual, t);
           out = out + V(slopes[2 * k]) * parts.positive.d[0] + V(slopes[2 * k + 1]) * parts.negative.d[0];
         });
         if (has_upstream) out = out * V::load(tile.up + i);
       } else {
-        Points::template for_each<Real>(job, [&](const auto& loss, int k) {
+        Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
           const Parts<V> parts = loss(x, t);
           out = out + V(slopes[2 * k]) * parts.positive + V(slopes[2 * k + 1]) * parts.negative;
         });

@@ -25,7 +25,7 @@ class Scratch {
   }
 
  private:
-  void* block_[12];
+  void* block_[14];
   int used_ = 0;
 };
 

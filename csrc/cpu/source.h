@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../dtype.h"
 #include "../problem.h"
@@ -56,6 +57,21 @@ inline Half store_element<Half, double>(double x) {
 template <>
 inline Bfloat16 store_element<Bfloat16, double>(double x) {
   return narrow_bfloat16(float(x));
+}
+
+template <class Real>
+inline void load_run(const Real* p, int64_t stride, int64_t count, Real* out) {
+  if (stride == 1)
+    std::memcpy(out, p, size_t(count) * sizeof(Real));
+  else
+    for (int64_t i = 0; i < count; ++i) out[i] = p[i * stride];
+}
+template <class Real>
+inline void store_run(Real* p, int64_t stride, int64_t count, const Real* in) {
+  if (stride == 1)
+    std::memcpy(p, in, size_t(count) * sizeof(Real));
+  else
+    for (int64_t i = 0; i < count; ++i) p[i * stride] = in[i];
 }
 
 template <class Element, class Real>

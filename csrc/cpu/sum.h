@@ -16,7 +16,7 @@ struct Sum {
   double total = 0;
 
   template <int K>
-  void add(const Vec<Real, K>& v) {
+  INLINE void add(const Vec<Real, K>& v) {
     lanes = lanes + v.fold();
   }
   void flush() {
@@ -44,13 +44,12 @@ struct ClassTotal {
 
 // The sum of term(c) over the classes, likewise.
 template <class Term>
-inline auto sum_classes(int64_t classes, const Term& term) {
-  auto total = term(0);
-  int64_t c = 1;
-  for (const int64_t end = smaller(classes, 32); c < end; ++c) total = total + term(c);
-  while (c < classes) {
-    auto block = term(c++);
-    for (const int64_t end = smaller(classes, c + 31); c < end; ++c) block = block + term(c);
+INLINE auto sum_classes(int64_t classes, const Term& term) {
+  using V = decltype(term(0));
+  V total = V(0);
+  for (int64_t c = 0; c < classes;) {
+    V block = V(0);
+    for (const int64_t end = smaller(classes, c + 32); c < end; ++c) block = block + term(c);
     total = total + block;
   }
   return total;

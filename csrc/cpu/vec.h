@@ -23,126 +23,161 @@ constexpr int kJointRegisters = 2;
 constexpr int kJointRegisters = 4;
 #endif
 
+// K registers, or their masks: halves of halves, and not an array, which the compiler would leave in memory.
+template <class R, int K>
+struct Registers {
+  using Half = Registers<R, K / 2>;
+  Half low, high;
+};
+template <class R>
+struct Registers<R, 1> {
+  R r;
+};
+
+// f of each register.
+template <class F, class R, class... More>
+INLINE auto each(const F& f, const Registers<R, 1>& a, const Registers<More, 1>&... more) {
+  return Registers<decltype(f(a.r, more.r...)), 1>{f(a.r, more.r...)};
+}
+template <class R, int K>
+INLINE Registers<R, 2 * K> side_by_side(const Registers<R, K>& low, const Registers<R, K>& high) {
+  return {low, high};
+}
+template <class F, class R, int K, class... More>
+INLINE auto each(const F& f, const Registers<R, K>& a, const Registers<More, K>&... more) {
+  return side_by_side(each(f, a.low, more.low...), each(f, a.high, more.high...));
+}
+
 template <class T, int K = kRegisters>
 struct Vec {
   using Register = Reg<T>;
+  using Mask = Registers<typename Register::Mask, K>;
   static constexpr int lanes = K * Register::lanes;
-  struct Mask {
-    typename Register::Mask r[K];
-    bool any() const {
-      bool out = false;
-      for (int i = 0; i < K; ++i) out = out || is_any(r[i]);
-      return out;
-    }
-  };
-  Register r[K];
+  Registers<Register, K> r;
 
   Vec() = default;
-  explicit Vec(double x) : Vec(each([&](int) { return Register::set(T(x)); })) {}
-  static Vec load(const T* p) {
-    return each([&](int i) { return Register::load(p + i * Register::lanes); });
+  INLINE Vec(const Registers<Register, K>& registers) : r(registers) {}
+  INLINE explicit Vec(double x) : r(same<K>(Register::set(T(x)))) {}
+  INLINE static Vec load(const T* p) { return loaded<K>(p); }
+  INLINE void store(T* p) const { stored(r, p); }
+  INLINE Register fold() const { return folded(r); }
+  INLINE static Vec gather(const T* table, const Vec& index) {
+    return each([table](Register i) INLINE_LAMBDA { return Register::gather(table, i); }, index.r);
   }
-  static Vec lookup(const T* table, const Vec& index) {
-    return each([&](int i) { return Register::lookup(table, index.r[i]); });
-  }
-  void store(T* p) const {
-    for (int i = 0; i < K; ++i) r[i].store(p + i * Register::lanes);
-  }
-  Register fold() const {
-    if constexpr (K == 2)
-      return r[0] + r[1];
-    else
-      return (r[0] + r[1]) + (r[2] + r[3]);
+  // The same of a table of table_size(n), which short tables fill up to what registers hold.
+  static constexpr int64_t table_size(int64_t n) { return n < Register::table ? Register::table : n; }
+  INLINE static Vec lookup(const T* table, const Vec& index, int64_t n) {
+    if (n > Register::table) return gather(table, index);
+    return each([table](Register i) INLINE_LAMBDA { return Register::lookup(table, i); }, index.r);
   }
 
-  template <class F>
-  static Vec each(const F& f) {
-    Vec out;
-    out.r[0] = f(0);
-    out.r[1] = f(1);
-    if constexpr (K == 4) {
-      out.r[2] = f(2);
-      out.r[3] = f(3);
-    }
-    return out;
-  }
-  template <class F>
-  static Mask each_mask(const F& f) {
-    if constexpr (K == 2)
-      return {{f(0), f(1)}};
+ private:
+  template <int N>
+  INLINE static Registers<Register, N> same(const Register& x) {
+    if constexpr (N == 1)
+      return {x};
     else
-      return {{f(0), f(1), f(2), f(3)}};
+      return {same<N / 2>(x), same<N / 2>(x)};
+  }
+  template <int N>
+  INLINE static Registers<Register, N> loaded(const T* p) {
+    if constexpr (N == 1)
+      return {Register::load(p)};
+    else
+      return {loaded<N / 2>(p), loaded<N / 2>(p + N / 2 * Register::lanes)};
+  }
+  template <int N>
+  INLINE static void stored(const Registers<Register, N>& a, T* p) {
+    if constexpr (N == 1) {
+      a.r.store(p);
+    } else {
+      stored(a.low, p);
+      stored(a.high, p + N / 2 * Register::lanes);
+    }
+  }
+  template <int N>
+  INLINE static Register folded(const Registers<Register, N>& a) {
+    if constexpr (N == 1)
+      return a.r;
+    else
+      return folded(a.low) + folded(a.high);
   }
 };
 
-#define SEGFUSE_BINARY(op)                                               \
-  template <class T, int K>                                              \
-  inline Vec<T, K> operator op(const Vec<T, K>& a, const Vec<T, K>& b) { \
-    return Vec<T, K>::each([&](int i) { return a.r[i] op b.r[i]; });     \
+template <class M>
+INLINE bool any(const Registers<M, 1>& mask) {
+  return is_any(mask.r);
+}
+template <class M, int K>
+INLINE bool any(const Registers<M, K>& mask) {
+  return any(mask.low) || any(mask.high);
+}
+
+template <class T>
+INLINE Reg<T> operator-(Reg<T> a) {
+  return Reg<T>::set(T(-0.0)) - a;
+}
+
+#define SEGFUSE_BINARY(op)                                                          \
+  template <class T, int K>                                                         \
+  INLINE Vec<T, K> operator op(const Vec<T, K>& a, const Vec<T, K>& b) {            \
+    return each([](Reg<T> x, Reg<T> y) INLINE_LAMBDA { return x op y; }, a.r, b.r); \
   }
 SEGFUSE_BINARY(+)
 SEGFUSE_BINARY(-)
 SEGFUSE_BINARY(*)
 SEGFUSE_BINARY(/)
 #undef SEGFUSE_BINARY
-
-template <class T, int K>
-inline Vec<T, K> operator-(const Vec<T, K>& a) {
-  return Vec<T, K>::each([&](int i) { return Reg<T>::set(T(-0.0)) - a.r[i]; });
-}
-template <class T, int K>
-inline Vec<T, K> fma(const Vec<T, K>& a, const Vec<T, K>& b, const Vec<T, K>& c) {
-  return Vec<T, K>::each([&](int i) { return fma(a.r[i], b.r[i], c.r[i]); });
-}
-template <class T, int K>
-inline Vec<T, K> product_minus(const Vec<T, K>& a, const Vec<T, K>& b, const Vec<T, K>& c) {
-  return Vec<T, K>::each([&](int i) { return product_minus(a.r[i], b.r[i], c.r[i]); });
-}
+#define SEGFUSE_UNARY(name)                                           \
+  template <class T, int K>                                           \
+  INLINE Vec<T, K> name(const Vec<T, K>& a) {                         \
+    return each([](Reg<T> x) INLINE_LAMBDA { return name(x); }, a.r); \
+  }
+SEGFUSE_UNARY(operator-)
+SEGFUSE_UNARY(abs)
+SEGFUSE_UNARY(round)
+#undef SEGFUSE_UNARY
 // Of two operands the second where either is NaN, so write max(constant, x).
+#define SEGFUSE_BINARY(name)                                                            \
+  template <class T, int K>                                                             \
+  INLINE Vec<T, K> name(const Vec<T, K>& a, const Vec<T, K>& b) {                       \
+    return each([](Reg<T> x, Reg<T> y) INLINE_LAMBDA { return name(x, y); }, a.r, b.r); \
+  }
+SEGFUSE_BINARY(min)
+SEGFUSE_BINARY(max)
+#undef SEGFUSE_BINARY
+#define SEGFUSE_TERNARY(name)                                                                             \
+  template <class T, int K>                                                                               \
+  INLINE Vec<T, K> name(const Vec<T, K>& a, const Vec<T, K>& b, const Vec<T, K>& c) {                     \
+    return each([](Reg<T> x, Reg<T> y, Reg<T> z) INLINE_LAMBDA { return name(x, y, z); }, a.r, b.r, c.r); \
+  }
+SEGFUSE_TERNARY(fma)
+SEGFUSE_TERNARY(product_minus)
+#undef SEGFUSE_TERNARY
+#define SEGFUSE_COMPARE(op, name)                                                       \
+  template <class T, int K>                                                             \
+  INLINE typename Vec<T, K>::Mask operator op(const Vec<T, K>& a, const Vec<T, K>& b) { \
+    return each([](Reg<T> x, Reg<T> y) INLINE_LAMBDA { return name(x, y); }, a.r, b.r); \
+  }
+SEGFUSE_COMPARE(<, less)
+SEGFUSE_COMPARE(>=, greater_equal)
+SEGFUSE_COMPARE(==, equal)
+SEGFUSE_COMPARE(!=, not_equal)
+#undef SEGFUSE_COMPARE
 template <class T, int K>
-inline Vec<T, K> min(const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each([&](int i) { return min(a.r[i], b.r[i]); });
-}
-template <class T, int K>
-inline Vec<T, K> max(const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each([&](int i) { return max(a.r[i], b.r[i]); });
-}
-template <class T, int K>
-inline Vec<T, K> abs(const Vec<T, K>& a) {
-  return Vec<T, K>::each([&](int i) { return abs(a.r[i]); });
-}
-template <class T, int K>
-inline Vec<T, K> round(const Vec<T, K>& a) {
-  return Vec<T, K>::each([&](int i) { return round(a.r[i]); });
-}
-template <class T, int K>
-inline typename Vec<T, K>::Mask operator<(const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each_mask([&](int i) { return less(a.r[i], b.r[i]); });
-}
-template <class T, int K>
-inline typename Vec<T, K>::Mask operator>(const Vec<T, K>& a, const Vec<T, K>& b) {
+INLINE typename Vec<T, K>::Mask operator>(const Vec<T, K>& a, const Vec<T, K>& b) {
   return b < a;
 }
 template <class T, int K>
-inline typename Vec<T, K>::Mask operator>=(const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each_mask([&](int i) { return greater_equal(a.r[i], b.r[i]); });
+INLINE Vec<T, K> select(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a, const Vec<T, K>& b) {
+  using M = typename Reg<T>::Mask;
+  return each([](M mask, Reg<T> x, Reg<T> y) INLINE_LAMBDA { return select(mask, x, y); }, m, a.r, b.r);
 }
+// a + (m ? b : 0).
 template <class T, int K>
-inline typename Vec<T, K>::Mask operator==(const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each_mask([&](int i) { return equal(a.r[i], b.r[i]); });
-}
-template <class T, int K>
-inline typename Vec<T, K>::Mask operator!=(const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each_mask([&](int i) { return not_equal(a.r[i], b.r[i]); });
-}
-template <class T, int K>
-inline Vec<T, K> select(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each([&](int i) { return select(m.r[i], a.r[i], b.r[i]); });
-}
-
-template <class T, int K>
-inline Vec<T, K> add_where(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a, const Vec<T, K>& b) {
-  return Vec<T, K>::each([&](int i) { return add_where(m.r[i], a.r[i], b.r[i]); });
+INLINE Vec<T, K> add_where(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a, const Vec<T, K>& b) {
+  using M = typename Reg<T>::Mask;
+  return each([](M mask, Reg<T> x, Reg<T> y) INLINE_LAMBDA { return add_where(mask, x, y); }, m, a.r, b.r);
 }
 
 // ------------------------------------------------------------------------------------------------ elementary functions
@@ -154,6 +189,9 @@ struct Tables;
 template <>
 struct Tables<float> {
   static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f, log2_e = 1.44269504f;
+  // 2^r - 1 over r, on [0, 1]: 5.3e-9
+  static constexpr float exp2[] = {0.6931471709f,   0.2402272042f,   0.05549602356f,
+                                   0.009652195066f, 0.001269216607f, 0.0002081791504f};
   static constexpr float exp_floor = -88.0f, normal = 1.17549435e-38f, zero_exponent = -127.0f;
   // (exp(r) - 1 - r) / r^2 on |r| <= ln2/2: 6.5e-8
   static constexpr float exp[] = {0.5f, 0.1666657667f, 0.04166655421f, 0.008363232884f, 0.001392625083f};
@@ -165,6 +203,10 @@ template <>
 struct Tables<double> {
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr double log2_e = 1.4426950408889634074;
+  static constexpr double exp2[] = {0.69314718055994532587,     0.24022650695909673078,   0.055504108664980668688,
+                                    0.0096181291051547564725,   0.0013333558343937278751, 0.00015403521211107733092,
+                                    0.000015252998899728418466, 1.3210583477765188102e-6, 1.0236023803275179299e-7,
+                                    6.6344458662514140183e-9,   6.1230929168266391e-10};
   static constexpr double exp_floor = -709.1, normal = 2.2250738585072014e-308, zero_exponent = -1023.0;
   static constexpr double exp[] = {0.5,
                                    0.1666666666666667103,
@@ -184,14 +226,14 @@ struct Tables<double> {
 
 // 2^n exp(r) for integral n >= zero_exponent and |r| <= ln2 / 2.
 template <class T, int K>
-inline Vec<T, K> scaled_exp(const Vec<T, K>& n, const Vec<T, K>& r) {
+INLINE Vec<T, K> scaled_exp(const Vec<T, K>& n, const Vec<T, K>& r) {
   const Vec<T, K> y = fma(polynomial(r, Tables<T>::exp), r * r, r) + Vec<T, K>(1);
-  return Vec<T, K>::each([&](int i) { return Reg<T>::scale(y.r[i], n.r[i]); });
+  return each([](Reg<T> a, Reg<T> b) INLINE_LAMBDA { return Reg<T>::scale(a, b); }, y.r, n.r);
 }
 
 // r = x - n ln2, n the nearest integer to x / ln2.
 template <class T, int K>
-inline Vec<T, K> fold_exponent(const Vec<T, K>& x, Vec<T, K>& n) {
+INLINE Vec<T, K> fold_exponent(const Vec<T, K>& x, Vec<T, K>& n) {
   using C = Tables<T>;
   n = round(x * Vec<T, K>(C::log2_e));
   return fma(n, Vec<T, K>(-C::ln2_low), fma(n, Vec<T, K>(-C::ln2_high), x));
@@ -199,39 +241,60 @@ inline Vec<T, K> fold_exponent(const Vec<T, K>& x, Vec<T, K>& n) {
 
 // exp(x) for x <= 0; results below the smallest normal number are 0, exp(NaN) is NaN.
 template <class T, int K>
-inline Vec<T, K> exp_nonpositive(const Vec<T, K>& x) {
+INLINE Vec<T, K> exp_nonpositive(const Vec<T, K>& x) {
   Vec<T, K> n;
   const Vec<T, K> r = fold_exponent(max(Vec<T, K>(Tables<T>::exp_floor), x), n);
   return scaled_exp(n, r);
 }
 
+// 2^x for x up to a few; results below the smallest normal number are 0, 2^NaN is NaN.
+template <class T, int K>
+INLINE Vec<T, K> fast_exp2(const Vec<T, K>& x) {
+  return each(
+      [](Reg<T> a) INLINE_LAMBDA {
+        return Reg<T>::with_exponent(a, [](Reg<T> r) INLINE_LAMBDA {
+          const Vec<T, 1> f(Registers<Reg<T>, 1>{r});
+          return fma(polynomial(f, Tables<T>::exp2), f, Vec<T, 1>(1)).r.r;
+        });
+      },
+      x.r);
+}
+
 // log(m) for m near 1.
 template <class T, int K>
-inline Vec<T, K> log_mantissa(const Vec<T, K>& m) {
+INLINE Vec<T, K> log_mantissa(const Vec<T, K>& m) {
   const Vec<T, K> s = (m - Vec<T, K>(1)) / (m + Vec<T, K>(1));
   const Vec<T, K> s2 = s * s;
   return fma(polynomial(s2, Tables<T>::log), s2 * s, s + s);
 }
 
 template <class T, int K>
-inline Vec<T, K> split_exponent(const Vec<T, K>& x, Vec<T, K>& e) {
-  Vec<T, K> m;
-  for (int i = 0; i < K; ++i) m.r[i] = Reg<T>::split(x.r[i], e.r[i]);
-  return m;
+INLINE Vec<T, K> split_exponent(const Vec<T, K>& x, Vec<T, K>& e) {
+  const auto split = each([](Reg<T> a) INLINE_LAMBDA { return Reg<T>::split(a); }, x.r);
+  e = each([](const Split<T>& s) INLINE_LAMBDA { return s.exponent; }, split);
+  return each([](const Split<T>& s) INLINE_LAMBDA { return s.mantissa; }, split);
 }
 
 // log(x) for finite x >= 1.
 template <class T, int K>
-inline Vec<T, K> log_from_one(const Vec<T, K>& x) {
+INLINE Vec<T, K> log_from_one(const Vec<T, K>& x) {
   using C = Tables<T>;
   Vec<T, K> e;
   const Vec<T, K> m = split_exponent(x, e);
   return fma(e, Vec<T, K>(C::ln2_high), fma(e, Vec<T, K>(C::ln2_low), log_mantissa(m)));
 }
 
-// log(x); below the smallest normal number -inf, of negative numbers and NaN NaN, of inf inf.
+// log2(x) for normal x > 0; finite for x = 0.
 template <class T, int K>
-inline Vec<T, K> log(const Vec<T, K>& x) {
+INLINE Vec<T, K> fast_log2(const Vec<T, K>& x) {
+  Vec<T, K> e;
+  const Vec<T, K> m = split_exponent(x, e);
+  return fma(log_mantissa(m), Vec<T, K>(Base2<T>::log2_e), e);
+}
+
+// log(x), out of line; below the smallest normal number -inf, of negative numbers and NaN NaN, of inf inf.
+template <class T, int K>
+__attribute__((noinline)) Vec<T, K> log(const Vec<T, K>& x) {
   using C = Tables<T>;
   Vec<T, K> y = log_from_one(x);
   const Vec<T, K> infinity{__builtin_inf()};
@@ -242,24 +305,24 @@ inline Vec<T, K> log(const Vec<T, K>& x) {
 
 // log(1 + x) for x >= 0: the rounding of 1 + x is put back.
 template <class T, int K>
-inline Vec<T, K> log1p(const Vec<T, K>& x) {
+INLINE Vec<T, K> log1p(const Vec<T, K>& x) {
   const Vec<T, K> u = Vec<T, K>(1) + x;
   return log(u) + (x - (u - Vec<T, K>(1))) / u;
 }
 
 template <int K>
-inline Vec<float, K> log1p_unit(const Vec<float, K>& x) {
+INLINE Vec<float, K> log1p_unit(const Vec<float, K>& x) {
   return log1p_unit_single(x);
 }
 template <int K>
-inline Vec<double, K> log1p_unit(const Vec<double, K>& x) {
+INLINE Vec<double, K> log1p_unit(const Vec<double, K>& x) {
   return log1p(x);
 }
 
 // base^exponent for base in [0, 1] and exponent >= 0, as 2^(exponent e) m^exponent, so that the error does not grow
-// with the logarithm of the base. Below the smallest normal number the base counts as 0; 0^0 = 1.
+// with the logarithm of the base. Below the smallest normal number the base counts as 0; 0^0 = 1. Out of line.
 template <class T, int K>
-inline Vec<T, K> pow(const Vec<T, K>& base, T exponent) {
+__attribute__((noinline)) Vec<T, K> pow(const Vec<T, K>& base, T exponent) {
   using C = Tables<T>;
   const Vec<T, K> g(exponent);
   Vec<T, K> e;
@@ -276,7 +339,7 @@ inline Vec<T, K> pow(const Vec<T, K>& base, T exponent) {
 
 // The sum of the lanes in double, in the order of the lanes.
 template <class T>
-inline double sum_lanes(const Reg<T>& a) {
+INLINE double sum_lanes(const Reg<T>& a) {
   alignas(64) T lane[Reg<T>::lanes];
   a.store(lane);
   double total = 0;

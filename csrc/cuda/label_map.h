@@ -97,20 +97,20 @@ struct LabelMap {
       float peak = group.logit(0, k);
 #pragma unroll
       for (int c = 1; c < kClasses; ++c) peak = max(peak, group.logit(c, k));
-      const float shift = -(peak * kLog2E);
+      const float shift = -(peak * Base2<float>::log2_e);
       float rest = 0.0f, log2_own = shift;
-      if constexpr (!kCompares) log2_own = fma(group.own_logit(k), kLog2E, shift);
+      if constexpr (!kCompares) log2_own = fma(group.own_logit(k), Base2<float>::log2_e, shift);
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
-        const float d = fma(group.logit(c, k), kLog2E, shift);
+        const float d = fma(group.logit(c, k), Base2<float>::log2_e, shift);
         const bool here = c == group.y[k];
         if (kCompares && here) log2_own = d;
         e[c] = here ? 0.0f : fast_exp2(d);
         rest += e[c];
       }
-      at_peak = fast_exp2(fma(peak, kLog2E, shift));
+      at_peak = fast_exp2(fma(peak, Base2<float>::log2_e, shift));
       own = fast_exp2(log2_own);
-      x = Softmax::of_label_base2(own, rest, log2_own, inverse);
+      x = Softmax::of_label<float>(own, rest, log2_own, inverse);
     }
     // The slope of the class that reaches the peak: see softmax_pull_back.
     __device__ float reference(float present, const float* absent) const {

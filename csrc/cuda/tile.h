@@ -118,11 +118,11 @@ struct Tile {
     peak = told[0][lane];
     for (int t = 1; t < used; ++t) peak = max(peak, told[0][t * shape.pixels + lane]);
     __syncthreads();
-    const float shift = -(peak * kLog2E);
+    const float shift = -(peak * Base2<float>::log2_e);
     float rest = 0.0f, at_peak = -1.0f;  // and the team's class at the peak
     for (int c = team; c < shape.classes; c += teams) {
       float& z = e[c * row + lane];
-      const float d = fma(z, kLog2E, shift);
+      const float d = fma(z, Base2<float>::log2_e, shift);
       if (z == peak) at_peak = float(c);
       if (c == y) of_label[lane] = d;
       z = c == y ? 0.0f : fast_exp2(d);
@@ -137,9 +137,10 @@ struct Tile {
       rest += told[0][t * shape.pixels + lane];
       if (told[1][t * shape.pixels + lane] >= 0.0f) peak_class = int(told[1][t * shape.pixels + lane]);
     }
-    const float log2_own = of_label[lane], of_peak = fast_exp2(fma(peak, kLog2E, shift)), e_own = fast_exp2(log2_own);
+    const float log2_own = of_label[lane], of_peak = fast_exp2(fma(peak, Base2<float>::log2_e, shift)),
+                e_own = fast_exp2(log2_own);
     if (e_own == of_peak) peak_class = y;
-    own = Softmax::of_label_base2(e_own, rest, log2_own, inverse);
+    own = Softmax::of_label<float>(e_own, rest, log2_own, inverse);
   }
 
   __device__ float scale(int k) const {
