@@ -93,7 +93,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
         slope.store(tile.t + c * tile.size + i);
         own.store(tile.z + c * tile.size + i);
       } else {
-        masked_product(w, slope + own).store(tile.e + c * tile.size + i);
+        masked_product(w, slope + own).store(tile.out_at + c * tile.out_step + i);
       }
     }
     if constexpr (kSoftmax) {
@@ -106,7 +106,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
         const V own = V::load(tile.z + at(c));
         const Pixel<V> x = Softmax::pixel(group.n, V::load(tile.e + at(c)), zero, group.n.peak_class == V(double(c)));
         const V g = softmax_pull_back(x.p, x.q, V::load(tile.t + at(c)) - reference, mean, own, total - own);
-        masked_product(w, g).store(tile.e + at(c));
+        masked_product(w, g).store(tile.out_at + c * tile.out_step + i);
       }
     }
   }
@@ -116,7 +116,9 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     JointTile<Real> tile(job, true);
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
-      tile.load(chunk.unit, chunk.first + done, smaller(tile.size, chunk.count - done), bad);
+      tile.first_stored = chunk.first + done;
+      tile.load(chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      if (tile.is_per_class()) tile.aim(chunk.unit);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
         const Group group(tile, i);
         ClassTotal<V> sum;
@@ -124,15 +126,14 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
           AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
             const V own = V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive;
             if (tile.is_per_class())
-              masked_product(group.w, own).store(tile.e + c * tile.size + i);
+              masked_product(group.w, own).store(tile.out_at + c * tile.out_step + i);
             else
               sum.add(own);
           });
         masked_product(group.w, sum.total()).store(tile.out + i);
       }
-      tile.first_stored = chunk.first + done;
       if (tile.is_per_class())
-        tile.store(job.problem->output, chunk.unit);
+        tile.store(chunk.unit);
       else
         store_floating(job.problem->output, chunk.unit, 0, tile.first_stored, tile.count, tile.out);
     }

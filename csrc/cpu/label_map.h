@@ -20,20 +20,25 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     Pixel<V> x;
 
     INLINE Own(const JointTile<Real>& tile, int64_t i) {
-      Real* const first = tile.e + i;
-      const int64_t step = tile.size, classes = tile.classes;
-      V peak = V::load(first);
-      for (int64_t c = 1; c < classes; ++c) peak = max(peak, V::load(first + c * step));
+      const Real* const z = tile.z_at + i;
+      Real* const e = tile.e + i;
+      const int64_t step = tile.size, z_step = tile.z_step, classes = tile.classes;
+      V peak = V::load(z);
+      prefetch<V, false>(z);
+      for (int64_t c = 1; c < classes; ++c) {
+        peak = max(peak, V::load(z + c * z_step));
+        prefetch<V, false>(z + c * z_step);
+      }
       const V log2_e = V(Base2<Real>::log2_e), shift = -(peak * log2_e);
       y = V::load(tile.y + i);
       V log2_own = V(0), label = V(0);
       const V rest = sum_classes(classes, [&](int64_t c) INLINE_LAMBDA {
-        const V d = fma(V::load(first + c * step), log2_e, shift);
+        const V d = fma(V::load(z + c * z_step), log2_e, shift);
         const auto here = y == label;
         log2_own = select(here, d, log2_own);
         label = label + V(1);
         const V other = select(here, V(0), fast_exp2(d));
-        other.store(first + c * step);
+        other.store(e + c * step);
         return other;
       });
       power = fast_exp2(log2_own);
@@ -99,13 +104,15 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
       d = d + V(slopes[2 * k]) * Steps::scale(job, k, own.y) * loss(dual, V(1)).positive.d[0];
     });
     const V scaled = w * own.inverse, zero = V(0), one = V(1);
-    const int64_t classes = tile.classes, step = tile.size;
-    Real* e = tile.e + i;
+    const int64_t classes = tile.classes, step = tile.size, out_step = tile.out_step;
+    const Real* e = tile.e + i;
+    Real* out = tile.out_at + i;
     V label = zero;
     if (job.region_slopes == 0) {
       const V others = -(scaled * d), at_label = w * d * own.x.q;
-      for (int64_t c = 0; c < classes; ++c, e += step) {
-        select(own.y == label, at_label, V::load(e) * others).store(e);
+      for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
+        select(own.y == label, at_label, V::load(e) * others).store(out);
+        prefetch<V, true>(out);
         label = label + one;
       }
       return;
@@ -116,9 +123,10 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
         classes, [&](int64_t c) INLINE_LAMBDA { return V::load(e + c * step) * (V(absent[c]) - reference); });
     const V mean = own.x.p * (present - reference) + others * own.inverse, mean_and_d = mean + d;
     const V at_label = w * softmax_pull_back(own.x.p, own.x.q, present - reference, mean, d, zero);
-    for (int64_t c = 0; c < classes; ++c, e += step) {
+    for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
       const V g = softmax_pull_back(V::load(e) * scaled, V(absent[c]) - reference, mean_and_d);
-      select(own.y == label, at_label, g).store(e);
+      select(own.y == label, at_label, g).store(out);
+      prefetch<V, true>(out);
       label = label + one;
     }
   }
