@@ -61,13 +61,9 @@ struct JointTile {
     if (p.label_map) {
       load_labels(p.target, n, 0, first, count, classes, job.has_ignore, job.ignore_index, y, w, bad);
     } else {
-      for (int64_t c = 0; c < classes; ++c)
-        if (p.hard_target) {
-          // One-hot integers: 0 and 1, no ignore index.
-          load_labels(p.target, n, c, first, count, 2, false, 0, t + c * size, w, bad);
-        } else {
-          load_floating(p.target, n, c, first, count, t + c * size);
-        }
+      if (!p.hard_target) load_classes(p.target, n, first, count, classes, t, size);
+      for (int64_t c = 0; p.hard_target && c < classes; ++c)  // one-hot integers: 0 and 1, no ignore index
+        load_labels(p.target, n, c, first, count, 2, false, 0, t + c * size, w, bad);
     }
     for (int64_t c = 0; p.has_upstream && c < (is_per_class() ? classes : 1); ++c) {
       load_floating(p.upstream, n, c, first, count, up + c * size);
@@ -82,10 +78,9 @@ struct JointTile {
     z_at = in_memory ? in_memory : logits;
     z_step = in_memory ? p.logits.class_stride : size;
     if (in_memory) return;
-    for (int64_t c = 0; c < classes; ++c) {
+    load_classes(p.logits, n, first, count, classes, logits, size);
+    for (int64_t c = 0; left_out && c < classes; ++c) {
       Real* row = logits + c * size;
-      load_floating(p.logits, n, c, first, count, row);
-      if (left_out == 0) continue;
       // Pixels of weight 0 are selected out: what stands there is not read into anything.
       for (int64_t i = 0; i < padded; ++i) row[i] = w[i] != 0 ? row[i] : Real(0);
       if (!p.label_map)
@@ -121,8 +116,7 @@ struct JointTile {
     out_step = in_memory ? p.output.class_stride : size;
   }
   void store(int64_t n) const {
-    if (out_at != e) return;
-    for (int64_t c = 0; c < classes; ++c) store_floating(p.output, n, c, first_stored, count, e + c * size);
+    if (out_at == e) store_classes(p.output, n, first_stored, count, classes, e, size);
   }
   int64_t first_stored = 0;
 };
