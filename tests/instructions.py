@@ -1,0 +1,147 @@
+"""Instructions per pixel of the CPU kernels, counted by stepping through them: a number that no load of the machine moves.
+
+    python tests/instructions.py
+
+A child process takes one step of each of two sizes and is stopped at every instruction inside the native call; the
+difference of the counts, over the difference of the pixels, is the cost of a pixel. Linux on x86.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import segfuse
+from segfuse import _C, _native
+
+STEPPER = r"""
+#include <signal.h>
+#include <stddef.h>
+#include <sys/ptrace.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+// Lets a stopped child go on to its next stop; counts its instructions, a repeated string instruction once. -1: it ended.
+long run(int pid, int counts) {
+  long steps = 0, last = 0;
+  for (;;) {
+    int status;
+    if (ptrace(counts ? PTRACE_SINGLESTEP : PTRACE_CONT, pid, 0, 0)) return -1;
+    if (waitpid(pid, &status, 0) < 0 || !WIFSTOPPED(status)) return -1;
+    if (WSTOPSIG(status) == SIGSTOP) return steps;
+    const long at = ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user_regs_struct, rip), 0);
+    if (at != last) ++steps;
+    last = at;
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss on logits of a type and layout, with a target type. The forward's and the backward's instructions."""
+
+    loss: Callable[[], segfuse.Loss]
+    classes: int
+    dtype: torch.dtype = torch.float32
+    target: torch.dtype = torch.int64
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def inputs(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of ``64 * rows`` pixels, and labels."""
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn((1, self.classes, rows, 64), generator=generator)
+        labels = torch.randint(0, max(self.classes, 2), (1, rows, 64), generator=generator)
+        labels = labels.unsqueeze(1) if self.classes == 1 else labels
+        leaf = logits.to(self.dtype).to(memory_format=self.memory_format)
+        return leaf.requires_grad_(), labels.to(self.target)
+
+
+CASES = {
+    "dice_bce": Case(lambda: segfuse.DiceBCELoss("binary"), 1, target=torch.float32),
+    "dice_bce, bfloat16 and uint8": Case(lambda: segfuse.DiceBCELoss("binary"), 1, torch.bfloat16, torch.uint8),
+    "focal": Case(lambda: segfuse.FocalLoss("binary"), 1, target=torch.float32),
+    "ce, 19 classes": Case(segfuse.CrossEntropyLoss, 19),
+    "dice_ce, 4 classes": Case(segfuse.DiceCELoss, 4),
+    "dice_ce, 19 classes": Case(segfuse.DiceCELoss, 19),
+    "dice_ce, 19 classes, bfloat16 and uint8": Case(segfuse.DiceCELoss, 19, torch.bfloat16, torch.uint8),
+    "dice_ce, 19 classes, channels_last": Case(segfuse.DiceCELoss, 19, memory_format=torch.channels_last),
+}
+
+
+@cache
+def _stepper() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "stepper.c", Path(folder) / "stepper.so"
+        source.write_text(STEPPER)
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+        run = ctypes.CDLL(str(library)).run
+    run.restype = ctypes.c_long
+    return run
+
+
+def _child(inputs: list[tuple[torch.Tensor, torch.Tensor]], loss: segfuse.Loss) -> None:
+    """Steps with a stop before and after each native call, once everything has been called once."""
+
+    def marked(native: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            result = native(*arguments)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return result
+
+        return call
+
+    for logits, target in inputs:
+        torch.autograd.grad(loss(logits, target), logits)
+    ctypes.CDLL(None).ptrace(0, 0, 0, 0)  # PTRACE_TRACEME
+    _C.forward, _C.backward = marked(_C.forward), marked(_C.backward)
+    for logits, target in inputs:
+        torch.autograd.grad(loss(logits, target), logits)
+
+
+def per_pixel(case: Case, instruction_set: str) -> tuple[float, float]:
+    """Instructions per pixel of the forward and of the backward."""
+    run, rows = _stepper(), (2, 4)
+    inputs, threads = [case.inputs(n) for n in rows], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _native.instruction_set(instruction_set):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    _child(inputs, case.loss())
+                finally:
+                    os._exit(0)
+    finally:
+        torch.set_num_threads(threads)
+    os.waitpid(pid, 0)  # at the first mark
+    counts = []
+    for _ in range(2 * len(rows)):
+        counts.append(run(pid, 1))
+        run(pid, 0)
+    assert min(counts) > 0, f"the child could not be traced: {counts}"
+    forward, backward = counts[2] - counts[0], counts[3] - counts[1]
+    return forward / (64 * (rows[1] - rows[0])), backward / (64 * (rows[1] - rows[0]))
+
+
+def main() -> int:
+    for instruction_set in _C.instruction_sets()[1:]:  # after the baseline
+        for name, case in CASES.items():
+            forward, backward = per_pixel(case, instruction_set)
+            print(f"{instruction_set:9} {name:42} {forward:7.2f} {backward:7.2f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
