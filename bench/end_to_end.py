@@ -76,7 +76,7 @@ def task(setting: Setting, loss: str, classes: int) -> Iterator[Row]:
                 step()
                 memory(step, device)
             used = {who: memory(step, device) for who, step in zip(("ours", "theirs"), steps, strict=True)}
-            step_time = compare(*steps, setting, logits.detach().clone)
+            step_time = compare(steps[0], steps[1], setting, logits.detach().clone)
             loss_time = compare(ours.step, theirs.step, setting, logits.detach().clone)
             row: Row = {"side": side, "widths": list(widths), "batch": BATCH[device], "classes": classes}
             row |= {"against": peer.name, "label": peer.label, "step": step_time, "loss": loss_time}

@@ -254,6 +254,7 @@ class Bench:
         result: dict[str, Any] = {"case": case.name, "shape": case.shape, "threads": threads, "sets": len(sets)}
         result |= {"pixels": case.pixels, "logit_bytes": sets[0][0].numel() * sets[0][0].element_size()}
         result |= {"headline": case.headline, "core": case.core, "tiny": case.tiny, "copy_TB/s": copy / 1e12}
+        result["noisy"] = True  # until its end
         result |= {"one_pass_bytes_per_pixel": case.bytes_per_pixel("one_pass"), "rows": rows}
         self.results["cases"].append(result)
         floor = 1e6 * case.bytes_per_pixel("one_pass") * case.pixels / copy
