@@ -52,7 +52,8 @@ class Setting:
     @property
     def block(self) -> float:
         """Seconds of one contender in half a round."""
-        return (0.004 if self.device == "cuda" else 0.02) / (4 if self.quick else 1)
+        whole = 0.004 if self.device == "cuda" else 0.02
+        return whole / (20 if self.shrink > 1 else 4 if self.quick else 1)
 
 
 class Timed(Protocol):

@@ -607,8 +607,10 @@ def rewrite(readme: Path, folder: Path) -> None:
     _, closed, after = rest.partition(end)
     if not (mark and closed):
         raise SystemExit(f"{readme} has no {begin} ... {end}")
-    note = f"Times as long as segfuse takes, with the 95 % interval. {about(results)}; {most_threads(results)} threads."
-    readme.write_text(before + begin + "\n" + "\n".join([*short_table(results), "", note]) + "\n" + end + after)
+    note = f"Times as long as segfuse takes, with the 95 % interval. {about(results)}; {most_threads(results)} threads"
+    if folder.resolve().is_relative_to(readme.resolve().parent):
+        note += f" ([all rows]({(folder.resolve() / 'README.md').relative_to(readme.resolve().parent)}))"
+    readme.write_text(before + begin + "\n" + "\n".join([*short_table(results), "", f"{note}."]) + "\n" + end + after)
 
 
 def main() -> int:

@@ -122,6 +122,7 @@ def test_the_report(folder: Path, tmp_path: Path) -> None:
     text = readme.read_text()
     assert text.startswith("before\n<!-- bench: cpu -->\n| forward + backward")
     assert text.endswith("<!-- /bench -->\nafter\n")
+    assert "([all rows](README.md))" in text
     assert "old" not in text
     readme.write_text("no marks")
     assert run(sys.executable, str(BENCH / "report.py"), str(tmp_path), "--readme", str(readme)).returncode != 0
