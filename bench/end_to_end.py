@@ -79,6 +79,7 @@ def task(setting: Setting, loss: str, classes: int) -> Iterator[Row]:
             step_time = compare(steps[0], steps[1], setting, logits.detach().clone)
             loss_time = compare(ours.step, theirs.step, setting, logits.detach().clone)
             row: Row = {"side": side, "widths": list(widths), "batch": BATCH[device], "classes": classes}
+            row |= {"threads": torch.get_num_threads() if device == "cpu" else None}
             row |= {"against": peer.name, "label": peer.label, "step": step_time, "loss": loss_time}
             for who in ("ours", "theirs"):
                 row[f"{who}_share"] = loss_time[who]["us"] / step_time[who]["us"]

@@ -252,7 +252,7 @@ def scaling_table(results: Row) -> Iterator[str]:
             us, bytes_per_us = row["time"]["ours"]["us"], 2 * row["classes"] * row["pixels"] * 4 / row["copy_us"]
             yield line(
                 "x".join(map(str, row["shape"])),
-                row.get("threads", ""),
+                row["threads"] or "",
                 time_of(us),
                 f"{1e3 * us / row['pixels']:.2f}",
                 f"{row['bytes'] / us / bytes_per_us:.2f}",
@@ -266,7 +266,7 @@ def end_to_end_table(results: Row) -> Iterator[str]:
         return
     yield "\n## A training step\n"
     yield "The U-Net of `examples/unet.py`, ABBA in one process; peak memory beyond weights and optimizer.\n"
-    columns = ("loss", "image", "widths", "against", "step, segfuse", "step, other", "times as long")
+    columns = ("loss", "image", "widths", "threads", "against", "step, segfuse", "step, other", "times as long")
     yield from head(*columns, "loss, segfuse", "loss, other", "peak, segfuse", "peak, other")
     for name, row in rows:
         step, classes = row["step"], row["classes"]
@@ -274,6 +274,7 @@ def end_to_end_table(results: Row) -> Iterator[str]:
             LOSSES[name] + (f", {classes} classes" if classes > 1 else ""),
             f"{row['batch']} of {row['side']}²",
             ", ".join(map(str, row["widths"])),
+            row["threads"] or "",
             row["label"],
             time_of(step["ours"]["us"]),
             time_of(step["theirs"]["us"]),

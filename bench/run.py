@@ -303,8 +303,9 @@ class Bench:
         if self.options.quick and not self.options.cases:
             chosen = [case for case in chosen if case.headline or case.tiny]
         jobs: list[tuple[Case, int | None]] = [(case, None) for case in chosen]
+        threads = torch.get_num_threads()
         if self.device == "cpu":
-            every = self.options.threads or [torch.get_num_threads()]
+            every = self.options.threads or [threads]
             jobs = [(case, count) for case in chosen for count in every]
             if not self.options.threads and not self.options.quick and every != [1]:
                 jobs += [(case, 1) for case in chosen if case.headline]
@@ -321,6 +322,7 @@ class Bench:
                 except torch.cuda.OutOfMemoryError:
                     self.not_run("cases", case.name, "out of memory")
                 self.tidy()
+        torch.set_num_threads(threads)
 
     def tidy(self) -> None:
         self.save()

@@ -41,6 +41,7 @@ def point(setting: Setting, shape: tuple[int, ...], against: bool = True) -> Row
     way = "graph" if "graph" in ours.ways and "graph" in theirs.ways else "wall"
     logits = first[0].detach()
     row: Row = {"shape": list(shape), "loss": loss, "classes": case.classes, "pixels": case.pixels}
+    row |= {"threads": torch.get_num_threads() if setting.device == "cpu" else None}
     row |= {"bytes": case.bytes_per_pixel("two_pass") * case.pixels}
     row |= {"copy_us": 1e6 * median_seconds(logits.clone, setting.clock), "against": theirs.name}
     return row | {"time": measure(ours, theirs, setting, (way,))[way]}
@@ -73,7 +74,7 @@ def threads(setting: Setting) -> Iterator[Row]:
             for count in counts:
                 torch.set_num_threads(count)
                 shape = (n, c, *(max(1, side // setting.shrink) for side in space))
-                yield {"workload": name, "threads": count, **point(setting, shape)}
+                yield {"workload": name, **point(setting, shape)}
     finally:
         torch.set_num_threads(before)
 

@@ -34,8 +34,9 @@ TABLE = {device: list(cases.table(device, shrink=16)) for device in ("cpu", "cud
 ABSENT = ("is not installed", "No module named")
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+def run(*command: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def bench(script: str, *arguments: str) -> str:
@@ -90,7 +91,7 @@ def test_scaling_and_training(folder: Path) -> None:
     results = json.loads((folder / "cpu.json").read_text())
     assert {name: len(rows) for name, rows in results["scaling"].items()} == {"pixels": 12, "classes": 10, "threads": 3}
     for rows in results["scaling"].values():
-        assert all(row["time"]["ours"]["us"] > 0 and row["copy_us"] > 0 for row in rows)
+        assert all(row["time"]["ours"]["us"] > 0 and row["copy_us"] > 0 and row["threads"] == 1 for row in rows)
     for name, rows in results["end_to_end"].items():
         assert {row["against"] for row in rows} == {"eager", "monai"}
         for row in rows:
@@ -147,6 +148,16 @@ def test_the_questions_of_kernels(tmp_path: Path) -> None:
     assert {"MB", "us", "TB/s"} <= results["experiments"]["window"][0].keys()
     assert any("skipped" in row for row in results["experiments"]["scaled_loss"])
     assert "**window**" in "\n".join(load("report").experiments(results))
+
+
+def test_the_parts_do_not_share_their_threads(tmp_path: Path) -> None:
+    arguments = ("--device", "cpu", "--out", str(tmp_path), "--quick", "--shrink", "256", "--peers", "eager")
+    arguments += ("--cases", "^a/bce", "--threads", "1", "--what", "cases", "scaling")
+    assert run(sys.executable, str(BENCH / "run.py"), *arguments, threads=2).returncode == 0
+    results = json.loads((tmp_path / "cpu.json").read_text())
+    assert [case["threads"] for case in results["cases"]] == [1]
+    assert {row["threads"] for row in results["scaling"]["pixels"]} == {2}
+    assert [row["threads"] for row in results["scaling"]["threads"]] == [1, 2] * 3
 
 
 def test_no_time_left(tmp_path: Path) -> None:
