@@ -181,7 +181,7 @@ step_bench() {
 step_scaling() {
   # shellcheck disable=SC2086
   run "$PYTHON" bench/run.py --device "$DEVICE" --what scaling end_to_end --quick \
-    --seconds "$((${STEP_LIMIT:-60} - 15))" --out "$OUT" ${SCALING_ARGS:-}
+    --seconds "$((${STEP_LIMIT:-60} - 25))" --out "$OUT" ${SCALING_ARGS:-}
 }
 
 step_ncu() {
