@@ -1,4 +1,10 @@
-"""The case table: workloads, losses, element types; their inputs; and the bytes that a scheme has to move."""
+"""The case table: workloads, losses, element types, layouts; their inputs; and the bytes that a scheme has to move.
+
+core    every loss on every workload, float32 logits with the target that most people have: float32 beside one channel,
+        int64 labels beside several
+more    of the compounds only: uint8 targets, bfloat16 logits with these; channels_last where there are several channels
+tiny    64 pixels, for what a call costs beyond its kernels
+"""
 
 from __future__ import annotations
 
@@ -19,13 +25,22 @@ WORKLOADS: dict[str, dict[str, tuple[int, ...]]] = {
         "B": (8, 19, 512, 1024),
         "C": (2, 4, 128, 128, 128),
         "D": (32, 1, 1024, 1024),
+        "tiny1": (1, 1, 8, 8),
+        "tiny4": (1, 4, 8, 8),
     },
-    "cpu": {"a": (4, 1, 512, 512), "b": (2, 19, 256, 512), "c": (1, 4, 96, 96, 96)},
+    "cpu": {
+        "a": (4, 1, 512, 512),
+        "b": (2, 19, 256, 512),
+        "c": (1, 4, 96, 96, 96),
+        "tiny1": (1, 1, 8, 8),
+        "tiny4": (1, 4, 8, 8),
+    },
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TARGETS = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64}
-BINARY = ("dice_bce", "dice", "bce", "focal")
-MULTICLASS = ("dice_ce", "ce")
+BINARY = ("dice_bce", "dice", "bce", "focal", "tversky")
+MULTICLASS = ("dice_ce", "dice", "ce", "focal", "tversky")
+TVERSKY = {"alpha": 0.3, "beta": 0.7}
 IGNORED = 255
 SCHEMES = ("two_pass", "gradient_in_forward", "sample_serial")
 
@@ -39,17 +54,23 @@ def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: i
 
 @dataclass(frozen=True)
 class Case:
-    """A loss on a workload, with the types of logits and target."""
+    """A loss on a workload, with the types of logits and target, and how the logits lie in memory."""
 
     workload: str
     shape: tuple[int, ...]
     loss: str
     dtype: str
     target: str
+    layout: str = "contiguous"
 
     @property
     def name(self) -> str:
-        return f"{self.workload}/{self.loss}/{self.dtype}/{self.target}"
+        layout = "" if self.layout == "contiguous" else f"/{self.layout}"
+        return f"{self.workload}/{self.loss}/{self.dtype}/{self.target}{layout}"
+
+    @property
+    def tiny(self) -> bool:
+        return self.workload.startswith("tiny")
 
     @property
     def classes(self) -> int:
@@ -60,10 +81,19 @@ class Case:
         return math.prod(self.shape) // self.classes
 
     @property
+    def core(self) -> bool:
+        usual = "float32" if self.classes == 1 else "int64"
+        return (self.dtype, self.target, self.layout) == ("float32", usual, "contiguous")
+
+    @property
+    def headline(self) -> bool:
+        return self.core and self.loss in ("dice_bce", "dice_ce") and not self.tiny
+
+    @property
     def rank(self) -> int:
         """What is measured first when time is short: the compounds, in the types that most people use."""
-        usual = (self.dtype, self.target) in (("float32", "float32"), ("float32", "int64"), ("bfloat16", "uint8"))
-        return 2 * (not usual) + (self.loss not in ("dice_bce", "dice_ce"))
+        half = (self.dtype, self.target) == ("bfloat16", "uint8")
+        return 0 if self.headline or half else 1 if self.core else 2
 
     def bytes_per_pixel(self, scheme: str) -> int:
         return bytes_per_pixel(scheme, self.classes, DTYPES[self.dtype].itemsize, TARGETS[self.target].itemsize)
@@ -71,14 +101,21 @@ class Case:
     def ours(self, ignore: int | None = None, **options: Any) -> segfuse.Loss:
         """The fused loss; options for its region part."""
         data: dict[str, Any] = {} if ignore is None else {"ignore_index": ignore}
+        mode = "binary" if self.classes == 1 else "multiclass"
         if self.loss == "dice_ce":
             return segfuse.DiceCELoss(**options, **data)
         if self.loss == "ce":
             return segfuse.CrossEntropyLoss(**data)
-        if self.loss == "dice_bce":
-            return segfuse.DiceBCELoss("binary", **options, **data)
-        single = {"dice": segfuse.DiceLoss, "bce": segfuse.BCEWithLogitsLoss, "focal": segfuse.FocalLoss}[self.loss]
-        return single("binary", **options, **data)
+        if self.loss == "tversky":
+            options |= TVERSKY
+        single = {
+            "dice_bce": segfuse.DiceBCELoss,
+            "dice": segfuse.DiceLoss,
+            "bce": segfuse.BCEWithLogitsLoss,
+            "focal": segfuse.FocalLoss,
+            "tversky": segfuse.TverskyLoss,
+        }[self.loss]
+        return single(mode, **options, **data)
 
     def inputs(self, device: str, seed: int, labels: str = "blobs", ignored: float = 0.0) -> tuple[Tensor, Tensor]:
         """Logits (a leaf that wants a gradient) and a target, drawn on the device."""
@@ -88,6 +125,9 @@ class Case:
         target = _labels(grid, self.classes, labels, generator).to(TARGETS[self.target])
         if ignored:
             target[torch.rand(grid, generator=generator, device=device) < ignored] = IGNORED
+        if self.layout == "channels_last":
+            flat = len(self.shape) == 4
+            logits = logits.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
         return logits.requires_grad_(), target
 
 
@@ -112,11 +152,16 @@ def table(device: str, shrink: int = 1) -> Iterator[Case]:
     """All cases, the most telling ones first; `shrink` divides the spatial sizes, for trying the harness."""
     cases = []
     for workload, shape in WORKLOADS[device].items():
-        small = (*shape[:2], *(max(1, n // shrink) for n in shape[2:]))
+        tiny = workload.startswith("tiny")
+        small = shape if tiny else (*shape[:2], *(max(1, n // shrink) for n in shape[2:]))
         binary = shape[1] == 1
-        for loss in BINARY if binary else MULTICLASS:
-            for dtype in DTYPES:
-                for target in ("float32", "uint8") if binary else ("int64", "uint8"):
-                    cases.append(Case(workload, small, loss, dtype, target))
+        losses, usual = (BINARY, "float32") if binary else (MULTICLASS, "int64")
+        compound = losses[0]
+        cases += [Case(workload, small, loss, "float32", usual) for loss in ((compound,) if tiny else losses)]
+        if not tiny:
+            types = (("float32", "uint8"), ("bfloat16", "uint8"))
+            cases += [Case(workload, small, compound, *pair) for pair in types]
+        if not tiny and not binary:
+            cases.append(Case(workload, small, compound, "float32", usual, "channels_last"))
     # Multiclass before binary, for it gains most; then by size.
     yield from sorted(cases, key=lambda c: (c.rank, c.classes == 1, -math.prod(c.shape)))

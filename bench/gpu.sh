@@ -5,8 +5,9 @@
 #     bench/gpu.sh [--dry-run]
 #
 # Wanted: nvcc, g++, python3 with torch; what is missing of the rest is taken from WHEELS, a folder of wheels.
-# Steps: environment build tests sanitize bench ncu. Each has a time limit and leaves OUT/STEP.log; a step that fails
-# does not stop those after it, but the exit status is 1. OUT/summary.md comes last.
+# Steps: environment build tests sanitize bench scaling ncu. Each has a time limit and leaves OUT/STEP.log; a step that
+# fails does not stop those after it, but the exit status is 1. OUT/README.md comes last (and pictures, if there is
+# matplotlib).
 #
 #   OUT      folder of the results            (bench/results/DEVICE)
 #   WORK     folder of the build              (build/gpu)
@@ -16,7 +17,8 @@
 #   PYTHON, WHEELS, CUDAARCHS, TEST_WORKERS   python3, none, the device's, 4
 #   TESTS                                     the files of the tests (see `gpu_tests`)
 #   DEVICE                                    cuda
-#   BENCH_ARGS, EXPERIMENT_ARGS, SANITIZE_ARGS  more arguments of run.py, experiments.py, sanitize.py
+#   BENCH_ARGS, SCALING_ARGS                  more arguments of run.py, for the cases and for the rest
+#   EXPERIMENT_ARGS, SANITIZE_ARGS            of experiments.py, sanitize.py
 set -uo pipefail
 self=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")
 cd "$(dirname "$self")/.." || exit 2
@@ -27,7 +29,7 @@ WORK=${WORK:-build/gpu}
 case $WORK in /*) ;; *) WORK=$PWD/$WORK ;; esac
 export WORK
 gpu_tests="tests/test_cuda.py tests/test_values.py tests/test_layout.py"
-all_steps="environment build tests sanitize bench ncu"
+all_steps="environment build tests sanitize bench scaling ncu"
 
 limit_of() {
   case $1 in
@@ -36,6 +38,7 @@ limit_of() {
     tests) echo "${LIMIT_TESTS:-120}" ;;
     sanitize) echo "${LIMIT_SANITIZE:-60}" ;;
     bench) echo "$((${LIMIT_BENCH:-150} + 60))" ;; # of run.py, and what its last row and experiments.py take
+    scaling) echo "${LIMIT_SCALING:-60}" ;;
     ncu) echo "${LIMIT_NCU:-40}" ;;
   esac
 }
@@ -163,7 +166,7 @@ step_bench() {
   local status=0 budget=$((${STEP_LIMIT:-210} - 30)) left
   [ "$budget" -lt "${LIMIT_BENCH:-150}" ] || budget=${LIMIT_BENCH:-150}
   # shellcheck disable=SC2086
-  run "$PYTHON" bench/run.py --device "$DEVICE" --seconds "$budget" --out "$OUT" ${BENCH_ARGS:-} || status=1
+  run "$PYTHON" bench/run.py --device "$DEVICE" --what cases --seconds "$budget" --out "$OUT" ${BENCH_ARGS:-} || status=1
   left=$((${STEP_LIMIT:-210} - SECONDS))
   if [ "$left" -lt 20 ]; then
     say "no time left for bench/experiments.py"
@@ -173,6 +176,12 @@ step_bench() {
       ${EXPERIMENT_ARGS:-} || status=1
   fi
   return "$status"
+}
+
+step_scaling() {
+  # shellcheck disable=SC2086
+  run "$PYTHON" bench/run.py --device "$DEVICE" --what scaling end_to_end --quick \
+    --seconds "$((${STEP_LIMIT:-60} - 25))" --out "$OUT" ${SCALING_ARGS:-}
 }
 
 step_ncu() {
@@ -226,10 +235,8 @@ main() {
     esac
   done
   [ -z "$DRY_RUN" ] || return 0
-  {
-    printf '%s\n' "| step | | seconds |" "| --- | --- | --- |" ${rows[@]+"${rows[@]}"}
-    "$PYTHON" bench/summary.py "$OUT" || say "bench/summary.py failed"
-  } | tee "$OUT/summary.md"
+  printf '%s\n' "| step | | seconds |" "| --- | --- | --- |" ${rows[@]+"${rows[@]}"} | tee "$OUT/steps.md"
+  "$PYTHON" bench/report.py "$OUT" && cat "$OUT/README.md"
   return "$failed"
 }
 

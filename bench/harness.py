@@ -1,22 +1,27 @@
-"""Timing side by side: steps over rotating inputs, CUDA-graph replay, ratios with their intervals, peak memory.
+"""Timing side by side: steps over rotating inputs, CUDA-graph replay, ratios with their intervals, memory.
 
 Two contenders are timed in rounds of ours, theirs, theirs, ours (ABBA), each block about equally long; the ratio is the
-median over the rounds, with a bootstrap 95 % interval. On a GPU a step is timed three ways: "graph" replays a captured
-graph that walks through several input sets, so that no input is in the cache; "graph_warm" replays one set; "wall" is
-the eager loop, in which the host may be the limit. On a CPU there is only "wall", on one set.
+median over the rounds, with a bootstrap 95 % interval. A round begins with a copy of the logits. It is done again if it
+shows that something else ran: either side differs from itself, or the copy from the other copies; a second failure
+drops it. Both are counted. On a GPU a step is timed three ways: "graph" replays a captured graph that walks through
+several input sets, so that no input is in the cache; "graph_warm" replays one set; "wall" is the eager loop, in which
+the host may be the limit. On a CPU there is only "wall", on one set. "forward" is the eager loop without its backward.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from machine import Clock, l2_bytes
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Sets = list[tuple[Tensor, Tensor]]
@@ -24,6 +29,40 @@ Context = Callable[[], AbstractContextManager[object]]
 
 # Of the loss (relative), and of the gradient relative to its largest element. Half precision: of the peer's rounding.
 TOLERANCE = {torch.float32: (2e-5, 2e-4), torch.bfloat16: (1e-2, 5e-2)}
+# What a block may differ from the other of its round, and a copy from those before, until the round is done again.
+DRIFT, COPY_DRIFT = 1.1, 1.25
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how thoroughly is measured; `shrink` divides sizes, to try the benches."""
+
+    device: str
+    quick: bool = False
+    shrink: int = 1
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self.device)
+
+    def rounds(self, seconds: float) -> int:
+        """How many, of a round that takes that long."""
+        return 5 if self.quick else min(15, max(5, round(4 / seconds)))
+
+    @property
+    def block(self) -> float:
+        """Seconds of one contender in half a round."""
+        whole = 0.004 if self.device == "cuda" else 0.02
+        return whole / (20 if self.shrink > 1 else 4 if self.quick else 1)
+
+
+class Timed(Protocol):
+    """What can be timed: a call does `per_call` steps, in a context."""
+
+    per_call: int
+    context: Context
+
+    def __call__(self) -> object: ...
 
 
 def set_count(device: str, size: int) -> int:
@@ -43,20 +82,71 @@ def under_autocast(loss: Loss, device: str, dtype: torch.dtype) -> Loss:
     return run
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The profiler writes two lines to the standard error, past Python, whenever it is used."""
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
+
+
+def memory(step: Callable[[], object], device: str) -> dict[str, int]:
+    """Peak bytes of a step beyond what there was before, its result included, and how often it allocates.
+
+    As torch's allocators see it: what a library takes past them (the scratch of segfuse's and of oneDNN's CPU kernels,
+    torch's own sums over threads) is not in it.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_stats()
+        kept = step()
+        torch.cuda.synchronize()
+        after = torch.cuda.memory_stats()
+        del kept
+        peak, count = "allocated_bytes.all.peak", "allocation.all.allocated"
+        held = "allocated_bytes.all.current"
+        return {"peak_bytes": after[peak] - before[held], "allocations": after[count] - before[count]}
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        kept = step()
+    events = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profiled.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    del kept
+    sizes = [size for _, size in events]
+    return {
+        "peak_bytes": int(np.cumsum([0, *sizes]).max()),
+        "allocations": sum(size > 0 for size in sizes),
+    }
+
+
 class Step:
-    """A forward and backward on the next of several input sets; `per_call` steps are done by one call."""
+    """A forward and backward on the next of several input sets."""
 
     per_call = 1
 
-    def __init__(self, loss: Loss, sets: Sets, context: Context = nullcontext, upstream: float = 1.0) -> None:
-        self.loss, self.sets, self.context, self.upstream = loss, sets, context, upstream
+    def __init__(
+        self, loss: Loss, sets: Sets, context: Context = nullcontext, upstream: float = 1.0, backward: bool = True
+    ) -> None:
+        self.loss, self.sets, self.context, self.upstream, self.backward = loss, sets, context, upstream, backward
         self.turn = 0
         # Gradients live until their set comes again: a buffer that is written at once again would stay in the cache.
         self.gradients: list[Tensor | None] = [None] * len(sets)
 
-    def once(self, index: int) -> tuple[Tensor, Tensor]:
+    def once(self, index: int) -> tuple[Tensor, Tensor | None]:
         logits, target = self.sets[index]
         loss = self.loss(logits, target)
+        if loss.dim():  # of samples, where the peer is a mean over these
+            loss = loss.mean()
+        if not self.backward:
+            return loss, None
         scaled = loss if self.upstream == 1.0 else loss * self.upstream
         (gradient,) = torch.autograd.grad(scaled, logits)
         return loss.detach(), gradient
@@ -103,12 +193,18 @@ class Contender:
         self.step = Step(loss, sets, context, upstream)
         self.warm = Step(loss, sets[:1], context, upstream)
         self.no_graph: str | None = None
-        self.ways: dict[str, Step | Replay] = {"wall": self.step}
+        self.ways: dict[str, Timed] = {"wall": self.step}
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Loss and gradient of the first set."""
         with self.context():
-            return self.step.once(0)
+            loss, gradient = self.step.once(0)
+        assert gradient is not None
+        return loss, gradient
+
+    def forward(self) -> None:
+        """Add the forward alone, its graph for the backward included."""
+        self.ways["forward"] = Step(self.step.loss, self.sets[:1], self.context, backward=False)
 
     def capture(self) -> None:
         """Add the graphs, or say why there are none."""
@@ -120,20 +216,12 @@ class Contender:
         self.step.clear()
         self.warm.clear()
 
-    def peak_bytes(self) -> int | None:
-        """Peak memory of a step beyond its inputs, the gradient included."""
-        if not self.sets[0][0].is_cuda:
-            return None
+    def memory(self) -> dict[str, int]:
+        """Of a step beyond its inputs, the gradient included."""
         self.step.clear()
         with self.context():
             self.warm.once(0)
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            kept = self.warm.once(0)
-            torch.cuda.synchronize()
-        del kept
-        return torch.cuda.max_memory_allocated() - before
+            return memory(lambda: self.warm.once(0), self.sets[0][0].device.type)
 
 
 def check_equal(ours: Contender, theirs: Contender, offset: float = 0.0) -> dict[str, float]:
@@ -164,42 +252,71 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {"us": float(middle), "p20": float(low), "p80": float(high)}
 
 
-def compare(ours: Step | Replay, theirs: Step | Replay, clock: Clock, rounds: int, block: float) -> dict[str, Any]:
-    """Microseconds per step of both, and how many times as long theirs takes."""
+def apart(a: float, b: float, limit: float) -> bool:
+    return max(a, b) > limit * min(a, b)
 
-    def seconds(f: Step | Replay, repeat: int) -> float:
+
+def compare(ours: Timed, theirs: Timed, setting: Setting, copy: Callable[[], object]) -> dict[str, Any]:
+    """Microseconds per step of both, and how many times as long theirs takes."""
+    clock, block = setting.clock, setting.block
+
+    def seconds(f: Timed, repeat: int) -> float:
         with f.context():
             return clock.seconds(f, repeat) / f.per_call
 
-    repeats = {}
-    for name, f in (("ours", ours), ("theirs", theirs)):
+    repeats = []
+    expected = 0.0
+    for f in (ours, theirs):
         seconds(f, 2)
-        repeats[name] = max(1, round(block / (seconds(f, 2) * f.per_call)))
-    first: list[float] = []
-    second: list[float] = []
-    ratios = []
+        call = seconds(f, 2) * f.per_call
+        repeats.append(max(1, round(block / call)))
+        expected += 2 * repeats[-1] * call
+    rounds = setting.rounds(expected)
+    clock.seconds(copy, 2)
+    copy_repeat = max(1, round(block / 4 / clock.seconds(copy, 2)))
+    copies: list[float] = []
+    kept: list[tuple[float, float, float, float]] = []
+    dropped: list[tuple[float, float, float, float]] = []
+    repeated = 0
     for _ in range(rounds):
-        a, b = seconds(ours, repeats["ours"]), seconds(theirs, repeats["theirs"])
-        c, d = seconds(theirs, repeats["theirs"]), seconds(ours, repeats["ours"])
-        first += [a, d]
-        second += [b, c]
-        ratios.append((b + c) / (a + d))
-    low, high = bootstrap(np.array(ratios))
+        for attempt in range(2):
+            copies.append(clock.seconds(copy, copy_repeat))
+            a, b = seconds(ours, repeats[0]), seconds(theirs, repeats[1])
+            c, d = seconds(theirs, repeats[1]), seconds(ours, repeats[0])
+            moved = apart(copies[-1], float(np.median(copies)), COPY_DRIFT)
+            if not (moved or apart(a, d, DRIFT) or apart(b, c, DRIFT)):
+                kept.append((a, b, c, d))
+                break
+            repeated += attempt == 0
+        else:
+            dropped.append((a, b, c, d))
+    noisy = len(kept) < max(3, rounds / 3)
+    blocks = np.array(kept + dropped if noisy else kept)  # too few to stand alone: the interval shows the noise
+    ratios = (blocks[:, 1] + blocks[:, 2]) / (blocks[:, 0] + blocks[:, 3])
+    low, high = bootstrap(ratios)
     return {
-        "ours": spread(first),
-        "theirs": spread(second),
+        "ours": spread([*blocks[:, 0], *blocks[:, 3]]),
+        "theirs": spread([*blocks[:, 1], *blocks[:, 2]]),
         "ratio": float(np.median(ratios)),
         "low": low,
         "high": high,
+        "rounds": rounds,
+        "repeated": repeated,
+        "dropped": len(dropped),
+        "noisy": noisy,
     }
 
 
-def measure(ours: Contender, theirs: Contender, clock: Clock, rounds: int, block: float) -> dict[str, Any]:
+def measure(
+    ours: Contender,
+    theirs: Contender,
+    setting: Setting,
+    ways: tuple[str, ...] = ("graph", "graph_warm", "wall", "forward"),
+) -> dict[str, Any]:
     """`compare` for every way that both can be timed in."""
-    found = {}
-    for way in ("graph", "graph_warm", "wall"):
-        if way in ours.ways and way in theirs.ways:
-            found[way] = compare(ours.ways[way], theirs.ways[way], clock, rounds, block)
+    logits = ours.sets[0][0].detach()
+    both = [way for way in ways if way in ours.ways and way in theirs.ways]
+    found = {way: compare(ours.ways[way], theirs.ways[way], setting, logits.clone) for way in both}
     ours.step.clear()
     theirs.step.clear()
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -58,6 +59,7 @@ def describe(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -1,10 +1,16 @@
-"""segfuse beside plain PyTorch, torch.compile, MONAI and nnU-Net, forward and backward, in one process.
+"""segfuse beside plain PyTorch, torch.compile and the losses of other libraries, forward and backward, in one process.
 
-    python bench/run.py [--device cuda] [--quick] [--cases REGEX] [--seconds N] [--out FOLDER]
+    python bench/run.py [--device cuda] [--quick] [--what PART ...] [--cases REGEX] [--seconds N] [--out FOLDER]
 
-Loss and gradient of both sides are compared before anything is timed. Every ratio stands beside the same loss against
-itself (the row "segfuse") and beside the copy rate of the same run. FOLDER/DEVICE.json is written after each row. No
-number here is ever asserted in a test. What the columns mean: `harness.py`.
+cases       the table of cases.py against every peer that has the loss (peers.py)
+scaling     time against pixels, classes and threads (scaling.py)
+end_to_end  a training step of a U-Net with either loss (end_to_end.py)
+report      FOLDER/README.md and its pictures (report.py)
+
+Without --what it does all of these. Loss and gradient of both sides are compared before anything is timed. Every ratio
+stands beside the same loss against itself (the row "segfuse") and beside the copy rate of the same run.
+FOLDER/DEVICE.json is written after each row; a part that is measured again takes the place of its old numbers. No
+number here is ever asserted in a test. How it is timed: harness.py; what the columns mean: the report.
 """
 
 from __future__ import annotations
@@ -20,11 +26,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import end_to_end
+import scaling
 import torch
-from harness import Contender, check_equal, measure, set_count, under_autocast
-from machine import Clock, copy_rate, describe, median_seconds, slug
-from peers import Peer, peers_of
+from harness import Contender, Setting, check_equal, measure, set_count, under_autocast
+from machine import copy_rate, describe, median_seconds, slug
+from peers import peers_of, versions
 
+import report
 import segfuse
 from cases import IGNORED, SCHEMES, Case, table
 from segfuse import _native
@@ -34,20 +43,22 @@ try:
 except ImportError:
     tqdm = None
 
+PARTS = ("cases", "scaling", "end_to_end", "report")
 HEADER = (
     f"{'who':30} {'us':>9} {'p20':>9} {'p80':>9}  {'ratio [95 % interval]':22} {'warm us':>9} {'wall us':>9} "
-    f"{'TB/s':>6} {'of copy':>7} {'x floor':>7} {'peak MB':>8}"
+    f"{'TB/s':>6} {'of copy':>7} {'x floor':>7} {'peak MB':>8} {'allocs':>6} {'again, dropped':>14}"
 )
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="few and short rounds")
+    parser.add_argument("--what", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="few cases and rounds: two minutes on two cores")
     parser.add_argument("--cases", default="", metavar="REGEX", help="of WORKLOAD/LOSS/DTYPE/TARGET")
-    parser.add_argument("--peers", default="", metavar="REGEX", help="of eager, monai, nnunet, compile")
+    parser.add_argument("--peers", default="", metavar="REGEX", help="of eager, compile, monai, nnunet, smp, ...")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after that long")
-    parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: 1, and all)")
+    parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: all; 1 as well for the headlines)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/bench/DEVICE)")
     parser.add_argument("--shrink", type=int, default=1, help="divide the spatial sizes, to try the harness")
     parser.add_argument("--labels", choices=("blobs", "iid"), default="blobs")
@@ -101,9 +112,21 @@ def shown(row: dict[str, Any]) -> str:
         f"{row['wall']['theirs']['us']:9.1f}",
         f"{row['TB/s']:6.3f} {row['of_copy_rate']:7.2f}" if "TB/s" in row else " " * 14,
         f"{row['of_floor']:7.2f}",
-        f"{row['peak_bytes'] / 1e6:8.1f}" if row["peak_bytes"] is not None else "",
+        f"{row['peak_bytes'] / 1e6:8.1f} {row['allocations']:6} {main['repeated']:8}, {main['dropped']}",
     ]
     return f"{row['who']:30} " + " ".join(cells)
+
+
+def shown_flat(row: dict[str, Any]) -> str:
+    """A row of another part: its numbers, and of a comparison the times and the ratio."""
+    cells = []
+    for key, value in row.items():
+        if isinstance(value, dict) and "ratio" in value:
+            times = f"{value['ours']['us']:.1f} against {value['theirs']['us']:.1f} us"
+            cells.append(f"{key} {times}, {value['ratio']:.2f} [{value['low']:.2f}, {value['high']:.2f}]")
+        else:
+            cells.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+    return "  ".join(cells)
 
 
 class Bench:
@@ -112,19 +135,29 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, options.device
         self.start = time.monotonic()
-        self.clock = Clock(self.device)
-        self.rounds = 5 if options.quick else 15
-        self.block = (0.004 if self.device == "cuda" else 0.02) / (4 if options.quick else 1)
-        about = describe(self.device)
-        self.results: dict[str, Any] = {
-            **about,
-            "options": {k: v for k, v in vars(options).items() if k not in ("out", "seconds", "once")},
-            "cases": [],
-            "not_run": [],
-        }
+        self.setting = Setting(self.device, options.quick, options.shrink)
+        about = {**describe(self.device), "peers": versions()}
         folder = options.out or Path(__file__).resolve().parents[1] / "runs" / "bench" / slug(about["device"])
         self.path = folder / f"{self.device}.json"
+        self.results: dict[str, Any] = {**self.before(about), **about}
         self.failed = False
+
+    def before(self, about: dict[str, Any]) -> dict[str, Any]:
+        """What another run left, unless it was on another machine or of other versions."""
+        try:
+            found: dict[str, Any] = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if all(found.get(key) == value for key, value in about.items()) else {}
+
+    def begin(self, part: str, empty: Any) -> Any:
+        """A new list of rows, or dict of such, in the place of the old."""
+        kept = ("quick", "cases", "peers", "threads", "shrink", "labels", "ignored", "upstream")
+        options = {name: getattr(self.options, name) for name in kept}
+        self.results.setdefault("options", {})[part] = options
+        self.results.setdefault("not_run", {}).pop(part, None)
+        self.results[part] = empty
+        return empty
 
     def late(self) -> bool:
         return time.monotonic() - self.start > self.options.seconds
@@ -149,8 +182,8 @@ class Bench:
         rest = range(1, set_count(self.device, size))
         return [first, *(case.inputs(self.device, seed, self.options.labels, ignored) for seed in rest)]
 
-    def contenders(self, case: Case, sets: Any) -> Iterator[tuple[dict[str, Any], Contender, Contender, float]]:
-        """Row, ours, theirs, and the constant between their losses."""
+    def contenders(self, case: Case, sets: Any) -> Iterator[tuple[dict[str, Any], Contender, Contender | None, float]]:
+        """Row, ours, theirs if there is one, and the constant between their losses."""
         ignore = IGNORED if self.options.ignored else None
         upstream = self.options.upstream
         matched: dict[str, Contender] = {}
@@ -164,14 +197,17 @@ class Bench:
         for name in schemes(self.device):
             theirs = Contender(name, case.ours(ignore), sets, scheme_context(name), upstream)
             yield {"who": f"segfuse {name}", "scheme": name}, ours(), theirs, 0.0
-        for peer in peers_of(case.loss, case.classes, ignore):
+        for peer in peers_of(case.loss, case.classes, len(case.shape) - 2, ignore):
             if not re.search(self.options.peers, peer.name):
                 continue
-            yield {"who": peer.name, "label": peer.label}, ours(**peer.options), self.peer(peer, sets), peer.offset
-
-    def peer(self, peer: Peer, sets: Any) -> Contender:
-        loss = under_autocast(peer.loss, self.device, sets[0][0].dtype)
-        return Contender(peer.name, loss, sets, upstream=self.options.upstream)
+            row = {"who": peer.name, "label": peer.label}
+            if peer.loss is None:
+                yield row | {"skipped": peer.label}, ours(), None, 0.0
+            elif peer.name == "compile" and self.options.quick and case.classes > 1:
+                yield row | {"skipped": "compiles for too long for a quick run"}, ours(), None, 0.0
+            else:
+                loss = under_autocast(peer.loss, self.device, sets[0][0].dtype)
+                yield row, ours(**peer.options), Contender(peer.name, loss, sets, upstream=upstream), peer.offset
 
     def row(
         self, row: dict[str, Any], ours: Contender, theirs: Contender, offset: float, case: Case, copy: float
@@ -182,13 +218,16 @@ class Bench:
             row |= check_equal(ours, theirs, offset)
             if is_ours:
                 row |= traced(theirs)
-            row["peak_bytes"] = theirs.peak_bytes()
-            if self.device == "cuda":
+            row |= theirs.memory()
+            if case.tiny:
+                ours.forward()
+                theirs.forward()
+            elif self.device == "cuda":
                 for contender in (ours, theirs):
                     if len(contender.ways) == 1 and contender.no_graph is None:
                         contender.capture()
                 row["no_graph"] = theirs.no_graph
-            row |= measure(ours, theirs, self.clock, self.rounds, self.block)
+            row |= measure(ours, theirs, self.setting)
             rates(row, case, copy)
         except Exception as error:
             text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
@@ -203,7 +242,7 @@ class Bench:
         if self.device == "cuda":
             return copy_rate("cuda")
         logits = sets[0][0].detach()
-        return 2 * logits.numel() * logits.element_size() / median_seconds(logits.clone, self.clock)
+        return 2 * logits.numel() * logits.element_size() / median_seconds(logits.clone, self.setting.clock)
 
     def case(self, case: Case, threads: int | None) -> None:
         torch._dynamo.reset()
@@ -213,16 +252,19 @@ class Bench:
         copy = self.copy_rate(sets)
         rows: list[dict[str, Any]] = []
         result: dict[str, Any] = {"case": case.name, "shape": case.shape, "threads": threads, "sets": len(sets)}
-        result |= {"copy_TB/s": copy / 1e12, "one_pass_bytes_per_pixel": case.bytes_per_pixel("one_pass"), "rows": rows}
+        result |= {"pixels": case.pixels, "logit_bytes": sets[0][0].numel() * sets[0][0].element_size()}
+        result |= {"headline": case.headline, "core": case.core, "tiny": case.tiny, "copy_TB/s": copy / 1e12}
+        result["noisy"] = True  # until its end
+        result |= {"one_pass_bytes_per_pixel": case.bytes_per_pixel("one_pass"), "rows": rows}
         self.results["cases"].append(result)
         floor = 1e6 * case.bytes_per_pixel("one_pass") * case.pixels / copy
         shape = "x".join(map(str, case.shape)) + (f", {threads} thread(s)" if threads else "")
         self.say(f"\n{case.name} {shape}; copy {copy / 1e12:.3f} TB/s, floor {floor:.1f} us")
         self.say(HEADER)
         for row, ours, theirs, offset in self.contenders(case, sets):
-            if self.late():
+            if theirs is not None and self.late():
                 row["skipped"] = "out of time"
-            else:
+            elif theirs is not None:
                 self.row(row, ours, theirs, offset, case, copy)
             rows.append(row)
             self.say(shown(row))
@@ -247,45 +289,92 @@ class Bench:
             except ValueError as error:
                 self.say(f"{case.name} {name}: skipped: {error}")
                 continue
-            self.clock.synchronize()
+            self.setting.clock.synchronize()
             self.say(f"{case.name} {name}")
             if self.device == "cuda":
                 torch.cuda.profiler.start()
             contender.result()
-            self.clock.synchronize()
+            self.setting.clock.synchronize()
             if self.device == "cuda":
                 torch.cuda.profiler.stop()
+
+    def cases(self) -> None:
+        chosen = [case for case in table(self.device, self.options.shrink) if re.search(self.options.cases, case.name)]
+        if self.options.quick and not self.options.cases:
+            chosen = [case for case in chosen if case.headline or case.tiny]
+        jobs: list[tuple[Case, int | None]] = [(case, None) for case in chosen]
+        threads = torch.get_num_threads()
+        if self.device == "cpu":
+            every = self.options.threads or [threads]
+            jobs = [(case, count) for case in chosen for count in every]
+            if not self.options.threads and not self.options.quick and every != [1]:
+                jobs += [(case, 1) for case in chosen if case.headline]
+        if not self.options.once:
+            self.begin("cases", [])
+        for case, count in tqdm(jobs, disable=None) if tqdm is not None else jobs:
+            if self.options.once:
+                self.once(case)
+            elif self.late():
+                self.not_run("cases", case.name, "out of time")
+            else:
+                try:
+                    self.case(case, count)
+                except torch.cuda.OutOfMemoryError:
+                    self.not_run("cases", case.name, "out of memory")
+                self.tidy()
+        torch.set_num_threads(threads)
+
+    def tidy(self) -> None:
+        self.save()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def not_run(self, part: str, name: str, why: str) -> None:
+        self.results["not_run"].setdefault(part, []).append(f"{name}: {why}")
+
+    def rows(self, part: str, experiments: dict[str, Callable[[Setting], Iterator[dict[str, Any]]]]) -> None:
+        """The rows of each experiment, as far as the time goes; what goes wrong is a row too."""
+        found = self.begin(part, {name: [] for name in experiments})
+        for name, experiment in experiments.items():
+            self.say(f"\n{part}: {name}")
+            iterator = experiment(self.setting)
+            while not self.late():
+                try:
+                    row = next(iterator, None)
+                except Exception as error:
+                    row = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+                    self.failed = True
+                if row is None:
+                    break
+                found[name].append(row)
+                self.say("  " + shown_flat(row))
+                self.save()
+            else:
+                self.not_run(part, name, "out of time")
+            self.tidy()
 
 
 def main() -> int:
     options = arguments().parse_args()
     # Plain PyTorch under our name must not be measured.
     os.environ.setdefault("SEGFUSE_STRICT", "1")
-    threads: list[int | None] = [None]
-    if options.device == "cpu":
-        threads = list(dict.fromkeys(options.threads or [1, torch.get_num_threads()]))
-    chosen = [case for case in table(options.device, options.shrink) if re.search(options.cases, case.name)]
-    if not chosen:
+    if not any(re.search(options.cases, case.name) for case in table(options.device)):
         print(f"no case matches {options.cases!r}", file=sys.stderr)
         return 2
     bench = Bench(options)
     print(f"{bench.results['device']}, torch {torch.__version__}, segfuse {segfuse.__version__}; forward + backward")
-    jobs = [(case, count) for case in chosen for count in threads]
-    for case, count in tqdm(jobs, disable=None) if tqdm is not None else jobs:
-        if options.once:
-            bench.once(case)
-        elif bench.late():
-            bench.results["not_run"].append(f"{case.name}: out of time")
-        else:
-            try:
-                bench.case(case, count)
-            except torch.cuda.OutOfMemoryError:
-                bench.results["not_run"].append(f"{case.name}: out of memory")
-            if options.device == "cuda":
-                torch.cuda.empty_cache()
-    if not options.once:
-        bench.save()
-        print(f"\n{len(bench.results['cases'])} of {len(jobs)} cases: {bench.path}")
+    if options.once or "cases" in options.what:
+        bench.cases()
+    if options.once:
+        return int(bench.failed)
+    if "scaling" in options.what:
+        bench.rows("scaling", scaling.EXPERIMENTS)
+    if "end_to_end" in options.what:
+        bench.rows("end_to_end", end_to_end.EXPERIMENTS)
+    bench.save()
+    print(f"\n{bench.path}")
+    if "report" in options.what:
+        print(report.write(bench.path.parent))
     return int(bench.failed)
 
 

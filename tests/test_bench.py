@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
 sys.path.append(str(BENCH))  # behind this folder, which has a cases.py too
 
+import harness  # noqa: E402
+import peers  # noqa: E402
 from harness import Contender, check_equal, under_autocast  # noqa: E402
 from peers import peers_of  # noqa: E402
 
@@ -28,10 +31,12 @@ def load(name: str) -> ModuleType:
 
 cases = load("cases")
 TABLE = {device: list(cases.table(device, shrink=16)) for device in ("cpu", "cuda")}
+ABSENT = ("is not installed", "No module named")
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(*command: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def bench(script: str, *arguments: str) -> str:
@@ -40,44 +45,157 @@ def bench(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_run_and_what_it_leaves(tmp_path: Path) -> None:
-    arguments = ("--device", "cpu", "--out", str(tmp_path))
-    quick = ("--quick", "--shrink", "16", "--threads", "1", "--cases", "^c/dice_ce/float32/uint8$")
-    printed = bench("run", *arguments, *quick, "--peers", "eager|monai|nnunet")
-    results = json.loads((tmp_path / "cpu.json").read_text())
-    assert {"device", "torch", "segfuse", "options", "cases", "not_run"} <= results.keys()
-    assert str(tmp_path) not in json.dumps(results)
-    (case,) = results["cases"]
-    assert case["case"] == "c/dice_ce/float32/uint8"
-    assert case["threads"] == 1
-    assert case["copy_TB/s"] > 0
-    assert isinstance(case["noisy"], bool)
-    assert [row["who"] for row in case["rows"]] == ["segfuse", "eager", "monai", "nnunet"]
-    for row in case["rows"]:
-        assert row["who"] in printed
-        assert row["wall"]["low"] <= row["wall"]["ratio"] <= row["wall"]["high"]
-        assert row["wall"]["theirs"]["p20"] <= row["wall"]["theirs"]["us"] <= row["wall"]["theirs"]["p80"]
-        assert row["of_floor"] > 0
-        assert row["peak_bytes"] is None
-    # What the kernels say they move is what two passes have to.
-    assert case["rows"][0]["bytes_per_pixel"] == cases.bytes_per_pixel("two_pass", 4, 4, 1)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What runs of a second or two leave."""
+    out = tmp_path_factory.mktemp("results")
+    quick = ("--device", "cpu", "--out", str(out), "--quick", "--peers", "eager|monai|nnunet|smp")
+    small = ("--shrink", "16", "--cases", "^c/dice_ce/float32/uint8$|^tiny4")
+    printed = bench("run", *quick, *small, "--threads", "1", "--what", "cases")
+    assert "nnunet" in printed
+    bench("run", *quick, "--shrink", "256", "--what", "scaling", "end_to_end", "report")
+    return out
 
-    bench("experiments", *arguments, "--shrink", "64", "--only", "window|scaled_loss")
+
+def test_a_run_and_what_it_leaves(folder: Path) -> None:
+    text = (folder / "cpu.json").read_text()
+    results = json.loads(text)
+    assert {"device", "cores", "torch", "segfuse", "peers", "options"} <= results.keys()
+    assert str(folder) not in text
+    assert not any(results["not_run"].values())
+    assert [case["case"] for case in results["cases"]] == ["tiny4/dice_ce/float32/int64", "c/dice_ce/float32/uint8"]
+    for case in results["cases"]:
+        assert case["threads"] == 1
+        assert case["copy_TB/s"] > 0
+        assert isinstance(case["noisy"], bool)
+        assert [row["who"] for row in case["rows"]] == ["segfuse", "eager", "monai", "nnunet", "smp"]
+        for row in case["rows"]:
+            if "skipped" in row:
+                assert any(reason in row["skipped"] for reason in ABSENT)
+                continue
+            for way in ("wall", "forward") if case["tiny"] else ("wall",):
+                found = row[way]
+                assert found["low"] <= found["ratio"] <= found["high"]
+                assert found["theirs"]["p20"] <= found["theirs"]["us"] <= found["theirs"]["p80"]
+                assert 0 <= found["dropped"] <= found["repeated"] <= found["rounds"] == 5
+            assert row["of_floor"] > 0
+            assert row["peak_bytes"] >= case["logit_bytes"]
+            assert row["allocations"] >= 2
+    # What the kernels say they move is what two passes have to; and nothing beside the gradient is large.
+    ours = results["cases"][1]["rows"][0]
+    assert ours["bytes_per_pixel"] == cases.bytes_per_pixel("two_pass", 4, 4, 1)
+    assert ours["peak_bytes"] <= results["cases"][1]["logit_bytes"] + 4096
+
+
+def test_scaling_and_training(folder: Path) -> None:
+    results = json.loads((folder / "cpu.json").read_text())
+    assert {name: len(rows) for name, rows in results["scaling"].items()} == {"pixels": 12, "classes": 10, "threads": 3}
+    for rows in results["scaling"].values():
+        assert all(row["time"]["ours"]["us"] > 0 and row["copy_us"] > 0 and row["threads"] == 1 for row in rows)
+    for name, rows in results["end_to_end"].items():
+        assert {row["against"] for row in rows} == {"eager", "monai"}
+        for row in rows:
+            assert row["ours_share"] > 0
+            assert row["theirs_peak_bytes"] > 0
+            assert row["classes"] == (19 if name == "dice_ce" else 1)
+
+
+def test_the_report(folder: Path, tmp_path: Path) -> None:
+    """From the JSON alone, again; a miss that is put into it is told."""
+    results = json.loads((folder / "cpu.json").read_text())
+    row = results["cases"][1]["rows"][1]
+    row["wall"] |= {"ratio": 0.5, "low": 0.4, "high": 0.6, "noisy": False}
+    results["cases"][1]["rows"][2]["error"] = "AssertionError: another function"
+    (tmp_path / "cpu.json").write_text(json.dumps(results))
+    (tmp_path / "README.md").write_text("before\n<!-- bench: cpu -->\nold\n<!-- /bench -->\nafter\n")
+    readme = tmp_path / "readme"
+    readme.write_text((tmp_path / "README.md").read_text())
+    bench("report", str(tmp_path), "--readme", str(readme))
+    page = (tmp_path / "README.md").read_text()
+    assert "c/dice_ce/float32/uint8, 1 thread: slower than eager, 0.50 [0.40, 0.60]" in page
+    assert "monai: AssertionError: another function" in page
+    for part in ("## What a call costs", "## A training step", "### classes", "## Every row"):
+        assert part in page
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"cpu-{name}.png" for name in ("ratios", "memory", "roofline", "scaling")
+    }
+    assert all(f"({path.name})" in page for path in tmp_path.glob("*.png"))
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench: cpu -->\n| forward + backward")
+    assert text.endswith("<!-- /bench -->\nafter\n")
+    assert "([all rows](README.md))" in text
+    assert "old" not in text
+    readme.write_text("no marks")
+    assert run(sys.executable, str(BENCH / "report.py"), str(tmp_path), "--readme", str(readme)).returncode != 0
+    assert run(sys.executable, str(BENCH / "report.py"), str(tmp_path / "nothing")).returncode != 0
+
+
+def test_the_table_of_the_readme(folder: Path) -> None:
+    """Its rows are the core cases, the marks are there, and every report in the repository is of its JSON."""
+    report = load("report")
+    results = {**json.loads((folder / "cpu.json").read_text())}
+    core = results["cases"][1] | {"core": True, "case": "c/dice_ce/float32/int64"}
+    lines = list(report.short_table(results | {"cases": [*results["cases"], core]}))
+    assert len(lines) == 3
+    assert lines[2].startswith("| Dice + CE, 4 classes, 1x4x6x6x6 | ")
+    text = (ROOT / "README.md").read_text()
+    assert 0 < text.find("<!-- bench: cpu -->") < text.find("<!-- /bench -->")
+
+
+def test_the_questions_of_kernels(tmp_path: Path) -> None:
+    bench("experiments", "--device", "cpu", "--out", str(tmp_path), "--shrink", "64", "--only", "window|scaled_loss")
     results = json.loads((tmp_path / "cpu.json").read_text())
-    assert len(results["cases"]) == 1
     assert {"MB", "us", "TB/s"} <= results["experiments"]["window"][0].keys()
     assert any("skipped" in row for row in results["experiments"]["scaled_loss"])
-    table = bench("summary", str(tmp_path))
-    assert "| c/dice_ce/float32/uint8 (1 threads)" in table
-    assert "**window**" in table
+    assert "**window**" in "\n".join(load("report").experiments(results))
+
+
+def test_the_parts_do_not_share_their_threads(tmp_path: Path) -> None:
+    arguments = ("--device", "cpu", "--out", str(tmp_path), "--quick", "--shrink", "256", "--peers", "eager")
+    arguments += ("--cases", "^a/bce", "--threads", "1", "--what", "cases", "scaling")
+    assert run(sys.executable, str(BENCH / "run.py"), *arguments, threads=2).returncode == 0
+    results = json.loads((tmp_path / "cpu.json").read_text())
+    assert [case["threads"] for case in results["cases"]] == [1]
+    assert {row["threads"] for row in results["scaling"]["pixels"]} == {2}
+    assert [row["threads"] for row in results["scaling"]["threads"]] == [1, 2] * 3
 
 
 def test_no_time_left(tmp_path: Path) -> None:
     bench("run", "--device", "cpu", "--shrink", "64", "--seconds", "-1", "--out", str(tmp_path), "--threads", "1")
     results = json.loads((tmp_path / "cpu.json").read_text())
     assert results["cases"] == []
-    assert len(results["not_run"]) == len(TABLE["cpu"])
-    assert "not run: " in bench("summary", str(tmp_path))
+    assert len(results["not_run"]["cases"]) == len(TABLE["cpu"])
+    assert len(results["not_run"]["scaling"]) == 3
+    assert "- not run: cases, b/dice_ce" in (tmp_path / "README.md").read_text()
+
+
+def test_a_round_that_something_disturbed_is_done_again_then_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compared(*rounds: tuple[float, ...]) -> dict[str, object]:
+        """Of a clock that says so: copy, ours, theirs, theirs, ours of each try, after six calls that calibrate."""
+        said = iter([1.0] * 6 + [value for one in rounds for value in one])
+        monkeypatch.setattr(harness.Clock, "seconds", lambda *_: next(said))
+        step = harness.Step(torch.add, [(torch.zeros(1), torch.zeros(1))])
+        found = harness.compare(step, step, harness.Setting("cpu", quick=True), lambda: None)
+        assert next(said, None) is None
+        return found
+
+    good, bad, copied = (1.0, 1.0, 2.0, 2.0, 1.0), (1.0, 1.0, 2.0, 2.0, 5.0), (9.0, 1.0, 2.0, 2.0, 1.0)
+    found = compared(good, bad, good, copied, good, good, bad, bad)
+    assert (found["ratio"], found["low"], found["high"]) == (2.0, 2.0, 2.0)
+    assert (found["repeated"], found["dropped"], found["rounds"], found["noisy"]) == (3, 1, 5, False)
+    found = compared(*[bad] * 10)
+    assert (found["repeated"], found["dropped"], found["noisy"]) == (5, 5, True)
+    assert found["ratio"] == pytest.approx(4 / 6)
+
+
+def test_memory_is_counted() -> None:
+    def step() -> torch.Tensor:
+        first = torch.empty(1000)
+        del first
+        return torch.empty(500), torch.empty(3000)
+
+    found = harness.memory(step, "cpu")
+    assert found == {"peak_bytes": 14000, "allocations": 3}
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["all", "ignored"])
@@ -88,14 +206,27 @@ def test_the_peers_are_the_same_function(case: object, ignored: bool) -> None:
     sets = [case.inputs("cpu", 0, "blobs", 0.1 * ignored)]
     found = set()
     for packages in (False, True):
-        for peer in peers_of(case.loss, case.classes, ignore, packages):
-            if peer.name != "compile":
+        for peer in peers_of(case.loss, case.classes, len(case.shape) - 2, ignore, packages):
+            if peer.loss is None:
+                assert any(reason in peer.label for reason in ABSENT)
+            elif peer.name != "compile":
                 loss = under_autocast(peer.loss, "cpu", sets[0][0].dtype)
                 ours = Contender("segfuse", case.ours(ignore, **peer.options), sets)
                 check_equal(ours, Contender(peer.label, loss, sets), peer.offset)
                 found.add(peer.name)
-    wanted = {"eager"} if ignored or case.loss in ("bce", "ce") else {"eager", "monai"}
+    wanted = {"eager", "monai"} if not ignored and case.loss in ("dice", "dice_bce", "dice_ce") else {"eager"}
     assert found >= wanted | ({"nnunet"} if case.loss == "dice_ce" else set())
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'nothing'")
+
+    monkeypatch.setattr(peers, "PACKAGES", dict.fromkeys(("monai", "smp"), ("nothing", absent)))
+    _, monai, smp, _ = peers_of("dice_ce", 4, 2)
+    assert monai.label == "formula of MONAI's dice_ce (nothing is not installed)"
+    assert monai.loss is peers.monai_dice_ce
+    assert (smp.loss, smp.label) == (None, "nothing is not installed")
 
 
 def test_what_is_not_the_same_is_not_timed() -> None:
@@ -121,10 +252,15 @@ def test_inputs(labels: str) -> None:
 
 def test_the_table_is_whole_and_its_order_is_by_weight() -> None:
     names = [case.name for case in TABLE["cuda"]]
-    assert len(set(names)) == len(names) == 2 * 4 * 4 + 2 * 2 * 4
+    assert len(set(names)) == len(names) == 2 * (5 + 2) + 2 * (5 + 2 + 1) + 2
     head = names[:8]
     assert {name.split("/")[0] for name in head} == set("ABCD")
     assert all(name.split("/")[1] in ("dice_bce", "dice_ce") for name in head)
+    for case in TABLE["cpu"]:
+        logits, _ = case.inputs("cpu", 0)
+        if case.layout == "channels_last":
+            assert logits.stride(1) == 1
+        assert logits.is_contiguous() == (case.layout == "contiguous")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +292,7 @@ def test_the_steps_on_a_gpu() -> None:
     done = run("bash", str(BENCH / "gpu.sh"), "--dry-run")
     assert done.returncode == 0, done.stderr
     steps = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("== ")]
-    assert steps == ["environment", "build", "tests", "sanitize", "bench", "ncu"]
+    assert steps == ["environment", "build", "tests", "sanitize", "bench", "scaling", "ncu"]
     for part in ("SEGFUSE_CUDA=ON", "tests/test_cuda.py", "racecheck", "bench/experiments.py", "--clock-control none"):
         assert part in done.stdout
     assert run("bash", str(BENCH / "gpu.sh"), "--wrong").returncode != 0

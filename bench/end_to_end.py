@@ -1,0 +1,93 @@
+"""A training step of the U-Net of examples/ with segfuse's loss and with another, side by side.
+
+Two sizes, two tasks: Dice + BCE of one channel, Dice + CE of 19 classes. A row says how long a step takes with either
+loss, what share of it the loss and its gradient are, and the peak memory of a step, the network's included.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from harness import Contender, Context, Loss, Setting, check_equal, compare, memory
+from peers import peers_of
+from torch import Tensor, nn
+
+from cases import Case
+
+Row = dict[str, Any]
+SIZES: tuple[tuple[int, tuple[int, ...]], ...] = ((128, (16, 32, 64, 96)), (256, (32, 64, 128, 192)))
+BATCH = {"cpu": 2, "cuda": 16}
+
+
+def unet() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "examples" / "unet.py"
+    spec = importlib.util.spec_from_file_location("example_unet", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Training:
+    """A step: forward, loss, backward, update."""
+
+    per_call = 1
+    context: Context = nullcontext
+
+    def __init__(self, model: nn.Module, loss: Loss, image: Tensor, target: Tensor) -> None:
+        self.model, self.loss, self.image, self.target = model, loss, image, target
+        self.optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss(self.model(self.image), self.target).backward()
+        self.optimizer.step()
+
+
+def task(setting: Setting, loss: str, classes: int) -> Iterator[Row]:
+    device = setting.device
+    for side, widths in SIZES[:1] if setting.quick else SIZES:
+        side = max(8, side // setting.shrink)
+        shape = (BATCH[device], classes, side, side)
+        case = Case(str(side), shape, loss, "float32", "float32" if classes == 1 else "int64")
+        _, target = case.inputs(device, 0)
+        torch.manual_seed(0)
+        image = torch.randn(BATCH[device], 3, side, side, device=device)
+        model = unet().UNet(3, classes, widths).to(device)
+        logits = model(image).detach().requires_grad_()
+        for peer in peers_of(loss, classes, 2):
+            if peer.name not in ("eager", "monai") or peer.loss is None:
+                continue
+            ours, theirs = (
+                Contender(name, f, [(logits, target)]) for name, f in (("segfuse", case.ours()), (peer.name, peer.loss))
+            )
+            check_equal(ours, theirs)
+            steps = [Training(model, contender.step.loss, image, target) for contender in (ours, theirs)]
+            for step in steps:  # what a first step makes is not of a step
+                step()
+                memory(step, device)
+            used = {who: memory(step, device) for who, step in zip(("ours", "theirs"), steps, strict=True)}
+            step_time = compare(steps[0], steps[1], setting, logits.detach().clone)
+            loss_time = compare(ours.step, theirs.step, setting, logits.detach().clone)
+            row: Row = {"side": side, "widths": list(widths), "batch": BATCH[device], "classes": classes}
+            row |= {"threads": torch.get_num_threads() if device == "cpu" else None}
+            row |= {"against": peer.name, "label": peer.label, "step": step_time, "loss": loss_time}
+            for who in ("ours", "theirs"):
+                row[f"{who}_share"] = loss_time[who]["us"] / step_time[who]["us"]
+                row[f"{who}_peak_bytes"] = used[who]["peak_bytes"]
+            yield row
+
+
+EXPERIMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    "dice_bce": lambda setting: task(setting, "dice_bce", 1),
+    "dice_ce": lambda setting: task(setting, "dice_ce", 19),
+}
