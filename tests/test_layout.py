@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import segfuse
 from cases import Case, check_case, make_logits, make_target, make_weight, shape_of
+from segfuse import _C, _native
 from test_values import PATHS
 
 
@@ -53,6 +55,27 @@ def test_layouts(case: Case, space: tuple[int, ...], layout) -> None:
     check_case(case, logits, spread)
     check_case(case, layout(logits.double()), spread, weight if layout is channels_last else layout(weight))
     check_case(case, layout(logits.half()), target, weight, reduction="sum")
+
+
+@pytest.mark.parametrize("instruction_set", _C.instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 8, 9, 16, 19, 150, 512, 513])
+def test_channels_last_has_the_same_bits(classes: int, dtype: torch.dtype, instruction_set: str) -> None:
+    """The classes of a position lie side by side: turned by squares, of which the last ones overlap."""
+    shape = (2, classes, 13, 37)
+    logits = make_logits(shape).to(dtype)
+    soft = torch.rand(shape).softmax(1)
+    hard = torch.randint(0, classes, (2, 13, 37))
+    losses = (segfuse.DiceCELoss(), hard), (segfuse.DiceCELoss(ignore_index=1), hard), (segfuse.DiceCELoss(), soft)
+    with _native.instruction_set(instruction_set):
+        for loss, target in losses:
+            found = []
+            for layout in (lambda x: x, channels_last):
+                x = layout(logits).detach().requires_grad_()
+                value = loss(x, layout(target) if target is soft else target)
+                found.append((value, *torch.autograd.grad(3 * value, x)))
+            assert torch.equal(found[0][0], found[1][0])
+            assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("case", PATHS, ids=str)

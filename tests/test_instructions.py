@@ -1,0 +1,17 @@
+"""The CPU kernels stay as lean as they were tuned to be: within the budgets of instructions.py."""
+
+import pytest
+
+from instructions import CASES, per_pixel
+from segfuse import _C
+
+
+@pytest.mark.parametrize("instruction_set", _C.instruction_sets()[1:])
+@pytest.mark.parametrize("name", CASES)
+def test_instructions_per_pixel(name: str, instruction_set: str) -> None:
+    case = CASES[name]
+    forward, backward = per_pixel(case, instruction_set)
+    most_forward, most_backward = case.budget[instruction_set]
+    # A count that is far too low would be one of something else.
+    assert most_forward / 3 < forward <= most_forward
+    assert most_backward / 3 < backward <= most_backward
