@@ -27,7 +27,7 @@ struct JointTile {
   // Where the logits of class c are: z_at + c z_step; in place, or copied to e. The same of the output.
   const Real* z_at;
   Real* out_at;
-  int64_t z_step, out_step;
+  int64_t z_step, out_step, left_out;  // left_out: pixels of weight 0, those that fill up the last vector included
   Real *e, *y, *w, *up, *out, *present, *absent, *z = nullptr, *t = nullptr;
 
   // kEverything: keep logits and labels beside the exponentials.
@@ -70,23 +70,25 @@ struct JointTile {
       for (int64_t i = count; i < padded; ++i) up[c * size + i] = 0;
     }
     for (int64_t i = count; i < padded; ++i) y[i] = w[i] = 0;
-    Real* logits = z ? z : e;
-    int64_t left_out = padded - count;
+    left_out = padded - count;
     if (p.has_weight || job.has_ignore)
       for (int64_t i = 0; i < padded; ++i) left_out += w[i] == 0;
-    const Real* in_memory = z || left_out ? nullptr : in_place<Real>(p.logits, n, 0, first);
-    z_at = in_memory ? in_memory : logits;
+    const Real* in_memory = z || padded != count ? nullptr : in_place<Real>(p.logits, n, 0, first);
+    Real* const copy = z ? z : e;
+    z_at = in_memory ? in_memory : copy;
     z_step = in_memory ? p.logits.class_stride : size;
-    if (in_memory) return;
-    load_classes(p.logits, n, first, count, classes, logits, size);
-    for (int64_t c = 0; left_out && c < classes; ++c) {
-      Real* row = logits + c * size;
-      // Pixels of weight 0 are selected out: what stands there is not read into anything.
-      for (int64_t i = 0; i < padded; ++i) row[i] = w[i] != 0 ? row[i] : Real(0);
-      if (!p.label_map)
-        for (int64_t i = 0; i < padded; ++i) t[c * size + i] = w[i] != 0 ? t[c * size + i] : Real(0);
+    if (!in_memory) load_classes(p.logits, n, first, count, classes, copy, size);
+    // Pixels of weight 0 are selected out: what stands there is not read into anything.
+    if (z && left_out) {
+      clear_left_out(z);
+      if (!p.label_map) clear_left_out(t);
     }
   }
+  void clear_left_out(Real* rows) const {
+    for (int64_t c = 0; c < classes; ++c, rows += size)
+      for (int64_t i = 0; i < padded; ++i) rows[i] = w[i] != 0 ? rows[i] : Real(0);
+  }
+  INLINE typename V::Mask valid(int64_t i) const { return V::load(w + i) != V(0); }
 
   // Exponentials into `e` (from `logits`, which may be `e`), and what the classes of each pixel share.
   Normaliser<V> normalise(const Real* logits, int64_t i) {

@@ -1,6 +1,8 @@
 // The engine for softmax, class indices and sums of products: what a pixel needs of its label is done once per pixel.
 #pragma once
 
+#include <type_traits>
+
 #include "joint.h"
 
 namespace segfuse {
@@ -19,21 +21,28 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     V y, power, at_peak, inverse;
     Pixel<V> x;
 
-    INLINE Own(const JointTile<Real>& tile, int64_t i) {
+    // kSelects: logits of pixels of weight 0 are not read into anything.
+    template <bool kSelects>
+    INLINE Own(const JointTile<Real>& tile, int64_t i, std::bool_constant<kSelects>) {
+      const auto valid = tile.valid(i);
+      const auto logit = [&](const Real* p) INLINE_LAMBDA {
+        const V z = V::load(p);
+        return kSelects ? select(valid, z, V(0)) : z;
+      };
       const Real* const z = tile.z_at + i;
       Real* const e = tile.e + i;
       const int64_t step = tile.size, z_step = tile.z_step, classes = tile.classes;
-      V peak = V::load(z);
+      V peak = logit(z);
       prefetch<V, false>(z);
       for (int64_t c = 1; c < classes; ++c) {
-        peak = max(peak, V::load(z + c * z_step));
+        peak = max(peak, logit(z + c * z_step));
         prefetch<V, false>(z + c * z_step);
       }
       const V log2_e = V(Base2<Real>::log2_e), shift = -(peak * log2_e);
       y = V::load(tile.y + i);
       V log2_own = V(0), label = V(0);
       const V rest = sum_classes(classes, [&](int64_t c) INLINE_LAMBDA {
-        const V d = fma(V::load(z + c * z_step), log2_e, shift);
+        const V d = fma(logit(z + c * z_step), log2_e, shift);
         const auto here = y == label;
         log2_own = select(here, d, log2_own);
         label = label + V(1);
@@ -49,13 +58,23 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     }
   };
 
-  // Here and below the tile's members are read before a loop, not in it: a store of a vector may alias them.
   static void sum_tile(const Job& job, const JointTile<Real>& tile, Sum<Real>& weight, ClassSums<Real>& region,
                        Sum<Real> (*point)[2]) {
+    if (tile.left_out)
+      sum_pixels(job, tile, weight, point, std::true_type());
+    else
+      sum_pixels(job, tile, weight, point, std::false_type());
+    if (region.n) sum_classes_of(job, tile, region);
+  }
+
+  // Here and below the tile's members are read before a loop, not in it: a store of a vector may alias them.
+  template <class Selects>
+  static void sum_pixels(const Job& job, const JointTile<Real>& tile, Sum<Real>& weight, Sum<Real> (*point)[2],
+                         Selects selects) {
     Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out;
-    const int64_t padded = tile.padded, classes = tile.classes;
+    const int64_t padded = tile.padded;
     for (int64_t i = 0; i < padded; i += V::lanes) {
-      const Own own(tile, i);
+      const Own own(tile, i, selects);
       const V w = V::load(w_at + i);
       weight.add(w);
       Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
@@ -67,8 +86,13 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
       (w * own.x.p).store(w_at + i);
       (w * own.x.q).store(q_at + i);
     }
-    if (region.n == 0) return;
-    const Real *const y_at = tile.y, *e = tile.e;
+  }
+
+  // I, FP and FN, class by class.
+  static void sum_classes_of(const Job& job, const JointTile<Real>& tile, ClassSums<Real>& region) {
+    const int64_t padded = tile.padded, classes = tile.classes;
+    const Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out, *const y_at = tile.y;
+    const Real* e = tile.e;
     V label = V(0);
     for (int64_t c = 0; c < classes; ++c, e += tile.size) {
       V tp = V(0), fp = V(0), fn = V(0);
@@ -96,7 +120,15 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   }
 
   static void gradient_group(const Job& job, const JointTile<Real>& tile, const Real* slopes, int64_t i) {
-    const Own own(tile, i);
+    if (tile.left_out)
+      write_group(job, tile, slopes, i, std::true_type());
+    else
+      write_group(job, tile, slopes, i, std::false_type());
+  }
+
+  template <class Selects>
+  static void write_group(const Job& job, const JointTile<Real>& tile, const Real* slopes, int64_t i, Selects selects) {
+    const Own own(tile, i, selects);
     const V w = Steps::weighted_upstream(job, tile, i);
     const Pixel<Dual<V>> dual = Softmax::seed(own.x);
     V d = V(0);
