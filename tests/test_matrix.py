@@ -269,7 +269,7 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:User provided device_type of:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("feature", FEATURES)

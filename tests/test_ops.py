@@ -23,7 +23,7 @@ Loss = Callable[..., Tensor]
 close = torch.testing.assert_close
 in_every_mode = pytest.mark.parametrize("mode", MODES)
 # torch itself warns on the first use of forward-mode AD, and of torch.jit.
-jit = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+jit = pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 
 
 def compound(mode: str, coefficient: Any = 0.7, package: Any = None, **data: Any) -> Loss:
