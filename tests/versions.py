@@ -28,7 +28,7 @@ PAGE = ROOT / "docs" / "versions.md"
 # The oldest that pyproject.toml admits, one between, that of requirements-dev.txt, and the newest; with a numpy of its
 # time, the first with the oldest that pyproject.toml admits.
 VERSIONS = {"2.4.1": "numpy==1.24.*", "2.8.0": "numpy==2.2.*", "2.13.0": "numpy>=2", "2.15.0": "numpy>=2"}
-# They build kernels from the sources, or read those: nothing that a release of torch can change.
+# They build kernels from the sources, or read those, and these know nothing of torch.
 LEFT_OUT = {
     "test_contributing.py": "builds the CPU kernels",
     "test_cuda.py": "builds the CUDA sources",
@@ -36,6 +36,7 @@ LEFT_OUT = {
     "test_mutations.py": "builds the CUDA sources",
     "test_shim.py": "builds the CUDA sources",
     "test_style.py": "checks the sources, with the pinned tools and the pinned torch's types",
+    "test_versions.py": "compares this page",
 }
 # Tests, by their names, that need a later torch than the oldest: which, and what that lacks. There they must fail.
 NEEDS = {
@@ -51,7 +52,9 @@ NEEDS = {
     r"test_recipe\[FSDP\]": ("2.6", "`torch.distributed.fsdp.fully_shard` is not there"),
 }
 ESCAPED = "\\|"  # in a cell
-HEADER = "| torch | numpy | Python | passed | skipped | needs a later torch | failed | date | wheel, SHA-256 |"
+HEADER = (
+    "| torch | numpy | Python | passed | skipped | needs a later torch | failed | date | wheel, SHA-256 | platform |"
+)
 
 
 def run(python: Path, *arguments: str, check: bool = True, **environment: str) -> str:
@@ -96,14 +99,15 @@ def measure(folder: Path, version: str, wheel: Path) -> str:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()[:16]
     return (
         f"| {versions} | {platform.python_version()} | {passed} | {len(skipped)} | {len(lacking)} | {len(failed)} "
-        f"| {datetime.date.today()} | {digest} |"
+        f"| {datetime.date.today()} | {digest} "
+        f"| {platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())} |"
     )
 
 
 def rows() -> dict[str, str]:
     """Those of the page, by release."""
     found = re.findall(r"^\| ((\d[\d.]*\d)\S* \|.*)$", PAGE.read_text() if PAGE.exists() else "", re.MULTILINE)
-    return {version: f"| {row}" for row, version in found}
+    return {version: f"| {row}" for row, version in found if version in VERSIONS}
 
 
 def page(measured: dict[str, str]) -> str:
@@ -111,7 +115,7 @@ def page(measured: dict[str, str]) -> str:
         "# Releases of PyTorch",
         "",
         "One wheel and the same tests on each; `python tests/versions.py WHEEL` makes the environments and this table.",
-        "CI runs the release that `requirements-dev.txt` pins.",
+        "CI runs the release that `requirements-dev.txt` pins. None of these runs had a GPU.",
         "",
         HEADER,
         "|---" * HEADER.count(" | ") + "|---|",
@@ -123,9 +127,7 @@ def page(measured: dict[str, str]) -> str:
         "|---|---|---|",
         *(f"| {oldest} | `{tests.replace('|', ESCAPED)}` | {reason} |" for tests, (oldest, reason) in NEEDS.items()),
         "",
-        f"{platform.system()} {platform.machine()}, {platform.libc_ver()[0]} {platform.libc_ver()[1]}, without a GPU.",
-        "",
-        "Left out, since no release of torch changes them:",
+        "Left out; they build kernels or read them, and these know nothing of torch:",
         "",
         *(f"- `tests/{name}`: {reason}" for name, reason in LEFT_OUT.items()),
         "",
