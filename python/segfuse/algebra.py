@@ -27,7 +27,7 @@ class Term(NamedTuple):
     tensors: tuple[tuple[Tensor | str, int], ...] = ()  # a Parameter stands under its name in the compound
 
     def times(self, factor: float | Tensor, power: int) -> Term:
-        # Not _replace: Dynamo traces that from torch 2.9 on only.
+        # Not _replace: Dynamo of torch 2.8 does not trace it.
         if isinstance(factor, Tensor):
             return Term(self.loss, self.constant, (*self.tensors, (factor, power)))
         return Term(self.loss, self.constant * float(factor) ** power, self.tensors)
