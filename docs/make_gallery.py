@@ -158,7 +158,8 @@ def gain(theta: np.ndarray, a: float, a1: float, b: float, epsilon: float, point
     def part(low: float, high: float) -> np.ndarray:
         x = np.linspace(low, high, points)
         difference = theta[:, None] - x
-        return np.trapezoid(difference / np.sqrt(difference**2 + epsilon), x, axis=1)
+        phi = difference / np.sqrt(difference**2 + epsilon)
+        return (phi[:, 1:] + phi[:, :-1]).sum(1) * (high - low) / (points - 1) / 2
 
     return part(a, a1) - part(a1, b)
 

@@ -8,6 +8,7 @@ SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
 
 import importlib.util
 import os
+import re
 import sys
 import zlib
 from functools import lru_cache
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version  # pytest needs it, too
 
 from segfuse import _kernels, _native
+from versions import NEEDS
 
 ROOT = Path(__file__).parents[1]
 DEVICE = os.environ.get("SEGFUSE_TEST_DEVICE", "cpu")
@@ -49,8 +52,17 @@ if SHIM:
     _native._traced.append(cuda_engine().module)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(torch.library, "register_vmap"):  # torch before 2.5: torch.vmap takes the operators one by one
+        config.addinivalue_line("filterwarnings", "ignore:There is a performance drop:UserWarning")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drawn, since every n-th would be the same reduction each time."""
+    """Tests are drawn, since every n-th would be the same reduction each time; what torch lacks must fail."""
+    for item in items:
+        for pattern, (oldest, reason) in NEEDS.items():
+            if re.search(pattern, item.nodeid) and Version(torch.__version__) < Version(oldest):
+                item.add_marker(pytest.mark.xfail(reason=f"needs torch >= {oldest}: {reason}"))
     chance = {item: zlib.crc32(f"{SEED} {item.nodeid}".encode()) % THIN for item in items}
     config.hook.pytest_deselected(items=[item for item in items if chance[item]])
     items[:] = [item for item in items if not chance[item]]

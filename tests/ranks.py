@@ -208,7 +208,11 @@ def ddp_training() -> None:
 def dtensors() -> None:
     """Replicated, sharded along the batch (unevenly) and along space: the loss of the whole, its gradient in parts."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    try:
+        from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+    except ImportError:  # torch before 2.5
+        from torch.distributed._tensor import DTensor, Replicate, Shard, distribute_tensor
 
     world = distributed.get_world_size()
     mesh = init_device_mesh("cpu", (world,))

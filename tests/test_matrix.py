@@ -269,7 +269,47 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+# What tests/large.py printed.
+LARGE = (
+    "2152960000 bfloat16 logits: 14 s forward and backward, peak memory 11.2 GB",
+    "loss 0.693925083, in float64 0.693925059: 3.4e-08 of it apart",
+    "gradient: no element is further than 3.86e-03 of itself from float64; bfloat16 rounds by 3.91e-03",
+)
+# What goes wrong in a custom operator without an error, or kills the process: each has its test.
+TRAPS = {
+    "a raw call on a fake or meta tensor reads address 0": (
+        "test_compile.py::test_fake_and_meta_tensors",
+        "test_compile.py::test_kernels_refuse_what_has_no_storage",
+    ),
+    "`make_fx` and `torch.jit.trace` bake the loss in as a constant": ("test_compile.py::test_a_trace_keeps_the_loss",),
+    "`create_graph=True`: a second derivative that is wrong": (
+        "test_ops.py::test_second_derivative",
+        "test_ops.py::test_gradcheck_of_every_order",
+    ),
+    "`torch.compile(torch.func.grad(loss))` gives zeros": (
+        "test_compile.py::test_compiled_higher_orders_raise_or_are_right",
+    ),
+    "`func.grad`, `jacrev`: an operator's own autograd cannot run": (
+        "test_ops.py::test_every_route_gives_the_same_gradient",
+        "test_compile.py::test_a_parameter_as_coefficient",
+    ),
+    "`vmap` by the slow fallback, or not at all": ("test_ops.py::test_vmap",),
+    "forward mode: a tangent of None": ("test_matrix.py::forward_mode", "test_ops.py::test_gradcheck_of_every_order"),
+    "MetaTensor takes the slow route and comes out again": ("test_ops.py::test_subclasses_modes_and_terms",),
+    "DTensor: no sharding strategy": ("test_distributed.py::test_three_ranks_of_dtensors",),
+    "a kernel writes over logits that something else saved": ("test_ops.py::test_the_rules_of_autograd",),
+    "an upstream gradient of stride 0": (
+        "test_layout.py::test_upstream_without_strides",
+        "test_ops.py::test_every_route_gives_the_same_gradient",
+    ),
+    "inductor hands over other strides": (
+        "test_compile.py::test_inductor_keeps_strides",
+        "test_compile.py::test_opcheck",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:User provided device_type of:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("feature", FEATURES)
@@ -297,10 +337,21 @@ def page() -> str:
         lines.append(f"| {feature} | {' | '.join(cells)} |")
     lines += ["", "Tested elsewhere, for compounds:", "", "| | test |", "|---|---|"]
     lines += [f"| {feature} | `tests/{test}` |" for feature, test in ELSEWHERE.items()]
+    lines += ["", "Known traps of custom operators:", "", "| | test |", "|---|---|"]
+    lines += [f"| {trap} | {', '.join(f'`{test}`' for test in tests)} |" for trap, tests in TRAPS.items()]
     lines += [
         "",
         "The second derivative of a loss in eager mode is that of its reference (`segfuse.reference`), at no cost to",
-        "the first; with a `process_group` there is only the first. How to use these: [recipes](recipes.md).",
+        "the first; with a `process_group` there is only the first. How to use these: [recipes](recipes.md). Older",
+        "releases of torch: [versions](versions.md).",
+        "",
+        "## More than 2^31 elements",
+        "",
+        "`tests/test_engine.py` runs 2^31 + 12345 positions of stride 0, and rows that lie 2^31 elements apart. Logits",
+        "that are really there: `python tests/large.py`, Dice + BCE of 46400 x 46400 bfloat16 logits and uint8 labels,",
+        "against float64. On an AMD EPYC (AVX-512), 2 virtual cores, shared with other work, torch 2.13:",
+        "",
+        *(f"    {line}" for line in LARGE),
         "",
     ]
     return "\n".join(lines)
@@ -308,8 +359,11 @@ def page() -> str:
 
 def test_the_page_is_that_of_this_file() -> None:
     assert PAGE.read_text() == page(), "python tests/test_matrix.py --write"
+    folder = Path(__file__).parent
     for test in ELSEWHERE.values():
-        assert (Path(__file__).parent / test).is_file()
+        assert (folder / test).is_file()
+    for file, name in (test.split("::") for tests in TRAPS.values() for test in tests):
+        assert f"\ndef {name}(" in (folder / file).read_text()
 
 
 if __name__ == "__main__" and "--write" in sys.argv:

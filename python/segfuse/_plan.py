@@ -122,7 +122,8 @@ class Plan:
                 )
             terms = torch.stack(values).to(torch.float64)
             if coefficients is None:
-                coefficients = terms.new_tensor([t["coefficient"] for t in self.terms])
+                numbers = [t["coefficient"] for t in self.terms]
+                coefficients = torch.tensor(numbers, dtype=torch.float64, device=terms.device)
             loss = torch.tensordot(coefficients.to(terms), terms, dims=1)
         return loss.to(self.loss_dtype(logits)), terms.detach()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
@@ -28,15 +27,15 @@ class Term(NamedTuple):
     tensors: tuple[tuple[Tensor | str, int], ...] = ()  # a Parameter stands under its name in the compound
 
     def times(self, factor: float | Tensor, power: int) -> Term:
+        # Not _replace: Dynamo of torch 2.8 does not trace it.
         if isinstance(factor, Tensor):
-            return self._replace(tensors=(*self.tensors, (factor, power)))
-        return self._replace(constant=self.constant * float(factor) ** power)
+            return Term(self.loss, self.constant, (*self.tensors, (factor, power)))
+        return Term(self.loss, self.constant * float(factor) ** power, self.tensors)
 
     def resolved(self, owner: Loss) -> Term:
         """With the Parameters that the compound holds now."""
-        return self._replace(
-            tensors=tuple((getattr(owner, t) if isinstance(t, str) else t, power) for t, power in self.tensors)
-        )
+        tensors = tuple([(getattr(owner, t) if isinstance(t, str) else t, power) for t, power in self.tensors])
+        return Term(self.loss, self.constant, tensors)
 
     def coefficient(self, owner: Loss, device: torch.device) -> Tensor:
         """As a float64 scalar, with the graph of its tensors."""
@@ -106,12 +105,9 @@ class Loss(nn.Module):
 
     def term_names(self) -> list[str]:
         """Names of the terms, as ``return_terms`` gives them: dice, cross_entropy, dice_2 ..."""
-        names: list[str] = []
-        for loss, *_ in self._terms:
-            short = loss.name.removesuffix("_loss")
-            count = sum(re.fullmatch(rf"{short}(_\d+)?", name) is not None for name in names)
-            names.append(short if count == 0 else f"{short}_{count + 1}")
-        return names
+        names = [loss.name.removesuffix("_loss") for loss, *_ in self._terms]
+        before = [len([n for n in names[:i] if n == name]) for i, name in enumerate(names)]  # for Dynamo, not count()
+        return [name if count == 0 else f"{name}_{count + 1}" for name, count in zip(names, before, strict=True)]
 
     def coefficients(self, device: torch.device) -> Tensor | None:
         """One float64 per term, with the graph of its tensors; None if the plan has them all."""
@@ -267,8 +263,8 @@ class CompoundLoss(Loss):
                 self.register_parameter(names[id(tensor)], tensor)
         self._build(
             [
-                term._replace(tensors=tuple((names.get(id(tensor), tensor), power) for tensor, power in term.tensors))
-                for term in terms
+                Term(loss, constant, tuple([(names.get(id(tensor), tensor), power) for tensor, power in tensors]))
+                for loss, constant, tensors in terms
             ]
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -102,7 +103,7 @@ def _shaped(loss: Tensor, score: Tensor, shape: str | Callable[[Tensor], Tensor]
 def _adapted(loss: Tensor, omega: float, gamma: float, epsilon: float) -> Tensor:
     """omega ln(1 + L / epsilon) below gamma, L - C from there."""
     below = loss < gamma
-    constant = gamma - omega * torch.log1p(loss.new_tensor(gamma / epsilon))
+    constant = gamma - omega * math.log1p(gamma / epsilon)
     return torch.where(below, omega * torch.log1p(torch.where(below, loss, 0.0) / epsilon), loss - constant)
 
 
