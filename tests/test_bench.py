@@ -131,13 +131,16 @@ def test_the_report(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_of_the_readme(folder: Path) -> None:
-    """Its rows are the core cases, the marks are there, and every report in the repository is of its JSON."""
+    """Its rows are the headlines and the pointwise losses of the core; the marks are there."""
     report = load("report")
     results = {**json.loads((folder / "cpu.json").read_text())}
-    core = results["cases"][1] | {"core": True, "case": "c/dice_ce/float32/int64"}
-    lines = list(report.short_table(results | {"cases": [*results["cases"], core]}))
-    assert len(lines) == 3
+    core = results["cases"][1] | {"core": True, "headline": True, "case": "c/dice_ce/float32/int64"}
+    plain = core | {"headline": False, "case": "c/ce/float32/int64"}
+    region = core | {"headline": False, "case": "c/dice/float32/int64"}
+    lines = list(report.short_table(results | {"cases": [*results["cases"], core, plain, region]}))
+    assert len(lines) == 4
     assert lines[2].startswith("| Dice + CE, 4 classes, 1x4x6x6x6 | ")
+    assert lines[3].startswith("| CE, 4 classes, 1x4x6x6x6 | ")
     text = (ROOT / "README.md").read_text()
     assert 0 < text.find("<!-- bench: cpu -->") < text.find("<!-- /bench -->")
 

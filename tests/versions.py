@@ -33,6 +33,7 @@ LEFT_OUT = {
     "test_contributing.py": "builds the CPU kernels",
     "test_cuda.py": "builds the CUDA sources",
     "test_gates.py": "reads the CUDA kernels' machine code",
+    "test_instructions.py": "counts the CPU kernels' instructions",
     "test_mutations.py": "builds the CUDA sources",
     "test_shim.py": "builds the CUDA sources",
     "test_style.py": "checks the sources, with the pinned tools and the pinned torch's types",
