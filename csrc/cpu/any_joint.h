@@ -41,7 +41,8 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     return job.class_scale[k] ? V(static_cast<const Real*>(job.class_scale[k])[c]) : V(1);
   }
 
-  static void sum_tile(const Job& job, JointTile<Real>& tile, Sum<Real>& weight, ClassSums<Real>& region,
+  template <bool>
+  static void sum_tile(const Job& job, JointTile<Real>& tile, const Real*, Sum<Real>& weight, ClassSums<Real>& region,
                        Sum<Real> (*point)[2]) {
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       const Group group(tile, i);

@@ -7,16 +7,20 @@
 namespace segfuse {
 namespace {
 
-void py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
-                bool soft, uintptr_t tables, uintptr_t coefficients, const py::object& unreduced, uintptr_t loss,
+// output: of an unreduced loss its values; else where its gradient may go. True if that has been written.
+bool py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
+                bool soft, uintptr_t tables, uintptr_t coefficients, const py::object& output, uintptr_t loss,
                 uintptr_t terms, uintptr_t slopes, int64_t slope_count, int threads) {
-  const bool with_classes = plan.mode == Mode::multilabel || plan.plan.unreduced_classes();
-  const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), unreduced, with_classes);
+  const bool unreduced = plan.plan.unreduced();
+  const bool with_classes =
+      unreduced ? plan.mode == Mode::multilabel || plan.plan.unreduced_classes() : plan.mode != Mode::binary;
+  const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), output, with_classes);
   check_slopes(plan, problem, slopes, slope_count);
-  if (unreduced.is_none() && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
+  if (!unreduced && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
   const Constants constants{pointer<const double>(tables), pointer<const double>(coefficients), plan.classes.data()};
   const py::gil_scoped_release release;
-  forward(plan.plan, problem, constants, threads, {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes)});
+  return forward(plan.plan, problem, constants, threads,
+                 {pointer<void>(loss), pointer<double>(terms), pointer<void>(slopes)});
 }
 
 void py_statistics(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
@@ -46,7 +50,7 @@ void py_head(const PyPlan& plan, const std::vector<int64_t>& shape, bool label_m
 
 void py_backward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
                  bool soft, uintptr_t tables, uintptr_t slopes, int64_t slope_count, uintptr_t scalar_upstream,
-                 const py::object& upstream, const py::object& gradient, int threads) {
+                 const py::object& upstream, const py::object& gradient, uintptr_t ahead, int threads) {
   const Problem problem =
       make_problem(plan, logits, target, weight, soft, upstream, gradient, plan.mode != Mode::binary);
   check_slopes(plan, problem, slopes, slope_count);
@@ -54,7 +58,8 @@ void py_backward(const PyPlan& plan, const py::object& logits, const py::object&
     throw std::invalid_argument("grad_output: has no storage");
   const Constants constants{pointer<const double>(tables), nullptr, plan.classes.data()};
   const py::gil_scoped_release release;
-  backward(plan.plan, problem, constants, pointer<const void>(slopes), pointer<const void>(scalar_upstream), threads);
+  backward(plan.plan, problem, constants, pointer<const void>(slopes), pointer<const void>(scalar_upstream),
+           pointer<const float>(ahead), threads);
 }
 
 template <class T>

@@ -145,10 +145,12 @@ template <class Engine, class Real>
 struct JointSteps {
   using V = Vec<Real, kJointRegisters>;
 
-  static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
+  template <bool kWrites>
+  static void add(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
     ClassSums<Real> region(tile.scratch, tile.classes * job.region_sums);
     Sum<Real> weight, point[kMaxPoints][2];
+    const Real* slopes = static_cast<const Real*>(job.slopes) + (kWrites ? chunk.unit * job.unit_slopes : 0);
     int64_t groups = 0;
     const auto flush = [&] {
       weight.flush();
@@ -158,14 +160,24 @@ struct JointSteps {
     };
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       if (groups + tile.size / V::lanes > kAddsPerFlush) flush();
-      tile.load(chunk.unit, chunk.first + done, smaller(tile.size, chunk.count - done), bad);
-      Engine::sum_tile(job, tile, weight, region, point);
+      tile.first_stored = chunk.first + done;
+      tile.load(chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      if (kWrites) tile.aim(chunk.unit);
+      Engine::template sum_tile<kWrites>(job, tile, slopes, weight, region, point);
+      if (kWrites) tile.store(chunk.unit);
       groups += tile.padded / V::lanes;
     }
     flush();
     *sums++ = weight.total;
     for (int k = 0; k < job.points; ++k) *sums++ = point[k][0].total, *sums++ = point[k][1].total;
     for (int64_t i = 0; i < region.n; ++i) *sums++ = region.total[i];
+  }
+
+  static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
+    add<false>(job, chunk, sums, bad);
+  }
+  static void both(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
+    add<true>(job, chunk, sums, bad);
   }
 
   static void gradient(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {

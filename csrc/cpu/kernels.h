@@ -12,7 +12,8 @@ struct LabelReport {
   int64_t count = 0, sample = 0, channel = 0, position = 0, value = 0;
 };
 
-enum class Step : int { statistics, values, gradient };
+// both: the statistics and, of pointwise losses, the gradient with the slopes that are foreseen.
+enum class Step : int { statistics, values, gradient, both };
 
 // A call, reduced to plain data (the units touch no standard container: see math.h).
 struct Job {
@@ -38,8 +39,8 @@ using ChunkFunction = void (*)(const Job&, const Chunk&, double* sums, LabelRepo
 
 struct Kernels {
   const char* name;
-  ChunkFunction (*find)(const Job&, Step);
-  // out[i] = f(in[i]), f in exp, log, log1p, log1p_unit, pow (with `parameter`): for the accuracy tests.
+  ChunkFunction (*find)(const Job&, Step);  // null: there is no such step
+  // out[i] = f(in[i]), f in exp, log, log1p, log1p_unit, exp2, log2, pow (with `parameter`): for the accuracy tests.
   void (*elementary32)(int function, float parameter, const float* in, float* out, int64_t count);
   void (*elementary64)(int function, double parameter, const double* in, double* out, int64_t count);
 };

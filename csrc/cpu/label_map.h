@@ -58,19 +58,20 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     }
   };
 
-  static void sum_tile(const Job& job, const JointTile<Real>& tile, Sum<Real>& weight, ClassSums<Real>& region,
-                       Sum<Real> (*point)[2]) {
+  template <bool kWrites>
+  static void sum_tile(const Job& job, const JointTile<Real>& tile, const Real* slopes, Sum<Real>& weight,
+                       ClassSums<Real>& region, Sum<Real> (*point)[2]) {
     if (tile.left_out)
-      sum_pixels(job, tile, weight, point, std::true_type());
+      sum_pixels<kWrites>(job, tile, slopes, weight, point, std::true_type());
     else
-      sum_pixels(job, tile, weight, point, std::false_type());
+      sum_pixels<kWrites>(job, tile, slopes, weight, point, std::false_type());
     if (region.n) sum_classes_of(job, tile, region);
   }
 
   // Here and below the tile's members are read before a loop, not in it: a store of a vector may alias them.
-  template <class Selects>
-  static void sum_pixels(const Job& job, const JointTile<Real>& tile, Sum<Real>& weight, Sum<Real> (*point)[2],
-                         Selects selects) {
+  template <bool kWrites, class Selects>
+  static void sum_pixels(const Job& job, const JointTile<Real>& tile, const Real* slopes, Sum<Real>& weight,
+                         Sum<Real> (*point)[2], Selects selects) {
     Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out;
     const int64_t padded = tile.padded;
     for (int64_t i = 0; i < padded; i += V::lanes) {
@@ -82,6 +83,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
         point[k][0].add(w * scale * loss(own.x, V(1)).positive);
         point[k][1].add(job.point[k].weighs_the_mean ? w * scale : w);
       });
+      if constexpr (kWrites) write_points(tile, own, w, point_slope(job, slopes, own), i);
+      if (job.region_sums == 0) continue;
       (w * own.inverse).store(inverse_at + i);
       (w * own.x.p).store(w_at + i);
       (w * own.x.q).store(q_at + i);
@@ -126,29 +129,40 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
       write_group(job, tile, slopes, i, std::false_type());
   }
 
-  template <class Selects>
-  static void write_group(const Job& job, const JointTile<Real>& tile, const Real* slopes, int64_t i, Selects selects) {
-    const Own own(tile, i, selects);
-    const V w = Steps::weighted_upstream(job, tile, i);
+  // dL/dlog p of the label's class.
+  INLINE static V point_slope(const Job& job, const Real* slopes, const Own& own) {
     const Pixel<Dual<V>> dual = Softmax::seed(own.x);
     V d = V(0);
     Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
       d = d + V(slopes[2 * k]) * Steps::scale(job, k, own.y) * loss(dual, V(1)).positive.d[0];
     });
+    return d;
+  }
+
+  INLINE static void write_points(const JointTile<Real>& tile, const Own& own, const V& w, const V& d, int64_t i) {
+    const int64_t classes = tile.classes, step = tile.size, out_step = tile.out_step;
+    const V others = -(w * own.inverse * d), at_label = w * d * own.x.q;
+    const Real* e = tile.e + i;
+    Real* out = tile.out_at + i;
+    V label = V(0);
+    for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
+      select(own.y == label, at_label, V::load(e) * others).store(out);
+      prefetch<V, true>(out);
+      label = label + V(1);
+    }
+  }
+
+  template <class Selects>
+  static void write_group(const Job& job, const JointTile<Real>& tile, const Real* slopes, int64_t i, Selects selects) {
+    const Own own(tile, i, selects);
+    const V w = Steps::weighted_upstream(job, tile, i);
+    const V d = point_slope(job, slopes, own);
+    if (job.region_slopes == 0) return write_points(tile, own, w, d, i);
     const V scaled = w * own.inverse, zero = V(0), one = V(1);
     const int64_t classes = tile.classes, step = tile.size, out_step = tile.out_step;
     const Real* e = tile.e + i;
     Real* out = tile.out_at + i;
     V label = zero;
-    if (job.region_slopes == 0) {
-      const V others = -(scaled * d), at_label = w * d * own.x.q;
-      for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
-        select(own.y == label, at_label, V::load(e) * others).store(out);
-        prefetch<V, true>(out);
-        label = label + one;
-      }
-      return;
-    }
     const Real* const absent = tile.absent;
     const V present = V::lookup(tile.present, own.y, classes), reference = reference_of(own, tile, present, i);
     const V others = sum_classes(

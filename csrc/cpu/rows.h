@@ -73,9 +73,19 @@ template <class Real, class Link, class Points, bool kExtra>
 struct Rows {
   using V = Vec<Real>;
 
-  template <bool kWeighted>
-  static void sum_tile(const Job& job, const RowTile<Real>& tile, Sum<Real>& weight, Sum<Real>& labels,
-                       Sum<Real>* region, Sum<Real> (*point)[2]) {
+  // The gradient of a pixel's pointwise terms.
+  INLINE static V point_gradient(const Job& job, const Real* slopes, const Pixel<Dual<V>>& dual, const V& t) {
+    V out = V(0);
+    Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
+      const Parts<Dual<V>> parts = loss(dual, t);
+      out = out + V(slopes[2 * k]) * parts.positive.d[0] + V(slopes[2 * k + 1]) * parts.negative.d[0];
+    });
+    return out;
+  }
+
+  template <bool kWrites, bool kWeighted>
+  static void sum_tile(const Job& job, const RowTile<Real>& tile, const Real* slopes, Sum<Real>& weight,
+                       Sum<Real>& labels, Sum<Real>* region, Sum<Real> (*point)[2]) {
     const bool regions = job.region_sums > 0, negatives = job.region_sums > kRegionSums;
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
@@ -91,12 +101,18 @@ struct Rows {
         point[k][0].add(kWeighted ? w * parts.positive : parts.positive);
         point[k][1].add(kWeighted ? w * parts.negative : parts.negative);
       });
+      if constexpr (kWrites) {
+        const V out = point_gradient(job, slopes, Link::seed(x), t);
+        (kWeighted ? select(w != V(0), w * out, V(0)) : out).store(tile.out_at + i);
+      }
     }
   }
 
+  template <bool kWrites>
   static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
     Sum<Real> weight, labels, region[kExtraSums], point[kMaxPoints][2];
+    const Real* slopes = static_cast<const Real*>(job.slopes) + (kWrites ? chunk.unit * job.unit_slopes : 0);
     double whole = 0;
     int64_t groups = 0;
     RowTile<Real> tile;
@@ -110,12 +126,15 @@ struct Rows {
     for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
       const int64_t count = smaller(RowTile<Real>::kSize, chunk.count - done);
       if (groups + RowTile<Real>::kSize / V::lanes > kAddsPerFlush) flush();
-      if (tile.load(job, n, c, chunk.first + done, count, bad)) {
-        sum_tile<true>(job, tile, weight, labels, region, point);
+      const bool weighted = tile.load(job, n, c, chunk.first + done, count, bad);
+      if (kWrites) tile.aim(job, n, c, chunk.first + done);
+      if (weighted) {
+        sum_tile<kWrites, true>(job, tile, slopes, weight, labels, region, point);
       } else {
-        sum_tile<false>(job, tile, weight, labels, region, point);
+        sum_tile<kWrites, false>(job, tile, slopes, weight, labels, region, point);
         whole += double(count);
       }
+      if (kWrites) tile.flush(job, n, c, chunk.first + done);
       groups += tile.padded / V::lanes;
     }
     flush();
@@ -141,10 +160,7 @@ struct Rows {
       if constexpr (kGradient) {
         const Pixel<Dual<V>> dual = Link::seed(x);
         if (regions) out = region_slope<kExtra>(row, x.p, x.q, t) * dual.p.d[0];
-        Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
-          const Parts<Dual<V>> parts = loss(dual, t);
-          out = out + V(slopes[2 * k]) * parts.positive.d[0] + V(slopes[2 * k + 1]) * parts.negative.d[0];
-        });
+        out = out + point_gradient(job, slopes, dual, t);
         if (has_upstream) out = out * V::load(tile.up + i);
       } else {
         Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
@@ -175,7 +191,16 @@ struct Rows {
   }
 
   static ChunkFunction step(Step s) {
-    return s == Step::statistics ? &statistics : s == Step::values ? &write<false> : &write<true>;
+    switch (s) {
+      case Step::statistics:
+        return &statistics<false>;
+      case Step::both:
+        return sizeof(Real) == 4 && !kExtra ? &statistics<true> : nullptr;
+      case Step::values:
+        return &write<false>;
+      default:
+        return &write<true>;
+    }
   }
 };
 

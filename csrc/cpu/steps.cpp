@@ -181,17 +181,63 @@ int64_t workspace_size(const Plan& plan, const Problem& problem) {
 
 int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vector_size(plan, problem); }
 
-void statistics(const Plan& plan, const Problem& problem, const Constants& constants, int threads, double* sums) {
+namespace {
+
+// slopes: of Step::both.
+void add_up(Step step, const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
+            int threads, double* sums) {
   const Layout layout(plan, problem);
   const Cut cut(layout, problem);
   ClassScales scales;
-  const Job job = make_job(plan, problem, layout, constants.tables, nullptr, scales);
+  const Job job = make_job(plan, problem, layout, constants.tables, slopes, scales);
   const int64_t n_sums = layout.unit_sums();
   std::vector<double> partial(size_t(cut.count() * n_sums));
-  run("statistics", Step::statistics, plan, job, cut, threads, partial.data(), n_sums);
+  run(step == Step::both ? "both" : "statistics", step, plan, job, cut, threads, partial.data(), n_sums);
   std::fill(sums, sums + layout.units * n_sums, 0.0);
   for (int64_t i = 0; i < cut.count(); ++i)
     for (int64_t s = 0; s < n_sums; ++s) sums[i / cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
+}
+
+// Whether the slopes of all units have one factor in common, which is all that the pixels decide.
+bool is_foreseeable(const Plan& plan, const Problem& p, const Constants& constants) {
+  const bool reduced = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
+  if (!reduced || plan.point_count != 1 || plan.region_count || plan.sums_labels() || p.logits.dtype != Dtype::f32)
+    return false;
+  ClassScales scales;
+  const Layout layout(plan, p);
+  return kernels().find(make_job(plan, p, layout, constants.tables, nullptr, scales), Step::both) != nullptr;
+}
+
+// What the head would leave if every pixel had the weight 1.
+std::vector<float> foreseen_slopes(const Plan& plan, const Problem& problem, const Constants& constants) {
+  const Layout layout(plan, problem);
+  std::vector<double> sums(size_t(layout.units * layout.unit_sums())), vector(size_t(vector_size(plan, problem)));
+  std::vector<double> workspace(size_t(workspace_size(plan, problem))), terms(size_t(plan.term_count));
+  std::vector<float> slopes(size_t(layout.units * layout.unit_slopes() + 1));
+  for (int64_t u = 0; u < layout.units; ++u) {
+    double* own = sums.data() + u * layout.unit_sums();
+    own[0] = double(problem.pixels);
+    if (plan.joint) own[2] = double(problem.pixels);
+  }
+  float loss;
+  head(plan, problem, constants, {&loss, terms.data(), slopes.data(), sums.data(), workspace.data(), vector.data()},
+       kGather | kFinish);
+  return slopes;
+}
+
+// gradient *= factor, of which nothing but its type, its size and that it is dense matters.
+void multiply(const Problem& p, float factor, int threads) {
+  float* data = static_cast<float*>(p.output.data);
+  parallel_for(p.samples * p.classes * p.pixels, 1 << 16, threads, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    for (int64_t i = begin; i < end; ++i) data[i] *= factor;
+  });
+}
+
+}  // namespace
+
+void statistics(const Plan& plan, const Problem& problem, const Constants& constants, int threads, double* sums) {
+  add_up(Step::statistics, plan, problem, constants, nullptr, threads, sums);
 }
 
 void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, int parts) {
@@ -212,20 +258,36 @@ void values(const Plan& plan, const Problem& problem, const Constants& constants
   run("values", Step::values, plan, job, Cut(layout, problem), threads, nullptr, 0);
 }
 
-void forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs) {
+bool forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs) {
   const Layout layout(plan, problem);
   std::vector<double> sums(size_t(layout.units * layout.unit_sums())), vector(size_t(vector_size(plan, problem)));
   std::vector<double> workspace(size_t(workspace_size(plan, problem)));
   outputs.sums = sums.data();
   outputs.workspace = workspace.data();
   outputs.vector = vector.data();
-  statistics(plan, problem, constants, threads, outputs.sums);
+  std::vector<float> foreseen;
+  if (!plan.unreduced() && problem.output.data && is_foreseeable(plan, problem, constants))
+    foreseen = foreseen_slopes(plan, problem, constants);
+  const bool both = std::any_of(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; });
+  add_up(both ? Step::both : Step::statistics, plan, problem, constants, foreseen.data(), threads, outputs.sums);
   head(plan, problem, constants, outputs, kGather | kFinish);
   if (plan.unreduced()) values(plan, problem, constants, outputs.slopes, threads);
+  if (!both) return false;
+  float* slopes = static_cast<float*>(outputs.slopes);
+  const size_t at =
+      size_t(std::find_if(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; }) - foreseen.begin());
+  slopes[layout.units * layout.unit_slopes()] = slopes[at] / foreseen[at];
+  return true;
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, int threads) {
+              const void* upstream, const float* ahead, int threads) {
+  if (ahead) {
+    const float factor = *ahead * *static_cast<const float*>(upstream);
+    if (factor == 1) return;
+    // By infinity or NaN pixels that do not count would turn NaN.
+    if (factor - factor == 0) return multiply(problem, factor, threads);
+  }
   const Layout layout(plan, problem);
   const Cut cut(layout, problem);
   ClassScales scales;

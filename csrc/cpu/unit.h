@@ -23,11 +23,13 @@ ChunkFunction find_joint(const Job& job, Step step) {
   for (int k = 0; k < job.points; ++k) plain = plain && !job.point[k].smooths && !job.point[k].every_class;
   const auto any = [&](auto engine) {
     using Engine = decltype(engine);
+    if (step == Step::both) return ChunkFunction(nullptr);
     return step == Step::statistics ? &Engine::statistics : step == Step::values ? &Engine::values : &Engine::gradient;
   };
   if (plain && step != Step::values) {
     const auto of = [&](auto engine) {
       using Engine = decltype(engine);
+      if (step == Step::both) return sizeof(Real) == 4 ? &Engine::both : ChunkFunction(nullptr);
       return step == Step::statistics ? &Engine::statistics : &Engine::gradient;
     };
     if (job.points == 0) return of(LabelMap<Real, NoPoints>());
@@ -72,6 +74,8 @@ void elementary(int function, Real parameter, const Real* in, Real* out, int64_t
                 : function == 1 ? log(v)
                 : function == 2 ? log1p(v)
                 : function == 3 ? log1p_unit(v)
+                : function == 4 ? fast_exp2(v)
+                : function == 5 ? fast_log2(v)
                                 : pow(v, parameter);
     r.store(y);
     for (int64_t k = 0; k < n; ++k) out[i + k] = y[k];

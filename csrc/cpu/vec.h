@@ -204,9 +204,9 @@ struct Tables<double> {
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr double log2_e = 1.4426950408889634074;
   static constexpr double exp2[] = {0.69314718055994532587,     0.24022650695909673078,   0.055504108664980668688,
-                                    0.0096181291051547564725,   0.0013333558343937278751, 0.00015403521211107733092,
+                                    0.0096181291051517564725,   0.0013333558343937278751, 0.00015403521219107733092,
                                     0.000015252998899728418466, 1.3210583477765188102e-6, 1.0236023803275179299e-7,
-                                    6.6344458662514140183e-9,   6.1230929168266391e-10};
+                                    6.6344458662514140183e-9,   6.1230929168263871403e-10};
   static constexpr double exp_floor = -709.1, normal = 2.2250738585072014e-308, zero_exponent = -1023.0;
   static constexpr double exp[] = {0.5,
                                    0.1666666666666667103,
@@ -284,7 +284,7 @@ INLINE Vec<T, K> log_from_one(const Vec<T, K>& x) {
   return fma(e, Vec<T, K>(C::ln2_high), fma(e, Vec<T, K>(C::ln2_low), log_mantissa(m)));
 }
 
-// log2(x) for normal x > 0; finite for x = 0.
+// log2(x) for normal x > 0; some number for 0 and for NaN.
 template <class T, int K>
 INLINE Vec<T, K> fast_log2(const Vec<T, K>& x) {
   Vec<T, K> e;

@@ -18,13 +18,13 @@ def forward(
     soft: bool,
     tables: int,
     coefficients: int,
-    unreduced: Tensor | None,
+    output: Tensor | None,
     loss: int,
     terms: int,
     slopes: int,
     slope_count: int,
     threads: int,
-) -> None: ...
+) -> bool: ...
 def statistics(
     plan: Plan,
     logits: Tensor,
@@ -66,6 +66,7 @@ def backward(
     scalar_upstream: int,
     upstream: Tensor | None,
     gradient: Tensor,
+    ahead: int,
     threads: int,
 ) -> None: ...
 def trace_start() -> None: ...

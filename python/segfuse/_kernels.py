@@ -109,13 +109,15 @@ class CpuEngine:
         """See `Engine`."""
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
-        """See `Engine`."""
+        """See `Engine`. Whether a gradient can be written ahead, csrc/cpu/steps.cpp decides; it costs one that can."""
         loss, terms, slopes = outputs
-        unreduced = _native(loss) if plan.unreduced else None
+        lone = plan.points == 1 and not plan.regions and not plan.unreduced
+        wanted = lone and scheme.get() in ("auto", "gradient_in_forward")
+        gradient = torch.empty_like(differentiated) if wanted and differentiated is not None else None
+        output = _native(loss) if plan.unreduced else _optional(gradient)
         addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
-        arguments: Any = *inputs, *constants, unreduced, *addresses, torch.get_num_threads()
-        _C.forward(plan.native, *arguments)
-        return None
+        arguments: Any = *inputs, *constants, output, *addresses, torch.get_num_threads()
+        return gradient if _C.forward(plan.native, *arguments) else None
 
     def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
         """See `Engine`."""
@@ -147,7 +149,8 @@ class CpuEngine:
     ) -> None:
         """See `Engine`."""
         addresses = slopes.data_ptr(), slopes.numel() - 1
-        arguments: Any = *inputs, tables, *addresses, *upstream, _native(gradient), torch.get_num_threads()
+        written = _last(slopes) if ahead else 0
+        arguments: Any = *inputs, tables, *addresses, *upstream, _native(gradient), written, torch.get_num_threads()
         _C.backward(plan.native, *arguments)
 
 

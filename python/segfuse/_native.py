@@ -88,7 +88,10 @@ def instruction_set(name: str) -> Iterator[None]:
 
 @contextmanager
 def scheme(name: str) -> Iterator[None]:
-    """How CUDA's gradient comes about inside the ``with`` block: one of ``_kernels.SCHEMES``."""
+    """How the gradient comes about inside the ``with`` block: one of ``_kernels.SCHEMES``.
+
+    A CPU knows the first three: where ``gradient_in_forward`` cannot be, it takes two passes.
+    """
     from segfuse import _kernels
 
     if name not in _kernels.SCHEMES:
