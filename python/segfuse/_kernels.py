@@ -364,7 +364,8 @@ def forward(
     wants_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Loss, terms and slopes; and the gradient if it is wanted and came with them: `backward` takes it once."""
-    if plan.process_group is not None and not plan.unreduced:
+    group = None if plan.process_group is None or plan.unreduced else resolved_group(plan.process_group)
+    if group is not None and distributed.get_world_size(group) > 1:  # a group of one is none, bit for bit
         sums = statistics(plan, logits, target, weight, tables)
         label_map = plan.mode == "multiclass" and not is_soft(logits, target)
         dtype = plan.loss_dtype(logits)
