@@ -18,6 +18,7 @@ from torch import Tensor
 
 import segfuse
 
+TINY = {"tiny1": (1, 1, 8, 8), "tiny4": (1, 4, 8, 8)}  # what a call costs
 # Large ones for a GPU, small ones (lower case) for a few CPU cores.
 WORKLOADS: dict[str, dict[str, tuple[int, ...]]] = {
     "cuda": {
@@ -25,15 +26,13 @@ WORKLOADS: dict[str, dict[str, tuple[int, ...]]] = {
         "B": (8, 19, 512, 1024),
         "C": (2, 4, 128, 128, 128),
         "D": (32, 1, 1024, 1024),
-        "tiny1": (1, 1, 8, 8),
-        "tiny4": (1, 4, 8, 8),
+        **TINY,
     },
     "cpu": {
         "a": (4, 1, 512, 512),
         "b": (2, 19, 256, 512),
         "c": (1, 4, 96, 96, 96),
-        "tiny1": (1, 1, 8, 8),
-        "tiny4": (1, 4, 8, 8),
+        **TINY,
     },
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -70,7 +69,7 @@ class Case:
 
     @property
     def tiny(self) -> bool:
-        return self.workload.startswith("tiny")
+        return self.workload in TINY
 
     @property
     def classes(self) -> int:
@@ -152,7 +151,7 @@ def table(device: str, shrink: int = 1) -> Iterator[Case]:
     """All cases, the most telling ones first; `shrink` divides the spatial sizes, for trying the harness."""
     cases = []
     for workload, shape in WORKLOADS[device].items():
-        tiny = workload.startswith("tiny")
+        tiny = workload in TINY
         small = shape if tiny else (*shape[:2], *(max(1, n // shrink) for n in shape[2:]))
         binary = shape[1] == 1
         losses, usual = (BINARY, "float32") if binary else (MULTICLASS, "int64")

@@ -244,6 +244,11 @@ inline void check_size(const char* name, uintptr_t address, int64_t count, int64
   if (count != expected) throw std::invalid_argument(std::string(name) + ": unexpected size");
   if (!address && expected) throw std::invalid_argument(std::string(name) + ": has no storage");
 }
+// Whether what a forward writes has a class axis: the values of an unreduced loss, else a gradient.
+inline bool output_has_classes(const PyPlan& plan) {
+  if (plan.plan.unreduced()) return plan.mode == Mode::multilabel || plan.plan.unreduced_classes();
+  return plan.mode != Mode::binary;
+}
 inline void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, int64_t count) {
   const Layout layout(plan.plan, problem);
   check_size("slopes", slopes, count, layout.units * layout.unit_slopes());

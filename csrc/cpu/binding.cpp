@@ -11,12 +11,11 @@ namespace {
 bool py_forward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
                 bool soft, uintptr_t tables, uintptr_t coefficients, const py::object& output, uintptr_t loss,
                 uintptr_t terms, uintptr_t slopes, int64_t slope_count, int threads) {
-  const bool unreduced = plan.plan.unreduced();
-  const bool with_classes =
-      unreduced ? plan.mode == Mode::multilabel || plan.plan.unreduced_classes() : plan.mode != Mode::binary;
-  const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), output, with_classes);
+  const Problem problem =
+      make_problem(plan, logits, target, weight, soft, py::none(), output, output_has_classes(plan));
   check_slopes(plan, problem, slopes, slope_count);
-  if (!unreduced && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
+  if (!plan.plan.unreduced() && problem.samples && !(loss && terms))
+    throw std::invalid_argument("loss: has no storage");
   const Constants constants{pointer<const double>(tables), pointer<const double>(coefficients), plan.classes.data()};
   const py::gil_scoped_release release;
   return forward(plan.plan, problem, constants, threads,

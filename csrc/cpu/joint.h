@@ -146,7 +146,7 @@ struct JointSteps {
   using V = Vec<Real, kJointRegisters>;
 
   template <bool kWrites>
-  static void add(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
+  static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
     ClassSums<Real> region(tile.scratch, tile.classes * job.region_sums);
     Sum<Real> weight, point[kMaxPoints][2];
@@ -171,13 +171,6 @@ struct JointSteps {
     *sums++ = weight.total;
     for (int k = 0; k < job.points; ++k) *sums++ = point[k][0].total, *sums++ = point[k][1].total;
     for (int64_t i = 0; i < region.n; ++i) *sums++ = region.total[i];
-  }
-
-  static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
-    add<false>(job, chunk, sums, bad);
-  }
-  static void both(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
-    add<true>(job, chunk, sums, bad);
   }
 
   static void gradient(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {

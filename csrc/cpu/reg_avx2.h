@@ -90,7 +90,6 @@ struct Reg<double> {
     return {_mm256_i32gather_pd(table, _mm256_cvttpd_epi32(index.v), 8)};
   }
   static constexpr int table = 0;
-  static Reg lookup(const double* t, Reg index) { return gather(t, index); }
 };
 
 inline Reg<float> operator+(Reg<float> a, Reg<float> b) { return {_mm256_add_ps(a.v, b.v)}; }

@@ -48,8 +48,7 @@ struct Reg<float> {
     return {{m}, {float(exponent)}};
   }
   static Reg gather(const float* table, Reg index) { return {table[int64_t(index.v)]}; }
-  static constexpr int table = 0;
-  static Reg lookup(const float* t, Reg index) { return gather(t, index); }
+  static constexpr int table = 0;  // elements that lookup finds: there is none
 };
 
 template <>
@@ -83,7 +82,6 @@ struct Reg<double> {
   }
   static Reg gather(const double* table, Reg index) { return {table[int64_t(index.v)]}; }
   static constexpr int table = 0;
-  static Reg lookup(const double* t, Reg index) { return gather(t, index); }
 };
 
 template <class T>

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../dtype.h"
 #include "../problem.h"
@@ -61,24 +62,11 @@ inline Bfloat16 store_element<Bfloat16, double>(double x) {
   return narrow_bfloat16(float(x));
 }
 
-template <class Real>
-inline void load_run(const Real* p, int64_t stride, int64_t count, Real* out) {
-  if (stride == 1)
-    std::memcpy(out, p, size_t(count) * sizeof(Real));
-  else
-    for (int64_t i = 0; i < count; ++i) out[i] = p[i * stride];
-}
-template <class Real>
-inline void store_run(Real* p, int64_t stride, int64_t count, const Real* in) {
-  if (stride == 1)
-    std::memcpy(p, in, size_t(count) * sizeof(Real));
-  else
-    for (int64_t i = 0; i < count; ++i) p[i * stride] = in[i];
-}
-
 template <class Element, class Real>
 inline void load_run(const Element* p, int64_t stride, int64_t count, Real* out) {
-  if (stride == 1)
+  if (stride == 1 && std::is_same_v<Element, Real>)
+    std::memcpy(out, p, size_t(count) * sizeof(Real));
+  else if (stride == 1)
     for (int64_t i = 0; i < count; ++i) out[i] = load_element<Real>(p[i]);
   else
     for (int64_t i = 0; i < count; ++i) out[i] = load_element<Real>(p[i * stride]);
@@ -86,7 +74,9 @@ inline void load_run(const Element* p, int64_t stride, int64_t count, Real* out)
 
 template <class Element, class Real>
 inline void store_run(Element* p, int64_t stride, int64_t count, const Real* in) {
-  if (stride == 1)
+  if (stride == 1 && std::is_same_v<Element, Real>)
+    std::memcpy(p, in, size_t(count) * sizeof(Real));
+  else if (stride == 1)
     for (int64_t i = 0; i < count; ++i) p[i] = store_element<Element>(in[i]);
   else
     for (int64_t i = 0; i < count; ++i) p[i * stride] = store_element<Element>(in[i]);
@@ -260,15 +250,17 @@ inline bool is_interleaved(const View& v, int64_t classes) {
   return v.class_stride == 1 && v.stride[v.dims - 1] == classes && classes > 1 && classes <= 512;
 }
 
-// f(first element of a block, its place in the tile, its positions): blocks that fit a small array.
+// f(first element of a block in memory, an array for it, its place in the tile, its positions).
 constexpr int64_t kBlockElements = 4096;
-template <class Element, class Function>
-inline void for_blocks(const View& v, Element* data, int64_t n, int64_t first, int64_t count, int64_t classes,
-                       const Function& f) {
+template <class Real, class Function>
+inline void for_blocks(const View& v, int64_t n, int64_t first, int64_t count, int64_t classes, const Function& f) {
+  Real block[kBlockElements];
   const int64_t most = kBlockElements / classes / 8 * 8;
-  for_runs(v, n, 0, first, count, [&](int64_t offset, int64_t, int64_t at, int64_t run) {
-    for (int64_t done = 0; done < run; done += most)
-      f(data + offset + done * classes, at + done, smaller(most, run - done));
+  with_floating(v.dtype, v.data, [&](auto* data) {
+    for_runs(v, n, 0, first, count, [&](int64_t offset, int64_t, int64_t at, int64_t run) {
+      for (int64_t done = 0; done < run; done += most)
+        f(data + offset + done * classes, block, at + done, smaller(most, run - done));
+    });
   });
 }
 
@@ -276,32 +268,22 @@ inline void for_blocks(const View& v, Element* data, int64_t n, int64_t first, i
 template <class Real>
 inline void load_classes(const View& v, int64_t n, int64_t first, int64_t count, int64_t classes, Real* out,
                          int64_t step) {
-  if (!is_interleaved(v, classes)) {
-    for (int64_t c = 0; c < classes; ++c) load_floating(v, n, c, first, count, out + c * step);
-    return;
-  }
-  with_floating(v.dtype, v.data, [&](auto* data) {
-    Real block[kBlockElements];
-    for_blocks(v, data, n, first, count, classes, [&](auto* p, int64_t at, int64_t positions) {
+  if (is_interleaved(v, classes))
+    return for_blocks<Real>(v, n, first, count, classes, [&](auto* p, Real* block, int64_t at, int64_t positions) {
       load_run(p, 1, positions * classes, block);
       transpose(block, classes, positions, classes, out + at, step);
     });
-  });
+  for (int64_t c = 0; c < classes; ++c) load_floating(v, n, c, first, count, out + c * step);
 }
 template <class Real>
 inline void store_classes(const View& v, int64_t n, int64_t first, int64_t count, int64_t classes, const Real* in,
                           int64_t step) {
-  if (!is_interleaved(v, classes)) {
-    for (int64_t c = 0; c < classes; ++c) store_floating(v, n, c, first, count, in + c * step);
-    return;
-  }
-  with_floating(v.dtype, v.data, [&](auto* data) {
-    Real block[kBlockElements];
-    for_blocks(v, data, n, first, count, classes, [&](auto* p, int64_t at, int64_t positions) {
+  if (is_interleaved(v, classes))
+    return for_blocks<Real>(v, n, first, count, classes, [&](auto* p, Real* block, int64_t at, int64_t positions) {
       transpose(in + at, step, classes, positions, block, classes);
       store_run(p, 1, positions * classes, block);
     });
-  });
+  for (int64_t c = 0; c < classes; ++c) store_floating(v, n, c, first, count, in + c * step);
 }
 
 // The tile in place where it already is an array of Real, else null.

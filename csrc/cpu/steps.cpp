@@ -208,20 +208,33 @@ bool is_foreseeable(const Plan& plan, const Problem& p, const Constants& constan
   return kernels().find(make_job(plan, p, layout, constants.tables, nullptr, scales), Step::both) != nullptr;
 }
 
+// What a forward brings for the head.
+struct HeadMemory {
+  std::vector<double> sums, workspace, vector;
+
+  HeadMemory(const Plan& plan, const Problem& problem)
+      : workspace(size_t(workspace_size(plan, problem))), vector(size_t(vector_size(plan, problem))) {
+    const Layout layout(plan, problem);
+    sums.resize(size_t(layout.units * layout.unit_sums()));
+  }
+  Outputs completed(const Outputs& outputs) {
+    return {outputs.loss, outputs.terms, outputs.slopes, sums.data(), workspace.data(), vector.data()};
+  }
+};
+
 // What the head would leave if every pixel had the weight 1.
 std::vector<float> foreseen_slopes(const Plan& plan, const Problem& problem, const Constants& constants) {
   const Layout layout(plan, problem);
-  std::vector<double> sums(size_t(layout.units * layout.unit_sums())), vector(size_t(vector_size(plan, problem)));
-  std::vector<double> workspace(size_t(workspace_size(plan, problem))), terms(size_t(plan.term_count));
+  HeadMemory memory(plan, problem);
+  std::vector<double> terms(size_t(plan.term_count));
   std::vector<float> slopes(size_t(layout.units * layout.unit_slopes() + 1));
   for (int64_t u = 0; u < layout.units; ++u) {
-    double* own = sums.data() + u * layout.unit_sums();
+    double* own = memory.sums.data() + u * layout.unit_sums();
     own[0] = double(problem.pixels);
     if (plan.joint) own[2] = double(problem.pixels);
   }
   float loss;
-  head(plan, problem, constants, {&loss, terms.data(), slopes.data(), sums.data(), workspace.data(), vector.data()},
-       kGather | kFinish);
+  head(plan, problem, constants, memory.completed({&loss, terms.data(), slopes.data()}), kGather | kFinish);
   return slopes;
 }
 
@@ -260,23 +273,19 @@ void values(const Plan& plan, const Problem& problem, const Constants& constants
 
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs) {
   const Layout layout(plan, problem);
-  std::vector<double> sums(size_t(layout.units * layout.unit_sums())), vector(size_t(vector_size(plan, problem)));
-  std::vector<double> workspace(size_t(workspace_size(plan, problem)));
-  outputs.sums = sums.data();
-  outputs.workspace = workspace.data();
-  outputs.vector = vector.data();
+  HeadMemory memory(plan, problem);
+  outputs = memory.completed(outputs);
   std::vector<float> foreseen;
   if (!plan.unreduced() && problem.output.data && is_foreseeable(plan, problem, constants))
     foreseen = foreseen_slopes(plan, problem, constants);
-  const bool both = std::any_of(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; });
+  const auto slope = std::find_if(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; });
+  const bool both = slope != foreseen.end();
   add_up(both ? Step::both : Step::statistics, plan, problem, constants, foreseen.data(), threads, outputs.sums);
   head(plan, problem, constants, outputs, kGather | kFinish);
   if (plan.unreduced()) values(plan, problem, constants, outputs.slopes, threads);
   if (!both) return false;
   float* slopes = static_cast<float*>(outputs.slopes);
-  const size_t at =
-      size_t(std::find_if(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; }) - foreseen.begin());
-  slopes[layout.units * layout.unit_slopes()] = slopes[at] / foreseen[at];
+  slopes[layout.units * layout.unit_slopes()] = slopes[slope - foreseen.begin()] / *slope;
   return true;
 }
 

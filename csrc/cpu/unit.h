@@ -24,13 +24,14 @@ ChunkFunction find_joint(const Job& job, Step step) {
   const auto any = [&](auto engine) {
     using Engine = decltype(engine);
     if (step == Step::both) return ChunkFunction(nullptr);
-    return step == Step::statistics ? &Engine::statistics : step == Step::values ? &Engine::values : &Engine::gradient;
+    if (step == Step::statistics) return &Engine::template statistics<false>;
+    return step == Step::values ? &Engine::values : &Engine::gradient;
   };
   if (plain && step != Step::values) {
     const auto of = [&](auto engine) {
       using Engine = decltype(engine);
-      if (step == Step::both) return sizeof(Real) == 4 ? &Engine::both : ChunkFunction(nullptr);
-      return step == Step::statistics ? &Engine::statistics : &Engine::gradient;
+      if (step == Step::both) return sizeof(Real) == 4 ? &Engine::template statistics<true> : ChunkFunction(nullptr);
+      return step == Step::statistics ? &Engine::template statistics<false> : &Engine::gradient;
     };
     if (job.points == 0) return of(LabelMap<Real, NoPoints>());
     if (job.points == 1 && job.point[0].kind == PointKind::cross_entropy)

@@ -26,8 +26,7 @@ constexpr int kJointRegisters = 4;
 // K registers, or their masks: halves of halves, and not an array, which the compiler would leave in memory.
 template <class R, int K>
 struct Registers {
-  using Half = Registers<R, K / 2>;
-  Half low, high;
+  Registers<R, K / 2> low, high;
 };
 template <class R>
 struct Registers<R, 1> {
@@ -67,8 +66,11 @@ struct Vec {
   // The same of a table of table_size(n), which short tables fill up to what registers hold.
   static constexpr int64_t table_size(int64_t n) { return n < Register::table ? Register::table : n; }
   INLINE static Vec lookup(const T* table, const Vec& index, int64_t n) {
-    if (n > Register::table) return gather(table, index);
-    return each([table](Register i) INLINE_LAMBDA { return Register::lookup(table, i); }, index.r);
+    if constexpr (Register::table > 0) {
+      if (n <= Register::table)
+        return each([table](Register i) INLINE_LAMBDA { return Register::lookup(table, i); }, index.r);
+    }
+    return gather(table, index);
   }
 
  private:
@@ -118,15 +120,18 @@ INLINE Reg<T> operator-(Reg<T> a) {
   return Reg<T>::set(T(-0.0)) - a;
 }
 
-#define SEGFUSE_BINARY(op)                                                          \
-  template <class T, int K>                                                         \
-  INLINE Vec<T, K> operator op(const Vec<T, K>& a, const Vec<T, K>& b) {            \
-    return each([](Reg<T> x, Reg<T> y) INLINE_LAMBDA { return x op y; }, a.r, b.r); \
+#define SEGFUSE_BINARY(name, expression)                                                \
+  template <class T, int K>                                                             \
+  INLINE Vec<T, K> name(const Vec<T, K>& a, const Vec<T, K>& b) {                       \
+    return each([](Reg<T> x, Reg<T> y) INLINE_LAMBDA { return expression; }, a.r, b.r); \
   }
-SEGFUSE_BINARY(+)
-SEGFUSE_BINARY(-)
-SEGFUSE_BINARY(*)
-SEGFUSE_BINARY(/)
+SEGFUSE_BINARY(operator+, x + y)
+SEGFUSE_BINARY(operator-, x - y)
+SEGFUSE_BINARY(operator*, x* y)
+SEGFUSE_BINARY(operator/, x / y)
+// Of two operands the second where either is NaN, so write max(constant, x).
+SEGFUSE_BINARY(min, min(x, y))
+SEGFUSE_BINARY(max, max(x, y))
 #undef SEGFUSE_BINARY
 #define SEGFUSE_UNARY(name)                                           \
   template <class T, int K>                                           \
@@ -137,15 +142,6 @@ SEGFUSE_UNARY(operator-)
 SEGFUSE_UNARY(abs)
 SEGFUSE_UNARY(round)
 #undef SEGFUSE_UNARY
-// Of two operands the second where either is NaN, so write max(constant, x).
-#define SEGFUSE_BINARY(name)                                                            \
-  template <class T, int K>                                                             \
-  INLINE Vec<T, K> name(const Vec<T, K>& a, const Vec<T, K>& b) {                       \
-    return each([](Reg<T> x, Reg<T> y) INLINE_LAMBDA { return name(x, y); }, a.r, b.r); \
-  }
-SEGFUSE_BINARY(min)
-SEGFUSE_BINARY(max)
-#undef SEGFUSE_BINARY
 #define SEGFUSE_TERNARY(name)                                                                             \
   template <class T, int K>                                                                               \
   INLINE Vec<T, K> name(const Vec<T, K>& a, const Vec<T, K>& b, const Vec<T, K>& c) {                     \

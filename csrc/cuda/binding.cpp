@@ -18,13 +18,12 @@ bool py_forward(const PyPlan& plan, const py::object& logits, const py::object& 
                 bool soft, uintptr_t tables, uintptr_t coefficients, uintptr_t classes, const py::object& output,
                 uintptr_t loss, uintptr_t terms, uintptr_t slopes, int64_t slope_count, uintptr_t ahead,
                 uintptr_t workspace, int64_t workspace_count, int scheme, uintptr_t stream) {
-  const bool unreduced = plan.plan.unreduced();
-  const bool with_classes =
-      unreduced ? plan.mode == Mode::multilabel || plan.plan.unreduced_classes() : plan.mode != Mode::binary;
-  const Problem problem = make_problem(plan, logits, target, weight, soft, py::none(), output, with_classes);
+  const Problem problem =
+      make_problem(plan, logits, target, weight, soft, py::none(), output, output_has_classes(plan));
   check_slopes(plan, problem, slopes, slope_count);
   if (!ahead) throw std::invalid_argument("slopes: has no storage");
-  if (!unreduced && problem.samples && !(loss && terms)) throw std::invalid_argument("loss: has no storage");
+  if (!plan.plan.unreduced() && problem.samples && !(loss && terms))
+    throw std::invalid_argument("loss: has no storage");
   const Constants constants = constants_of(tables, coefficients, classes);
   if (workspace_count < workspace_size(plan.plan, problem)) throw std::invalid_argument("workspace: too small");
   const py::gil_scoped_release release;
