@@ -56,8 +56,9 @@ Forward + backward of one step, one process, both sides in turn (ABBA rounds, `b
   are not in the cache; of a tiny case, of the eager loop (the forward, and forward + backward).
 - **A/A**: segfuse against itself, the control. A case whose interval leaves 0.95 to 1.05, or during which the copy rate
   moved by a quarter, is marked *noisy*.
-- **of copy**: bytes that the two passes have to move (the logits three times, the target twice), per second, as a share
-  of the rate at which a copy of the logits runs, allocation included, just before. More than 1: from the cache.
+- **of copy**: bytes that the passes have to move (of two passes the logits three times and the target twice; once more
+  the logits' size where the forward leaves powers for the backward), per second, as a share of the rate at which a copy
+  of the logits runs, allocation included, just before. More than 1: from the cache.
 - **x floor**: time over that of reading logits and target and writing the gradient, once each, at the copy rate.
 - **memory**: peak beyond the inputs, in multiples of the logits; 1 is the gradient alone. **allocations**: of a step.
   Both as torch's allocators see them: what a library takes past them is not counted (segfuse's own scratch on a CPU,

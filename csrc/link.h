@@ -4,6 +4,8 @@
 // logarithms. `seed` dresses them with their slopes, so that a loss written on `Pixel` yields value and slope at once:
 //   Sigmoid, Identity   slope in the input z itself
 //   Softmax             slope in log p of the class, the others held (the engine subtracts p_k times the sum: pixel.h)
+//
+// Local variables that may be vectors are not const, here and in the engines: GCC 12 leaves those in memory.
 #pragma once
 
 #include "math.h"
@@ -13,7 +15,7 @@ namespace {
 
 template <class T>
 struct Pixel {
-  T z, p, q, log_p, log_q;
+  T z, p, q, minus_log_p, minus_log_q;
 };
 
 template <class V>
@@ -36,21 +38,33 @@ HD Dual<V> signed_error(const Dual<V>& p, const Dual<V>& q, const V& t) {
 
 struct Sigmoid {
   static constexpr bool kShared = false;  // whether the classes of a pixel share a normaliser
-  // With e = exp(-|z|) neither tail overflows, and log p = min(z, 0) - log1p(e) keeps every digit of a small loss.
+  // With e = exp(-|z|) neither tail overflows, and -log p = max(-z, 0) + log1p(e) keeps every digit of a small loss.
   template <class V>
   HD static Pixel<V> pixel(const V& z) {
-    const V e = exp_nonpositive(-abs(z));
-    const V big = V(1) / (V(1) + e);
-    const V small = e * big;
-    const auto positive = z >= V(0);
-    const V l = log1p_unit(e);
-    const V none = V(0);
-    return {z, select(positive, big, small), select(positive, small, big), -max(none, -z) - l, -max(none, z) - l};
+    V e = exp_nonpositive(minus_abs(z));
+    V big = V(1) / (V(1) + e);
+    V small = e * big;
+    auto positive = z >= V(0);
+    V l = log1p_unit(e);
+    V none = V(0);
+    return {z, select(positive, big, small), select(positive, small, big), max(none, -z) + l, max(none, z) + l};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {
-    const V pq = x.p * x.q;
-    return {dual(x.z, V(1)), dual(x.p, pq), dual(x.q, -pq), dual(x.log_p, x.q), dual(x.log_q, -x.p)};
+    V pq = x.p * x.q;
+    return {dual(x.z, V(1)), dual(x.p, pq), dual(x.q, -pq), dual(x.minus_log_p, -x.q), dual(x.minus_log_q, x.p)};
+  }
+  // p and q in one number: the smaller of them, with the sign bit set where it is q.
+  template <class V>
+  HD static V kept(const Pixel<V>& x) {
+    return select(x.z >= V(0), -x.q, x.p);
+  }
+  // Of that; logit and logarithms, which nobody may read, are NaN.
+  template <class V>
+  HD static Pixel<V> resumed(const V& kept) {
+    V small = abs(kept), large = V(1) - small, unknown = V(__builtin_nan(""));
+    auto is_q = sign_bit(kept);
+    return {unknown, select(is_q, large, small), select(is_q, small, large), unknown, unknown};
   }
 };
 
@@ -59,14 +73,14 @@ struct Identity {
   static constexpr bool kShared = false;
   template <class V>
   HD static Pixel<V> pixel(const V& z) {
-    const V q = V(1) - z;
-    return {z, z, q, max(V(-100), log(z)), max(V(-100), log(q))};
+    V q = V(1) - z;
+    return {z, z, q, min(V(100), -log(z)), min(V(100), -log(q))};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {
-    const V floor = V(1e-12);
-    return {dual(x.z, V(1)), dual(x.p, V(1)), dual(x.q, V(-1)), dual(x.log_p, V(1) / max(floor, x.p)),
-            dual(x.log_q, V(-1) / max(floor, x.q))};
+    V floor = V(1e-12);
+    return {dual(x.z, V(1)), dual(x.p, V(1)), dual(x.q, V(-1)), dual(x.minus_log_p, V(-1) / max(floor, x.p)),
+            dual(x.minus_log_q, V(1) / max(floor, x.q))};
   }
 };
 
@@ -87,8 +101,8 @@ struct Softmax {
   // e = exp(z - peak); `is_peak` is the mask of the one class that `rest` leaves out.
   template <class V, class Mask>
   HD static Pixel<V> pixel(const Normaliser<V>& n, const V& e, const V& z_minus_peak, const Mask& is_peak) {
-    const V p = e * n.inverse;
-    return {z_minus_peak, p, select(is_peak, n.rest * n.inverse, V(1) - p), z_minus_peak - n.log, V(0)};
+    V p = e * n.inverse;
+    return {z_minus_peak, p, select(is_peak, n.rest * n.inverse, V(1) - p), n.log - z_minus_peak, V(0)};
   }
   // The label's class of a pixel, where the label is one: own = 2^(z_y log2(e) - s) and rest, the sum over the other
   // classes, for one s at or near the peak; log2_own = z_y log2(e) - s. Nothing is left out of p or q that rounding
@@ -97,17 +111,17 @@ struct Softmax {
   template <class Real, class V>
   HD static Pixel<V> of_label(const V& own, const V& rest, const V& log2_own, V& inverse) {
     using Constants = Base2<Real>;
-    const auto less = own < rest;
-    const V distance = fast_log2(rest) - log2_own, raw = select(less, own, rest), large = select(less, rest, own);
-    const V small = fma(raw, V(-Constants::excess) * min(V(Constants::exponents), abs(distance)), raw);
+    auto less = own < rest;
+    V distance = fast_log2(rest) - log2_own, raw = select(less, own, rest), large = select(less, rest, own);
+    V small = fma(raw, V(-Constants::excess) * min(V(Constants::exponents), abs(distance)), raw);
     inverse = V(1) / (small + large);
-    const V p = small * inverse, q = large * inverse;
-    const V log_p = select(less, distance * V(-Constants::ln2), V(0)) - log1p_unit(small / large);
-    return {log2_own * V(Constants::ln2), select(less, p, q), select(less, q, p), log_p, V(0)};
+    V p = small * inverse, q = large * inverse;
+    V minus_log_p = select(less, distance * V(Constants::ln2), V(0)) + log1p_unit(small / large);
+    return {log2_own * V(Constants::ln2), select(less, p, q), select(less, q, p), minus_log_p, V(0)};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {
-    return {dual(x.z, V(1)), dual(x.p, x.p), dual(x.q, -x.p), dual(x.log_p, V(1)), dual(x.log_q, V(0))};
+    return {dual(x.z, V(1)), dual(x.p, x.p), dual(x.q, -x.p), dual(x.minus_log_p, V(-1)), dual(x.minus_log_q, V(0))};
   }
 };
 

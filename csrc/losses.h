@@ -37,7 +37,7 @@ HD Parts<V> by_label_of_finite_slope(const V& t, const V& positive, const V& neg
 }
 template <class V>
 HD Parts<Dual<V>> by_label_of_finite_slope(const V& t, const Dual<V>& positive, const Dual<V>& negative) {
-  const V u = V(1) - t;
+  V u = V(1) - t;
   return {dual(masked_product(t, positive.v), t * positive.d[0]),
           dual(masked_product(u, negative.v), u * negative.d[0])};
 }
@@ -49,7 +49,7 @@ struct BceWithLogits {
   HD explicit BceWithLogits(const Real* parameter) : smoothing(parameter[0]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label_of_finite_slope(t * V(1 - smoothing) + V(smoothing / 2), -x.log_p, -x.log_q);
+    return by_label_of_finite_slope(t * V(1 - smoothing) + V(smoothing / 2), x.minus_log_p, x.minus_log_q);
   }
 };
 
@@ -60,7 +60,7 @@ struct CrossEntropy {
   HD explicit CrossEntropy(const Real* parameter) : keep(1 - parameter[0]), spread(parameter[1]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label_of_finite_slope(t * V(keep) + V(spread), -x.log_p, -x.log_q);
+    return by_label_of_finite_slope(t * V(keep) + V(spread), x.minus_log_p, x.minus_log_q);
   }
 };
 
@@ -71,7 +71,7 @@ struct Focal {
   HD explicit Focal(const Real* parameter) : gamma(parameter[0]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label(t, power(x.q, gamma) * -x.log_p, power(x.p, gamma) * -x.log_q);
+    return by_label(t, power(x.q, gamma) * x.minus_log_p, power(x.p, gamma) * x.minus_log_q);
   }
 };
 
@@ -81,7 +81,7 @@ struct FocalSquare {
   HD explicit FocalSquare(const Real*) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label(t, square(x.q) * -x.log_p, square(x.p) * -x.log_q);
+    return by_label(t, square(x.q) * x.minus_log_p, square(x.p) * x.minus_log_q);
   }
 };
 
@@ -113,7 +113,7 @@ struct SigmoidFree {
   HD explicit SigmoidFree(const Real*) {}
   template <class T, class V>
   HD static T twice_l(const T& r, const V& half) {
-    const T near = square(square(at_most(half, positive_part(shifted(-r, half)))));
+    T near = square(square(at_most(half, positive_part(shifted(-r, half)))));
     return positive_part(-r) + near + near;
   }
   template <class T, class V>
@@ -149,7 +149,7 @@ struct Hinge {
   HD explicit Hinge(const Real*) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    const V s = V(1) - V(2) * t;
+    V s = V(1) - V(2) * t;
     return undivided<V>(positive_part(shifted(masked_product(s, x.z), V(1))));
   }
 };
@@ -181,8 +181,8 @@ struct Huber {
   HD explicit Huber(const Real* parameter) : delta(parameter[0]) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    const T e = abs(signed_error(x.p, x.q, t));
-    const T far = scaled(shifted(e, V(-delta / 2)), V(delta));
+    T e = abs(signed_error(x.p, x.q, t));
+    T far = scaled(shifted(e, V(-delta / 2)), V(delta));
     return undivided<V>(select(value_of(e) > V(delta), far, scaled(square(e), V(0.5))));
   }
 };
@@ -193,7 +193,7 @@ struct KullbackLeibler {
   HD explicit KullbackLeibler(const Real*) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label_of_finite_slope(t, shifted(-x.log_p, log(t)), shifted(-x.log_q, log(V(1) - t)));
+    return by_label_of_finite_slope(t, shifted(x.minus_log_p, log(t)), shifted(x.minus_log_q, log(V(1) - t)));
   }
 };
 
@@ -285,7 +285,7 @@ struct SensitivitySpecificity {
   HD static double share(int k, const RegionParameters& a) { return k == 0 ? a.alpha : 1 - a.alpha; }
   template <int N>
   HD static Score<Dual<double, N>> score(int k, const RowSums<Dual<double, N>>& s, const RegionParameters& a) {
-    const Dual<double, N> missed = k == 0 ? s.fn : s.fp;
+    Dual<double, N> missed = k == 0 ? s.fn : s.fp;
     const double labelled = k == 0 ? s.positives : s.negatives;
     return {-missed + (labelled + a.numerator), constant<double, N>(labelled + a.denominator),
             missed + (a.denominator - a.numerator)};

@@ -38,6 +38,8 @@ HD double min(double a, double b) { return a < b ? a : b; }
 HD double max(double a, double b) { return a > b ? a : b; }
 HD float abs(float a) { return ::fabsf(a); }
 HD double abs(double a) { return ::fabs(a); }
+HD float minus_abs(float a) { return -::fabsf(a); }
+HD double minus_abs(double a) { return -::fabs(a); }
 
 HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 
@@ -118,11 +120,25 @@ HD double cosh_minus_one(double x) {
 HD float smallest_normal(float) { return 1.17549435e-38f; }
 HD double smallest_normal(double) { return 2.2250738585072014e-308; }
 
+// N slopes; one is no array, which GCC would leave in memory.
+template <class T, int N>
+struct Slopes {
+  T at[N];
+  HD T& operator[](int i) { return at[i]; }
+  HD const T& operator[](int i) const { return at[i]; }
+};
+template <class T>
+struct Slopes<T, 1> {
+  T at;
+  HD T& operator[](int) { return at; }
+  HD const T& operator[](int) const { return at; }
+};
+
 // Value and N slopes of one expression.
 template <class T, int N = 1>
 struct Dual {
   T v;
-  T d[N];
+  Slopes<T, N> d;
 };
 
 template <class T, int N>
@@ -214,7 +230,7 @@ HD T power(const T& base, Real exponent) {
 }
 template <class T, int N, class Real>
 HD Dual<T, N> power(const Dual<T, N>& base, Real exponent) {
-  const T value = pow(base.v, exponent);
+  T value = pow(base.v, exponent);
   return chain(value, T(exponent) * value / max(T(smallest_normal(Real())), base.v), base);
 }
 template <class T>

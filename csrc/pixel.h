@@ -21,7 +21,7 @@ template <bool kExtra, class V>
 HD V region_slope(const RowSlopes<V>& s, const V& p, const V& q, const V& t) {
   V slope = t * s.present + (V(1) - t) * s.absent;
   if (kExtra) {
-    const V d = signed_error(p, q, t);
+    V d = signed_error(p, q, t);
     slope = slope + V(2) * d * (t * s.squared_present + (V(1) - t) * s.squared_absent);
     slope = slope + select(d < V(0), s.below, select(d > V(0), s.above, V(0.5) * (s.below + s.above)));
   }
@@ -31,13 +31,13 @@ HD V region_slope(const RowSlopes<V>& s, const V& p, const V& q, const V& t) {
 // The region sums of a pixel of weight w, handed to add(i, value).
 template <bool kExtra, class V, class Add>
 HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negatives, const Add& add) {
-  const V wt = w * t, wu = w * (V(1) - t);
+  V wt = w * t, wu = w * (V(1) - t);
   add(0, wt * p);
   add(1, wu * p);
   add(2, wt * q);
   if (kExtra || negatives) add(3, wu);
   if (kExtra) {
-    const V d = signed_error(p, q, t);
+    V d = signed_error(p, q, t);
     add(4, wt * d * d);
     add(5, wu * d * d);
     add(6, -(wt * d));
@@ -48,7 +48,7 @@ HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negativ
 
 // Softmax, the pull-back. With s_c = dL/dp_c of the regions and D_c = dL/dlog p_c of the pointwise losses,
 //   dL/dz_k = p_k (s_k - Σ p_c s_c) + D_k q_k - p_k Σ_{c≠k} D_c.
-// `reference` is s of the peak class: taken off every s first, the two sides of the first difference stay small, and a
+// `reference` is s of a likely class: taken off every s first, the two sides of the first difference stay small, and a
 // saturated pixel, right or wrong, keeps the digits of its gradient.
 template <class V>
 HD V softmax_pull_back(const V& p, const V& q, const V& s_minus_reference, const V& mean_s_minus_reference,

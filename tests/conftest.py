@@ -52,7 +52,13 @@ if SHIM:
     _native._traced.append(cuda_engine().module)
 
 
+# With pytest-xdist (-n) a file stays together, for its tests share builds and counts; the longest start first.
+LONGEST = ("test_shim.py", "test_mutations.py", "test_cuda.py")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
     if not hasattr(torch.library, "register_vmap"):  # torch before 2.5: torch.vmap takes the operators one by one
         config.addinivalue_line("filterwarnings", "ignore:There is a performance drop:UserWarning")
 
@@ -66,6 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chance = {item: zlib.crc32(f"{SEED} {item.nodeid}".encode()) % THIN for item in items}
     config.hook.pytest_deselected(items=[item for item in items if chance[item]])
     items[:] = [item for item in items if not chance[item]]
+    if getattr(config.option, "dist", "no") != "no" or "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,8 @@
-"""On a CPU a lone pointwise loss writes its gradient in the forward: one read of the logits, and the same gradient."""
+"""On a CPU the forward writes into the place of a float32 gradient what its backward would have to compute again.
+
+Of a lone pointwise loss the gradient itself, up to a factor ("both"; the backward has nothing left to read); of others
+the powers of the softmax, or the probability ("keep"; "resume" goes on from there). The gradient is that of two passes.
+"""
 
 from collections.abc import Callable
 
@@ -11,7 +15,7 @@ from segfuse import _C, _native
 
 Build = Callable[..., segfuse.Loss]
 
-LOSSES: dict[str, tuple[Build, str]] = {
+ONE_PASS: dict[str, tuple[Build, str]] = {
     "bce": (segfuse.BCEWithLogitsLoss, "binary"),
     "bce, pos_weight": (lambda m, **o: segfuse.BCEWithLogitsLoss(m, pos_weight=[0.5, 3, 2], **o), "multilabel"),
     "focal": (lambda m, **o: segfuse.FocalLoss(m, alpha=0.3, **o), "binary"),
@@ -25,6 +29,31 @@ LOSSES: dict[str, tuple[Build, str]] = {
     "polynomial": (segfuse.PolynomialLoss, "multilabel"),
     "scaled": (lambda m, **o: 0.3 * segfuse.MSELoss(m, **o), "multilabel"),
 }
+KEPT: dict[str, tuple[Build, str]] = {
+    "dice": (segfuse.DiceLoss, "binary"),
+    "tversky": (lambda m, **o: segfuse.TverskyLoss(m, alpha=0.3, beta=0.7, **o), "multilabel"),
+    "tversky + 0.4 bce": (
+        lambda m, **o: (
+            segfuse.TverskyLoss(m, alpha=0.3, beta=0.7, **o)
+            + 0.4 * segfuse.BCEWithLogitsLoss(m, label_smoothing=0.1, **o)
+        ),
+        "binary",
+    ),
+    "balanced bce": (lambda m, **o: segfuse.BCEWithLogitsLoss(m, balanced=True, **o), "multilabel"),
+    "dice, 5 classes": (segfuse.DiceLoss, "multiclass"),
+    "tversky + 0.4 ce": (
+        lambda m, **o: segfuse.TverskyLoss(m, alpha=0.3, beta=0.7, **o) + 0.4 * segfuse.CrossEntropyLoss(**o),
+        "multiclass",
+    ),
+    "specificity, 5 classes": (
+        lambda m, **o: segfuse.SensitivitySpecificityLoss(m, sensitivity_weight=0.3, **o),
+        "multiclass",
+    ),
+    "ce + focal": (
+        lambda m, **o: segfuse.CrossEntropyLoss(**o) + segfuse.FocalLoss(m, gamma=1.5, alpha=[0.5, 3, 0.2, 1, 2], **o),
+        "multiclass",
+    ),
+}
 
 
 def gradient(
@@ -33,15 +62,16 @@ def gradient(
     logits = inputs[0].detach().requires_grad_()
     with _native.scheme(scheme), _native.trace() as events:
         value = loss(logits, *inputs[1:])
-        (found,) = torch.autograd.grad(value, logits, torch.tensor(upstream))
+        (found,) = torch.autograd.grad(value, logits, upstream * torch.ones_like(value).cumsum(0))
     return value.detach(), found, [event.kernel for event in events]
 
 
 @pytest.mark.parametrize("instruction_set", _C.instruction_sets())
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("name", LOSSES)
-def test_one_pass_gives_the_gradient_of_two(name: str, reduction: str, instruction_set: str) -> None:
-    build, mode = LOSSES[name]
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sample"])
+@pytest.mark.parametrize("name", [*ONE_PASS, *KEPT])
+def test_what_is_ahead_gives_the_gradient_of_two_passes(name: str, reduction: str, instruction_set: str) -> None:
+    build, mode = (ONE_PASS | KEPT)[name]
+    of_one_pass = name in ONE_PASS and reduction != "sample"
     shape = (2, {"binary": 1, "multilabel": 3, "multiclass": 5}[mode], 37, 53)
     logits, target, weight = make_logits(shape), make_target(mode, shape), make_weight(mode, shape)
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -50,40 +80,46 @@ def test_one_pass_gives_the_gradient_of_two(name: str, reduction: str, instructi
             loss = build(mode, reduction=reduction, **options)
             for upstream in (1.0, -0.37):
                 with _native.instruction_set(instruction_set):
-                    value, one, passes = gradient("auto", loss, (x, target, *rest), upstream)
+                    value, ahead, passes = gradient("auto", loss, (x, target, *rest), upstream)
                     expected_value, two, both_passes = gradient("two_pass", loss, (x, target, *rest), upstream)
-                assert (passes, both_passes) == (["both"], ["statistics", "gradient"])
-                assert one.stride() == two.stride() == x.stride()
+                assert both_passes == ["statistics", "gradient"]
+                if of_one_pass or name in KEPT:
+                    assert passes == (["both"] if of_one_pass else ["keep", "resume"])
+                assert ahead.stride() == two.stride() == x.stride()
                 torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=0)
-                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 * float(two.abs().max()))
+                if passes == ["keep", "resume"] and mode == "multiclass":
+                    assert torch.equal(ahead, two)
+                else:
+                    torch.testing.assert_close(ahead, two, rtol=1e-5, atol=1e-6 * float(two.abs().max()))
 
 
-def test_what_is_not_written_ahead() -> None:
-    logits, target = (
-        make_logits(shape_of("multiclass", 9, 11)),
-        make_target("multiclass", shape_of("multiclass", 9, 11)),
-    )
-    soft = torch.rand(logits.shape).softmax(1)
-    cross_entropy = segfuse.CrossEntropyLoss()
+def test_nothing_is_ahead() -> None:
+    shape = shape_of("multiclass", 9, 11)
+    logits, target = make_logits(shape), make_target("multiclass", shape)
+    mask, soft = make_target("multilabel", shape), torch.rand(shape).softmax(1)
+    compound, cross_entropy = segfuse.DiceCELoss(), segfuse.CrossEntropyLoss()
     for loss, x, t in (
-        (segfuse.DiceCELoss(), logits, target),  # a region: its slopes need all sums
-        (cross_entropy + segfuse.FocalLoss("multiclass"), logits, target),
-        (segfuse.BCEWithLogitsLoss("multilabel", balanced=True), logits, (soft > 0.2).float()),
-        (cross_entropy, logits.double(), target),
-        (cross_entropy, logits.bfloat16(), target),  # would be rounded twice
+        (compound, logits.double(), target),
+        (compound, logits.bfloat16(), target),  # would be rounded twice
+        (compound, logits, soft),
+        (segfuse.DiceLoss("multiclass", squared=True), logits, target),
+        (segfuse.DiceFocalLoss("multilabel"), logits, mask),  # a focal loss reads logarithms
+        (segfuse.DiceLoss("multilabel", from_logits=False), logits.sigmoid(), mask),
         (cross_entropy, logits, soft),
         (segfuse.CrossEntropyLoss(label_smoothing=0.1), logits, target),
     ):
         assert gradient("auto", loss, (x, t), 1.0)[2] == ["statistics", "gradient"]
-    with torch.no_grad(), _native.trace() as events:
-        cross_entropy(logits, target)
-    assert [event.kernel for event in events] == ["statistics"]
+    for loss in (compound, cross_entropy):
+        with torch.no_grad(), _native.trace() as events:
+            loss(logits, target)
+        assert [event.kernel for event in events] == ["statistics"]
 
 
-def test_a_second_backward_has_its_own_gradient() -> None:
+@pytest.mark.parametrize("loss", [segfuse.CrossEntropyLoss(), segfuse.DiceCELoss()], ids=str)
+def test_a_second_backward_has_its_own_gradient(loss: segfuse.Loss) -> None:
     shape = shape_of("multiclass", 9, 11)
     logits, target = make_logits(shape).requires_grad_(), make_target("multiclass", shape)
-    value = segfuse.CrossEntropyLoss()(logits, target)
+    value = loss(logits, target)
     (first,) = torch.autograd.grad(value, logits, retain_graph=True)
     kept = first.clone()
     (second,) = torch.autograd.grad(3 * value, logits)
@@ -94,7 +130,8 @@ def test_a_second_backward_has_its_own_gradient() -> None:
 
 @pytest.mark.parametrize("upstream", [float("inf"), float("nan"), 0.0])
 @pytest.mark.parametrize("mode", ["binary", "multiclass"])
-def test_whatever_comes_from_above(mode: str, upstream: float) -> None:
+@pytest.mark.parametrize("compound", [False, True])
+def test_whatever_comes_from_above(mode: str, upstream: float, compound: bool) -> None:
     """Infinity and NaN as in two passes, 0 as a factor."""
     shape = shape_of(mode, 9, 11)
     logits, target = make_logits(shape), make_target(mode, shape).clone()
@@ -102,15 +139,28 @@ def test_whatever_comes_from_above(mode: str, upstream: float) -> None:
     logits[..., 2:4, :] = float("nan")
     build = segfuse.CrossEntropyLoss if mode == "multiclass" else segfuse.BCEWithLogitsLoss
     loss = build(ignore_index=255) if mode == "multiclass" else build(mode, ignore_index=255)
+    if compound:
+        loss = loss + 0.4 * segfuse.DiceLoss(mode, ignore_index=255)
     one, two = (gradient(scheme, loss, (logits, target), upstream)[1] for scheme in ("auto", "two_pass"))
-    torch.testing.assert_close(one, two, rtol=1e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-12, equal_nan=True)
     if upstream == 0 or mode == "binary":
         assert (one[..., 2:4, :] == 0).all()
 
 
+@pytest.mark.parametrize("logit", [-1e30, -200.0, -88.0, -0.0, 0.0, 88.0, 200.0, 1e30, float("inf"), float("nan")])
+def test_a_kept_probability_is_both_p_and_its_rest(logit: float) -> None:
+    """Next to 0 and to 1 alike: a gradient of p q keeps its digits on both sides."""
+    logits = torch.full((1, 1, 8, 16), logit)
+    logits[0, 0, 0] = torch.linspace(-20, 20, 16)
+    target = (torch.rand(1, 1, 8, 16) < 0.5).float()
+    loss = segfuse.TverskyLoss("binary", alpha=0.3, beta=0.7) + 0.4 * segfuse.BCEWithLogitsLoss("binary")
+    kept, two = (gradient(scheme, loss, (logits, target), 3.0)[1] for scheme in ("auto", "two_pass"))
+    torch.testing.assert_close(kept, two, rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
 def test_nothing_counts() -> None:
     logits, target = make_logits((2, 5, 9, 11)), torch.full((2, 9, 11), 255)
-    loss = segfuse.CrossEntropyLoss(ignore_index=255)
-    one, two = (gradient(scheme, loss, (logits, target), 2.0) for scheme in ("auto", "two_pass"))
-    assert torch.equal(one[0], two[0])
-    assert torch.equal(one[1], two[1])
+    for loss in (segfuse.CrossEntropyLoss(ignore_index=255), segfuse.DiceCELoss(ignore_index=255)):
+        one, two = (gradient(scheme, loss, (logits, target), 2.0) for scheme in ("auto", "two_pass"))
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[1], two[1])

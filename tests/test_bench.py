@@ -83,7 +83,7 @@ def test_a_run_and_what_it_leaves(folder: Path) -> None:
             assert row["allocations"] >= 2
     # What the kernels say they move is what two passes have to; and nothing beside the gradient is large.
     ours = results["cases"][1]["rows"][0]
-    assert ours["bytes_per_pixel"] == cases.bytes_per_pixel("two_pass", 4, 4, 1)
+    assert ours["bytes_per_pixel"] == cases.bytes_per_pixel("kept", 4, 4, 1)
     assert ours["peak_bytes"] <= results["cases"][1]["logit_bytes"] + 4096
 
 

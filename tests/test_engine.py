@@ -1,8 +1,10 @@
 """What the engine promises beside numbers: the same bits, two passes, no memory, its own elementary functions."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -85,11 +87,38 @@ def test_every_compound_is_two_passes(name: str) -> None:
     build, mode = COMPOUNDS[name]
     shape = shape_of(mode, 64, 48)
     logits, target = make_logits(shape).requires_grad_(), make_target(mode, shape, torch.uint8)
-    with _native.trace() as events:
-        build()(logits, target).backward()
-    read = logits.numel() * 4 + target.numel()
-    best = _C.instruction_set()
-    assert events == [("statistics", best, read, 0), ("gradient", best, read, logits.numel() * 4)]
+    best, written = _C.instruction_set(), logits.numel() * 4
+    read = written + target.numel()
+    two_passes = [("statistics", best, read, 0), ("gradient", best, read, written)]
+    kept = [("keep", best, read, written), ("resume", best, read, written)]  # see test_ahead.py
+    for scheme, expected in (("two_pass", [two_passes]), ("auto", [two_passes, kept])):
+        with _native.scheme(scheme), _native.trace() as events:
+            build()(logits, target).backward()
+        assert events in expected
+
+
+@pytest.mark.parametrize("scheme", ["auto", "two_pass"])
+def test_a_large_gradient_asks_for_large_pages(scheme: str) -> None:
+    """Linux notes the wish ("hg") with the pages, whatever it does about it; no other memory is marked."""
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this system has no transparent huge pages")
+
+    def marked(tensor: torch.Tensor) -> bool:
+        here = tensor.data_ptr() + tensor.nbytes // 2
+        found = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if span := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+                found = int(span[1], 16) <= here < int(span[2], 16)
+            elif found and line.startswith("VmFlags"):
+                return " hg" in line
+        raise AssertionError("not mapped")
+
+    logits = torch.randn(1, 1, 3000, 3000, requires_grad=True)
+    target = (torch.rand(1, 1, 3000, 3000) < 0.5).float()
+    with _native.scheme(scheme):
+        (gradient,) = torch.autograd.grad(segfuse.DiceBCELoss("binary")(logits, target), logits)
+    assert marked(gradient)
+    assert not marked(target)
 
 
 def test_the_flush_of_denormals_ends_with_the_call() -> None:

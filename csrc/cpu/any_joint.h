@@ -23,7 +23,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       if constexpr (kSoftmax) n = t.normalise(t.z, at);
     }
     Pixel<V> pixel(int64_t c) const {
-      const V z = V::load(tile.z + c * tile.size + i);
+      V z = V::load(tile.z + c * tile.size + i);
       if constexpr (kSoftmax) {
         return Softmax::pixel(n, V::load(tile.e + c * tile.size + i), z - n.peak, n.peak_class == V(double(c)));
       } else {
@@ -41,16 +41,16 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     return job.class_scale[k] ? V(static_cast<const Real*>(job.class_scale[k])[c]) : V(1);
   }
 
-  template <bool>
+  template <Step>
   static void sum_tile(const Job& job, JointTile<Real>& tile, const Real*, Sum<Real>& weight, ClassSums<Real>& region,
                        Sum<Real> (*point)[2]) {
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
-      const Group group(tile, i);
+      Group group(tile, i);
       ClassTotal<V> loss_of[kMaxPoints];
       weight.add(group.w);
       for (int64_t c = 0; c < tile.classes; ++c) {
-        const Pixel<V> x = group.pixel(c);
-        const V t = group.label(c);
+        Pixel<V> x = group.pixel(c);
+        V t = group.label(c);
         if (job.region_sums)
           region_sums<kExtra>(group.w, x.p, x.q, t, job.region_sums > kRegionSums, [&](int s, const V& v) {
             Reg<Real>& sum = region.lanes[c * job.region_sums + s];
@@ -68,17 +68,18 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
 
   static void prepare_gradient(const Job&, JointTile<Real>&, const Real*) {}
 
+  template <Step>
   static void gradient_group(const Job& job, JointTile<Real>& tile, const Real* slopes, int64_t i) {
-    const Group group(tile, i);
-    const V w = Steps::weighted_upstream(job, tile, i), zero = V(0);
+    Group group(tile, i);
+    V w = Steps::weighted_upstream(job, tile, i), zero = V(0);
     const bool regions = job.region_slopes > 0;
     V reference = zero;
     ClassTotal<V> owns;
     // Each class's slopes take the place of its logit and label.
     for (int64_t c = 0; c < tile.classes; ++c) {
-      const Pixel<V> x = group.pixel(c);
-      const Pixel<Dual<V>> dual = Link::seed(x);
-      const V t = group.label(c);
+      Pixel<V> x = group.pixel(c);
+      Pixel<Dual<V>> dual = Link::seed(x);
+      V t = group.label(c);
       V slope = zero, own = zero;
       if (regions) {
         const Real* r = slopes + 2 * job.points + c * job.region_slopes;
@@ -98,15 +99,15 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       }
     }
     if constexpr (kSoftmax) {
-      const V total = owns.total();
+      V total = owns.total();
       const auto at = [&](int64_t c) { return c * tile.size + i; };
-      const V sum = sum_classes(
-          tile.classes, [&](int64_t c) { return V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference); });
-      const V mean = sum * group.n.inverse;
+      V sum = sum_classes(tile.classes,
+                          [&](int64_t c) { return V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference); });
+      V mean = sum * group.n.inverse;
       for (int64_t c = 0; c < tile.classes; ++c) {
-        const V own = V::load(tile.z + at(c));
-        const Pixel<V> x = Softmax::pixel(group.n, V::load(tile.e + at(c)), zero, group.n.peak_class == V(double(c)));
-        const V g = softmax_pull_back(x.p, x.q, V::load(tile.t + at(c)) - reference, mean, own, total - own);
+        V own = V::load(tile.z + at(c));
+        Pixel<V> x = Softmax::pixel(group.n, V::load(tile.e + at(c)), zero, group.n.peak_class == V(double(c)));
+        V g = softmax_pull_back(x.p, x.q, V::load(tile.t + at(c)) - reference, mean, own, total - own);
         masked_product(w, g).store(tile.out_at + c * tile.out_step + i);
       }
     }
@@ -118,14 +119,14 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       tile.first_stored = chunk.first + done;
-      tile.load(chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
       if (tile.is_per_class()) tile.aim(chunk.unit);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
-        const Group group(tile, i);
+        Group group(tile, i);
         ClassTotal<V> sum;
         for (int64_t c = 0; c < tile.classes; ++c)
           AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-            const V own = V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive;
+            V own = V(slopes[2 * k]) * class_scale(job, k, c) * loss(group.pixel(c), group.label(c)).positive;
             if (tile.is_per_class())
               masked_product(group.w, own).store(tile.out_at + c * tile.out_step + i);
             else

@@ -24,10 +24,12 @@ struct JointTile {
   const Problem& p;
   int64_t classes, size, count = 0, padded = 0;
   Scratch scratch;
-  // Where the logits of class c are: z_at + c z_step; in place, or copied to e. The same of the output.
+  // Where the logits of class c are: z_at + c z_step; in place, or copied to e. The same of the output, and of the
+  // powers of `LabelMap`, which are in e or in the output.
   const Real* z_at;
-  Real* out_at;
-  int64_t z_step, out_step, left_out;  // left_out: pixels of weight 0, those that fill up the last vector included
+  Real *out_at, *power_at;
+  int64_t z_step, out_step, power_step;
+  int64_t left_out;  // pixels of weight 0, those that fill up the last vector included
   Real *e, *y, *w, *up, *out, *present, *absent, *z = nullptr, *t = nullptr;
 
   // kEverything: keep logits and labels beside the exponentials.
@@ -51,7 +53,7 @@ struct JointTile {
   // Whether each class has an upstream gradient of its own (of an unreduced loss).
   bool is_per_class() const { return job.points > 0 && job.point[0].every_class; }
 
-  void load(int64_t n, int64_t first, int64_t n_pixels, LabelReport& bad) {
+  void load(const View& logits, int64_t n, int64_t first, int64_t n_pixels, LabelReport& bad) {
     count = n_pixels;
     padded = (count + V::lanes - 1) / V::lanes * V::lanes;
     if (p.has_weight)
@@ -73,11 +75,13 @@ struct JointTile {
     left_out = padded - count;
     if (p.has_weight || job.has_ignore)
       for (int64_t i = 0; i < padded; ++i) left_out += w[i] == 0;
-    const Real* in_memory = z || padded != count ? nullptr : in_place<Real>(p.logits, n, 0, first);
+    const Real* in_memory = z || padded != count ? nullptr : in_place<Real>(logits, n, 0, first);
     Real* const copy = z ? z : e;
     z_at = in_memory ? in_memory : copy;
-    z_step = in_memory ? p.logits.class_stride : size;
-    if (!in_memory) load_classes(p.logits, n, first, count, classes, copy, size);
+    z_step = in_memory ? logits.class_stride : size;
+    if (!in_memory) load_classes(logits, n, first, count, classes, copy, size);
+    power_at = e;
+    power_step = size;
     // Pixels of weight 0 are selected out: what stands there is not read into anything.
     if (z && left_out) {
       clear_left_out(z);
@@ -96,14 +100,14 @@ struct JointTile {
     n.peak = V::load(logits + i);
     n.peak_class = V(0);
     for (int64_t c = 1; c < classes; ++c) {
-      const V x = V::load(logits + c * size + i);
-      const auto higher = x > n.peak;
+      V x = V::load(logits + c * size + i);
+      auto higher = x > n.peak;
       n.peak = select(higher, x, n.peak);
       n.peak_class = select(higher, V(double(c)), n.peak_class);
     }
     n.rest = sum_classes(classes, [&](int64_t c) {
-      const V d = V::load(logits + c * size + i) - n.peak;
-      const V x = exp_nonpositive(d);
+      V d = V::load(logits + c * size + i) - n.peak;
+      V x = exp_nonpositive(d);
       x.store(e + c * size + i);
       // Of the peak class only its difference is added: 0, or the NaN of inf - inf.
       return select(n.peak_class == V(double(c)), d, x);
@@ -116,6 +120,10 @@ struct JointTile {
     Real* in_memory = padded == count ? in_place<Real>(p.output, n, 0, first_stored) : nullptr;
     out_at = in_memory ? in_memory : e;
     out_step = in_memory ? p.output.class_stride : size;
+  }
+  void keep_powers() {
+    power_at = out_at;
+    power_step = out_step;
   }
   void store(int64_t n) const {
     if (out_at == e) store_classes(p.output, n, first_stored, count, classes, e, size);
@@ -145,12 +153,14 @@ template <class Engine, class Real>
 struct JointSteps {
   using V = Vec<Real, kJointRegisters>;
 
-  template <bool kWrites>
+  template <Step kStep>
   static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
     ClassSums<Real> region(tile.scratch, tile.classes * job.region_sums);
     Sum<Real> weight, point[kMaxPoints][2];
-    const Real* slopes = static_cast<const Real*>(job.slopes) + (kWrites ? chunk.unit * job.unit_slopes : 0);
+    constexpr bool kWrites = kStep != Step::statistics;
+    const Real* slopes =
+        static_cast<const Real*>(job.slopes) + (kStep == Step::both ? chunk.unit * job.unit_slopes : 0);
     int64_t groups = 0;
     const auto flush = [&] {
       weight.flush();
@@ -161,9 +171,10 @@ struct JointSteps {
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       if (groups + tile.size / V::lanes > kAddsPerFlush) flush();
       tile.first_stored = chunk.first + done;
-      tile.load(chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
       if (kWrites) tile.aim(chunk.unit);
-      Engine::template sum_tile<kWrites>(job, tile, slopes, weight, region, point);
+      if (kStep == Step::keep) tile.keep_powers();
+      Engine::template sum_tile<kStep>(job, tile, slopes, weight, region, point);
       if (kWrites) tile.store(chunk.unit);
       groups += tile.padded / V::lanes;
     }
@@ -173,15 +184,18 @@ struct JointSteps {
     for (int64_t i = 0; i < region.n; ++i) *sums++ = region.total[i];
   }
 
+  template <Step kStep>
   static void gradient(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
+    const View& logits = kStep == Step::resume ? tile.p.output : tile.p.logits;
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
     Engine::prepare_gradient(job, tile, slopes);
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       tile.first_stored = chunk.first + done;
-      tile.load(chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      tile.load(logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
       tile.aim(chunk.unit);
-      for (int64_t i = 0; i < tile.padded; i += V::lanes) Engine::gradient_group(job, tile, slopes, i);
+      if (kStep == Step::resume) tile.keep_powers();
+      for (int64_t i = 0; i < tile.padded; i += V::lanes) Engine::template gradient_group<kStep>(job, tile, slopes, i);
       tile.store(chunk.unit);
     }
   }
@@ -190,7 +204,7 @@ struct JointSteps {
     return job.class_scale[k] ? V::gather(static_cast<const Real*>(job.class_scale[k]), y) : V(1);
   }
   INLINE static V weighted_upstream(const Job& job, const JointTile<Real>& tile, int64_t i) {
-    const V w = V::load(tile.w + i);
+    V w = V::load(tile.w + i);
     return job.problem->has_upstream && !tile.is_per_class() ? select(w != V(0), w * V::load(tile.up + i), V(0)) : w;
   }
 };

@@ -12,8 +12,10 @@ struct LabelReport {
   int64_t count = 0, sample = 0, channel = 0, position = 0, value = 0;
 };
 
-// both: the statistics and, of pointwise losses, the gradient with the slopes that are foreseen.
-enum class Step : int { statistics, values, gradient, both };
+// Ahead of the gradient, in its place: `both` is the statistics and, of pointwise losses, the gradient with the slopes
+// that are foreseen; `keep` is the statistics and what a gradient would have to compute again of every logit, from
+// which `resume` goes on.
+enum class Step : int { statistics, values, gradient, both, keep, resume };
 
 // A call, reduced to plain data (the units touch no standard container: see math.h).
 struct Job {

@@ -2,6 +2,8 @@
 // for_each(job, f) calls f(loss, k), the loss constructed from its parameters.
 #pragma once
 
+#include <type_traits>
+
 #include "../losses.h"
 #include "kernels.h"
 
@@ -9,12 +11,14 @@ namespace segfuse {
 namespace {
 
 struct NoPoints {
+  static constexpr bool kOfProbability = true;  // the slopes: neither a logarithm nor the logit is read
   template <class Real, class Function>
   INLINE static void for_each(const Job&, const Function&) {}
 };
 
 template <template <class> class Loss>
 struct OnePoint {
+  static constexpr bool kOfProbability = std::is_same_v<Loss<float>, BceWithLogits<float>>;
   template <class Real, class Function>
   INLINE static void for_each(const Job& job, const Function& f) {
     f(Loss<Real>(job.point[0].parameters(Real())), 0);
@@ -40,6 +44,7 @@ struct AnyLoss {
 };
 
 struct AnyPoints {
+  static constexpr bool kOfProbability = false;
   template <class Real, class Function>
   INLINE static void for_each(const Job& job, const Function& f) {
     for (int k = 0; k < job.points; ++k) f(AnyLoss<Real>{job.point[k]}, k);

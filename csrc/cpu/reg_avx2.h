@@ -101,11 +101,13 @@ inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) { retu
 inline Reg<float> min(Reg<float> a, Reg<float> b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Reg<float> max(Reg<float> a, Reg<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Reg<float> abs(Reg<float> a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline Reg<float> minus_abs(Reg<float> a) { return {_mm256_or_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 inline Reg<float> round(Reg<float> a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline MaskF8 less(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 inline MaskF8 greater_equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline MaskF8 equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskF8 not_equal(Reg<float> a, Reg<float> b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ)}; }
+inline MaskF8 sign_bit(Reg<float> a) { return {a.v}; }  // all that a select looks at
 inline bool is_any(MaskF8 m) { return _mm256_movemask_ps(m.m) != 0; }
 inline Reg<float> select(MaskF8 m, Reg<float> a, Reg<float> b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
 
@@ -125,6 +127,7 @@ inline Reg<double> product_minus(Reg<double> a, Reg<double> b, Reg<double> c) {
 inline Reg<double> min(Reg<double> a, Reg<double> b) { return {_mm256_min_pd(a.v, b.v)}; }
 inline Reg<double> max(Reg<double> a, Reg<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
 inline Reg<double> abs(Reg<double> a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
+inline Reg<double> minus_abs(Reg<double> a) { return {_mm256_or_pd(_mm256_set1_pd(-0.0), a.v)}; }
 inline Reg<double> round(Reg<double> a) {
   return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

@@ -88,6 +88,7 @@ inline Reg<float> product_minus(Reg<float> a, Reg<float> b, Reg<float> c) { retu
 inline Reg<float> min(Reg<float> a, Reg<float> b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Reg<float> max(Reg<float> a, Reg<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Reg<float> abs(Reg<float> a) { return {_mm512_abs_ps(a.v)}; }
+inline Reg<float> minus_abs(Reg<float> a) { return {_mm512_or_ps(_mm512_set1_ps(-0.0f), a.v)}; }
 inline Reg<float> round(Reg<float> a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -95,6 +96,7 @@ inline __mmask16 less(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.
 inline __mmask16 greater_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline __mmask16 equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 inline __mmask16 not_equal(Reg<float> a, Reg<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ); }
+inline __mmask16 sign_bit(Reg<float> a) { return _mm512_movepi32_mask(_mm512_castps_si512(a.v)); }
 inline bool is_any(__mmask16 m) { return m != 0; }
 inline Reg<float> select(__mmask16 m, Reg<float> a, Reg<float> b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 inline Reg<float> add_where(__mmask16 m, Reg<float> a, Reg<float> b) { return {_mm512_mask_add_ps(a.v, m, a.v, b.v)}; }
@@ -110,6 +112,7 @@ inline Reg<double> product_minus(Reg<double> a, Reg<double> b, Reg<double> c) {
 inline Reg<double> min(Reg<double> a, Reg<double> b) { return {_mm512_min_pd(a.v, b.v)}; }
 inline Reg<double> max(Reg<double> a, Reg<double> b) { return {_mm512_max_pd(a.v, b.v)}; }
 inline Reg<double> abs(Reg<double> a) { return {_mm512_abs_pd(a.v)}; }
+inline Reg<double> minus_abs(Reg<double> a) { return {_mm512_or_pd(_mm512_set1_pd(-0.0), a.v)}; }
 inline Reg<double> round(Reg<double> a) {
   return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

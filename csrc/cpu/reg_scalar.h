@@ -123,6 +123,10 @@ Reg<T> max(Reg<T> a, Reg<T> b) {
 }
 inline Reg<float> abs(Reg<float> a) { return {__builtin_fabsf(a.v)}; }
 inline Reg<double> abs(Reg<double> a) { return {__builtin_fabs(a.v)}; }
+template <class T>
+Reg<T> minus_abs(Reg<T> a) {
+  return {-abs(a).v};
+}
 // To the nearest integer, for |a| below 2^22 (2^51), without a call.
 inline Reg<float> round(Reg<float> a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 inline Reg<double> round(Reg<double> a) { return {(a.v + 6755399441055744.0) - 6755399441055744.0}; }
@@ -142,6 +146,7 @@ template <class T>
 bool not_equal(Reg<T> a, Reg<T> b) {
   return a.v != b.v;
 }
+inline bool sign_bit(Reg<float> a) { return __builtin_signbitf(a.v); }
 inline bool is_any(bool m) { return m; }
 template <class T>
 Reg<T> select(bool m, Reg<T> a, Reg<T> b) {

@@ -1,6 +1,8 @@
 // The engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a tile at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "../pixel.h"
 #include "points.h"
 #include "source.h"
@@ -20,7 +22,8 @@ struct RowTile {
   int64_t count, padded;
 
   // Loads positions [first, first + count); fills the weights if asked or if the last vector is not full.
-  bool load(const Job& job, int64_t n, int64_t c, int64_t first, int64_t n_pixels, LabelReport& bad) {
+  bool load(const Job& job, const View& logits, int64_t n, int64_t c, int64_t first, int64_t n_pixels,
+            LabelReport& bad) {
     constexpr int64_t lanes = Vec<Real>::lanes;
     const Problem& p = *job.problem;
     count = n_pixels;
@@ -31,9 +34,9 @@ struct RowTile {
       load_weight(p.weight, n, c, first, count, w);
     else
       for (int64_t i = 0; i < count; ++i) w[i] = 1;
-    z_at = whole ? in_place<Real>(p.logits, n, c, first) : nullptr;
+    z_at = whole ? in_place<Real>(logits, n, c, first) : nullptr;
     if (!z_at) {
-      load_floating(p.logits, n, c, first, count, z);
+      load_floating(logits, n, c, first, count, z);
       z_at = z;
     }
     t_at = t;
@@ -64,7 +67,7 @@ struct RowTile {
 template <bool kWeighted, class V>
 inline void select_valid(const V& w, V& z, V& t) {
   if (!kWeighted) return;
-  const auto valid = w != V(0);
+  auto valid = w != V(0);
   z = select(valid, z, V(0));
   t = select(valid, t, V(0));
 }
@@ -72,47 +75,53 @@ inline void select_valid(const V& w, V& z, V& t) {
 template <class Real, class Link, class Points, bool kExtra>
 struct Rows {
   using V = Vec<Real>;
+  // Whether the probability is all that a gradient needs: no logarithm, and no logit.
+  static constexpr bool kKeeps =
+      std::is_same_v<Link, Sigmoid> && sizeof(Real) == 4 && !kExtra && Points::kOfProbability;
 
   // The gradient of a pixel's pointwise terms.
   INLINE static V point_gradient(const Job& job, const Real* slopes, const Pixel<Dual<V>>& dual, const V& t) {
     V out = V(0);
     Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
-      const Parts<Dual<V>> parts = loss(dual, t);
+      Parts<Dual<V>> parts = loss(dual, t);
       out = out + V(slopes[2 * k]) * parts.positive.d[0] + V(slopes[2 * k + 1]) * parts.negative.d[0];
     });
     return out;
   }
 
-  template <bool kWrites, bool kWeighted>
+  template <Step kStep, bool kWeighted>
   static void sum_tile(const Job& job, const RowTile<Real>& tile, const Real* slopes, Sum<Real>& weight,
                        Sum<Real>& labels, Sum<Real>* region, Sum<Real> (*point)[2]) {
     const bool regions = job.region_sums > 0, negatives = job.region_sums > kRegionSums;
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
-      const V w = kWeighted ? V::load(tile.w + i) : V(1);
+      V w = kWeighted ? V::load(tile.w + i) : V(1);
       select_valid<kWeighted>(w, z, t);
-      const Pixel<V> x = Link::pixel(z);
+      Pixel<V> x = Link::pixel(z);
       if (kWeighted) weight.add(w);
       if (job.label_sums) labels.add(kWeighted ? w * t : t);
       if (regions)
         region_sums<kExtra>(w, x.p, x.q, t, negatives, [&](int s, const V& v) INLINE_LAMBDA { region[s].add(v); });
       Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
-        const Parts<V> parts = loss(x, t);
+        Parts<V> parts = loss(x, t);
         point[k][0].add(kWeighted ? w * parts.positive : parts.positive);
         point[k][1].add(kWeighted ? w * parts.negative : parts.negative);
       });
-      if constexpr (kWrites) {
-        const V out = point_gradient(job, slopes, Link::seed(x), t);
+      if constexpr (kStep == Step::keep) Link::kept(x).store(tile.out_at + i);
+      if constexpr (kStep == Step::both) {
+        V out = point_gradient(job, slopes, Link::seed(x), t);
         (kWeighted ? select(w != V(0), w * out, V(0)) : out).store(tile.out_at + i);
       }
     }
   }
 
-  template <bool kWrites>
+  template <Step kStep>
   static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
     const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
     Sum<Real> weight, labels, region[kExtraSums], point[kMaxPoints][2];
-    const Real* slopes = static_cast<const Real*>(job.slopes) + (kWrites ? chunk.unit * job.unit_slopes : 0);
+    constexpr bool kWrites = kStep != Step::statistics;
+    const Real* slopes =
+        static_cast<const Real*>(job.slopes) + (kStep == Step::both ? chunk.unit * job.unit_slopes : 0);
     double whole = 0;
     int64_t groups = 0;
     RowTile<Real> tile;
@@ -126,12 +135,12 @@ struct Rows {
     for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
       const int64_t count = smaller(RowTile<Real>::kSize, chunk.count - done);
       if (groups + RowTile<Real>::kSize / V::lanes > kAddsPerFlush) flush();
-      const bool weighted = tile.load(job, n, c, chunk.first + done, count, bad);
+      const bool weighted = tile.load(job, job.problem->logits, n, c, chunk.first + done, count, bad);
       if (kWrites) tile.aim(job, n, c, chunk.first + done);
       if (weighted) {
-        sum_tile<kWrites, true>(job, tile, slopes, weight, labels, region, point);
+        sum_tile<kStep, true>(job, tile, slopes, weight, labels, region, point);
       } else {
-        sum_tile<kWrites, false>(job, tile, slopes, weight, labels, region, point);
+        sum_tile<kStep, false>(job, tile, slopes, weight, labels, region, point);
         whole += double(count);
       }
       if (kWrites) tile.flush(job, n, c, chunk.first + done);
@@ -144,27 +153,27 @@ struct Rows {
     for (int s = 0; s < job.region_sums; ++s) *sums++ = region[s].total;
   }
 
-  // The loss of each pixel (kGradient = false) or its gradient.
-  template <bool kGradient, bool kWeighted>
+  // The loss of each pixel (Step::values) or its gradient.
+  template <Step kStep, bool kWeighted>
   static void write_tile(const Job& job, const RowTile<Real>& tile, const Real* slopes) {
+    constexpr bool kGradient = kStep != Step::values;
     const bool regions = kGradient && job.region_slopes > 0, has_upstream = kGradient && job.problem->has_upstream;
     const Real* r = slopes + 2 * job.points;
-    const RowSlopes<V> row =
-        regions ? RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4]), V(r[5])} : RowSlopes<V>{};
+    RowSlopes<V> row = regions ? RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4]), V(r[5])} : RowSlopes<V>{};
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
-      const V w = kWeighted ? V::load(tile.w + i) : V(1);
+      V w = kWeighted ? V::load(tile.w + i) : V(1);
       select_valid<kWeighted>(w, z, t);
-      const Pixel<V> x = Link::pixel(z);
+      Pixel<V> x = pixel<kStep>(z);
       V out = V(0);
       if constexpr (kGradient) {
-        const Pixel<Dual<V>> dual = Link::seed(x);
+        Pixel<Dual<V>> dual = Link::seed(x);
         if (regions) out = region_slope<kExtra>(row, x.p, x.q, t) * dual.p.d[0];
         out = out + point_gradient(job, slopes, dual, t);
         if (has_upstream) out = out * V::load(tile.up + i);
       } else {
         Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
-          const Parts<V> parts = loss(x, t);
+          Parts<V> parts = loss(x, t);
           out = out + V(slopes[2 * k]) * parts.positive + V(slopes[2 * k + 1]) * parts.negative;
         });
       }
@@ -173,19 +182,28 @@ struct Rows {
     }
   }
 
-  template <bool kGradient>
+  template <Step kStep>
+  INLINE static Pixel<V> pixel(const V& z) {
+    if constexpr (kStep == Step::resume)
+      return Link::resumed(z);
+    else
+      return Link::pixel(z);
+  }
+
+  template <Step kStep>
   static void write(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
     const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
+    const View& logits = kStep == Step::resume ? job.problem->output : job.problem->logits;
     RowTile<Real> tile;
     for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
       const int64_t first = chunk.first + done, count = smaller(RowTile<Real>::kSize, chunk.count - done);
-      const bool weighted = tile.load(job, n, c, first, count, bad);
+      const bool weighted = tile.load(job, logits, n, c, first, count, bad);
       tile.aim(job, n, c, first);
       if (weighted)
-        write_tile<kGradient, true>(job, tile, slopes);
+        write_tile<kStep, true>(job, tile, slopes);
       else
-        write_tile<kGradient, false>(job, tile, slopes);
+        write_tile<kStep, false>(job, tile, slopes);
       tile.flush(job, n, c, first);
     }
   }
@@ -193,14 +211,22 @@ struct Rows {
   static ChunkFunction step(Step s) {
     switch (s) {
       case Step::statistics:
-        return &statistics<false>;
-      case Step::both:
-        return sizeof(Real) == 4 && !kExtra ? &statistics<true> : nullptr;
+        return &statistics<Step::statistics>;
       case Step::values:
-        return &write<false>;
-      default:
-        return &write<true>;
+        return &write<Step::values>;
+      case Step::gradient:
+        return &write<Step::gradient>;
+      case Step::both:
+        if constexpr (sizeof(Real) == 4 && !kExtra) return &statistics<Step::both>;
+        return nullptr;
+      case Step::keep:
+        if constexpr (kKeeps) return &statistics<Step::keep>;
+        return nullptr;
+      case Step::resume:
+        if constexpr (kKeeps) return &write<Step::resume>;
+        return nullptr;
     }
+    __builtin_unreachable();
   }
 };
 

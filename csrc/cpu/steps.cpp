@@ -5,6 +5,10 @@
 #include <mutex>
 #include <stdexcept>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "../head.h"
 #include "flush.h"
 #include "threads.h"
@@ -40,7 +44,9 @@ struct Cut {
 
   Cut(const Layout& layout, const Problem& p) : units(layout.units), pixels(p.pixels) {
     const int64_t rows = layout.rows_per_unit, sums = layout.unit_sums();
-    chunk = std::max<int64_t>(4096, (rows == 1 ? 65536 : 262144) / rows);
+    // Whole vectors, so that only the end of a unit has to be copied; and work for two threads in 256 x 256 binary
+    // pixels.
+    chunk = rows == 1 ? 32768 : std::max<int64_t>(4096, (262144 / rows + 1023) / 1024 * 1024);
     // The partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
     while (chunk < pixels && units * ((pixels + chunk - 1) / chunk) * sums > 65536) chunk *= 2;
     per_unit = pixels ? (pixels + chunk - 1) / chunk : 0;
@@ -192,20 +198,25 @@ void add_up(Step step, const Plan& plan, const Problem& problem, const Constants
   const Job job = make_job(plan, problem, layout, constants.tables, slopes, scales);
   const int64_t n_sums = layout.unit_sums();
   std::vector<double> partial(size_t(cut.count() * n_sums));
-  run(step == Step::both ? "both" : "statistics", step, plan, job, cut, threads, partial.data(), n_sums);
+  const char* name = step == Step::both ? "both" : step == Step::keep ? "keep" : "statistics";
+  run(name, step, plan, job, cut, threads, partial.data(), n_sums);
   std::fill(sums, sums + layout.units * n_sums, 0.0);
   for (int64_t i = 0; i < cut.count(); ++i)
     for (int64_t s = 0; s < n_sums; ++s) sums[i / cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
 }
 
-// Whether the slopes of all units have one factor in common, which is all that the pixels decide.
-bool is_foreseeable(const Plan& plan, const Problem& p, const Constants& constants) {
+// What a forward with a place for the gradient does. `both` where the slopes of all units have one factor in common,
+// which is all that the pixels decide.
+Step first_step(const Plan& plan, const Problem& p, const Constants& constants) {
+  // What a narrower type keeps would be rounded twice.
+  if (plan.unreduced() || p.logits.dtype != Dtype::f32) return Step::statistics;
   const bool reduced = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
-  if (!reduced || plan.point_count != 1 || plan.region_count || plan.sums_labels() || p.logits.dtype != Dtype::f32)
-    return false;
+  const bool lone = plan.point_count == 1 && !plan.region_count && !plan.sums_labels();
+  const Step step = reduced && lone ? Step::both : Step::keep;
   ClassScales scales;
   const Layout layout(plan, p);
-  return kernels().find(make_job(plan, p, layout, constants.tables, nullptr, scales), Step::both) != nullptr;
+  const Job job = make_job(plan, p, layout, constants.tables, nullptr, scales);
+  return kernels().find(job, step) ? step : Step::statistics;
 }
 
 // What a forward brings for the head.
@@ -236,6 +247,22 @@ std::vector<float> foreseen_slopes(const Plan& plan, const Problem& problem, con
   float loss;
   head(plan, problem, constants, memory.completed({&loss, terms.data(), slopes.data()}), kGather | kFinish);
   return slopes;
+}
+
+// A wish, where Linux leaves the size of pages to programs: for a large gradient, which the allocator gives back to the
+// system each time, the first touch of its 4 KB pages took a third of the forward. Whole large pages only: no more
+// memory.
+void prefer_large_pages(const Problem& p) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = uintptr_t(1) << 21, least = uintptr_t(1) << 25;  // malloc keeps what is smaller
+  const uintptr_t size = uintptr_t(p.samples * p.classes * p.pixels * size_of(p.output.dtype));
+  if (size < least) return;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(p.output.data);
+  const uintptr_t begin = (first + page - 1) / page * page, end = (first + size) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)p;
+#endif
 }
 
 // gradient *= factor, of which nothing but its type, its size and that it is dense matters.
@@ -275,28 +302,32 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
   const Layout layout(plan, problem);
   HeadMemory memory(plan, problem);
   outputs = memory.completed(outputs);
+  Step step = problem.output.data ? first_step(plan, problem, constants) : Step::statistics;
   std::vector<float> foreseen;
-  if (!plan.unreduced() && problem.output.data && is_foreseeable(plan, problem, constants))
-    foreseen = foreseen_slopes(plan, problem, constants);
+  if (step == Step::both) foreseen = foreseen_slopes(plan, problem, constants);
   const auto slope = std::find_if(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; });
-  const bool both = slope != foreseen.end();
-  add_up(both ? Step::both : Step::statistics, plan, problem, constants, foreseen.data(), threads, outputs.sums);
+  if (step == Step::both && slope == foreseen.end()) step = Step::statistics;
+  if (step != Step::statistics) prefer_large_pages(problem);
+  add_up(step, plan, problem, constants, foreseen.data(), threads, outputs.sums);
   head(plan, problem, constants, outputs, kGather | kFinish);
   if (plan.unreduced()) values(plan, problem, constants, outputs.slopes, threads);
-  if (!both) return false;
-  float* slopes = static_cast<float*>(outputs.slopes);
-  slopes[layout.units * layout.unit_slopes()] = slopes[slope - foreseen.begin()] / *slope;
-  return true;
+  if (step == Step::both) {
+    float* slopes = static_cast<float*>(outputs.slopes);
+    slopes[layout.units * layout.unit_slopes()] = slopes[slope - foreseen.begin()] / *slope;
+  }
+  return step != Step::statistics;
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
               const void* upstream, const float* ahead, int threads) {
-  if (ahead) {
+  const Step first = ahead ? first_step(plan, problem, constants) : Step::statistics;
+  if (first == Step::both) {
     const float factor = *ahead * *static_cast<const float*>(upstream);
     if (factor == 1) return;
     // By infinity or NaN pixels that do not count would turn NaN.
     if (factor - factor == 0) return multiply(problem, factor, threads);
   }
+  if (!ahead) prefer_large_pages(problem);
   const Layout layout(plan, problem);
   const Cut cut(layout, problem);
   ClassScales scales;
@@ -305,7 +336,10 @@ void backward(const Plan& plan, const Problem& problem, const Constants& constan
     const auto scaled = scaled_slopes(plan, problem, constants, layout, static_cast<const Real*>(slopes),
                                       static_cast<const Real*>(upstream));
     const Job job = make_job(plan, problem, layout, constants.tables, scaled.data(), scales);
-    run("gradient", Step::gradient, plan, job, cut, threads, nullptr, 0);
+    if (first == Step::keep)
+      run("resume", Step::resume, plan, job, cut, threads, nullptr, 0);
+    else
+      run("gradient", Step::gradient, plan, job, cut, threads, nullptr, 0);
   };
   if (problem.wide)
     go(double());

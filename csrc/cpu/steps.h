@@ -49,13 +49,14 @@ void statistics(const Plan& plan, const Problem& problem, const Constants& const
 void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, int parts);
 void values(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes, int threads);
 
-// True if problem.output, where there is one and the loss is reduced, has the gradient, in dense float32: that of
-// foreseen slopes, and behind the true slopes what it is still to be multiplied by. A lone pointwise loss, a mean or a
-// sum, has one factor for all its pixels, so that the one read does for the loss and for the gradient.
+// True if problem.output, where there is one and the loss is reduced, is written for `backward`, in dense float32.
+// A lone pointwise loss, a mean or a sum, has one factor for all its pixels, so that the one read does for the loss and
+// for the gradient: that of foreseen slopes is there, and behind the true slopes what it is still to be multiplied by.
+// Else the powers or probabilities are there (Step::keep), which the gradient needs not compute again.
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs);
 
 // upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). ahead: what stands behind the
-// slopes, if problem.output is what the forward has written; else null.
+// slopes, if problem.output is what the forward has written, which is used up; else null.
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
               const void* upstream, const float* ahead, int threads);
 

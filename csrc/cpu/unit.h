@@ -23,15 +23,20 @@ ChunkFunction find_joint(const Job& job, Step step) {
   for (int k = 0; k < job.points; ++k) plain = plain && !job.point[k].smooths && !job.point[k].every_class;
   const auto any = [&](auto engine) {
     using Engine = decltype(engine);
-    if (step == Step::both) return ChunkFunction(nullptr);
-    if (step == Step::statistics) return &Engine::template statistics<false>;
-    return step == Step::values ? &Engine::values : &Engine::gradient;
+    if (step == Step::statistics) return &Engine::template statistics<Step::statistics>;
+    if (step == Step::values) return &Engine::values;
+    return step == Step::gradient ? &Engine::template gradient<Step::gradient> : ChunkFunction(nullptr);
   };
   if (plain && step != Step::values) {
     const auto of = [&](auto engine) {
       using Engine = decltype(engine);
-      if (step == Step::both) return sizeof(Real) == 4 ? &Engine::template statistics<true> : ChunkFunction(nullptr);
-      return step == Step::statistics ? &Engine::template statistics<false> : &Engine::gradient;
+      if (step == Step::statistics) return &Engine::template statistics<Step::statistics>;
+      if (step == Step::gradient) return &Engine::template gradient<Step::gradient>;
+      if constexpr (sizeof(Real) == 4) {
+        if (step == Step::both) return &Engine::template statistics<Step::both>;
+        return step == Step::keep ? &Engine::template statistics<Step::keep> : &Engine::template gradient<Step::resume>;
+      }
+      return ChunkFunction(nullptr);
     };
     if (job.points == 0) return of(LabelMap<Real, NoPoints>());
     if (job.points == 1 && job.point[0].kind == PointKind::cross_entropy)

@@ -23,7 +23,8 @@ constexpr int kJointRegisters = 2;
 constexpr int kJointRegisters = 4;
 #endif
 
-// K registers, or their masks: halves of halves, and not an array, which the compiler would leave in memory.
+// K registers, or their masks: halves of halves, and not an array, which the compiler would leave in memory, as it does
+// local constants of this type (GCC 12: "a store to a read-only decl").
 template <class R, int K>
 struct Registers {
   Registers<R, K / 2> low, high;
@@ -140,6 +141,7 @@ SEGFUSE_BINARY(max, max(x, y))
   }
 SEGFUSE_UNARY(operator-)
 SEGFUSE_UNARY(abs)
+SEGFUSE_UNARY(minus_abs)
 SEGFUSE_UNARY(round)
 #undef SEGFUSE_UNARY
 #define SEGFUSE_TERNARY(name)                                                                             \
@@ -163,6 +165,10 @@ SEGFUSE_COMPARE(!=, not_equal)
 template <class T, int K>
 INLINE typename Vec<T, K>::Mask operator>(const Vec<T, K>& a, const Vec<T, K>& b) {
   return b < a;
+}
+template <class T, int K>
+INLINE typename Vec<T, K>::Mask sign_bit(const Vec<T, K>& a) {
+  return each([](Reg<T> x) INLINE_LAMBDA { return sign_bit(x); }, a.r);
 }
 template <class T, int K>
 INLINE Vec<T, K> select(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a, const Vec<T, K>& b) {
@@ -223,7 +229,7 @@ struct Tables<double> {
 // 2^n exp(r) for integral n >= zero_exponent and |r| <= ln2 / 2.
 template <class T, int K>
 INLINE Vec<T, K> scaled_exp(const Vec<T, K>& n, const Vec<T, K>& r) {
-  const Vec<T, K> y = fma(polynomial(r, Tables<T>::exp), r * r, r) + Vec<T, K>(1);
+  Vec<T, K> y = fma(polynomial(r, Tables<T>::exp), r * r, r) + Vec<T, K>(1);
   return each([](Reg<T> a, Reg<T> b) INLINE_LAMBDA { return Reg<T>::scale(a, b); }, y.r, n.r);
 }
 
@@ -239,7 +245,7 @@ INLINE Vec<T, K> fold_exponent(const Vec<T, K>& x, Vec<T, K>& n) {
 template <class T, int K>
 INLINE Vec<T, K> exp_nonpositive(const Vec<T, K>& x) {
   Vec<T, K> n;
-  const Vec<T, K> r = fold_exponent(max(Vec<T, K>(Tables<T>::exp_floor), x), n);
+  Vec<T, K> r = fold_exponent(max(Vec<T, K>(Tables<T>::exp_floor), x), n);
   return scaled_exp(n, r);
 }
 
@@ -259,14 +265,14 @@ INLINE Vec<T, K> fast_exp2(const Vec<T, K>& x) {
 // log(m) for m near 1.
 template <class T, int K>
 INLINE Vec<T, K> log_mantissa(const Vec<T, K>& m) {
-  const Vec<T, K> s = (m - Vec<T, K>(1)) / (m + Vec<T, K>(1));
-  const Vec<T, K> s2 = s * s;
+  Vec<T, K> s = (m - Vec<T, K>(1)) / (m + Vec<T, K>(1));
+  Vec<T, K> s2 = s * s;
   return fma(polynomial(s2, Tables<T>::log), s2 * s, s + s);
 }
 
 template <class T, int K>
 INLINE Vec<T, K> split_exponent(const Vec<T, K>& x, Vec<T, K>& e) {
-  const auto split = each([](Reg<T> a) INLINE_LAMBDA { return Reg<T>::split(a); }, x.r);
+  auto split = each([](Reg<T> a) INLINE_LAMBDA { return Reg<T>::split(a); }, x.r);
   e = each([](const Split<T>& s) INLINE_LAMBDA { return s.exponent; }, split);
   return each([](const Split<T>& s) INLINE_LAMBDA { return s.mantissa; }, split);
 }
@@ -276,7 +282,7 @@ template <class T, int K>
 INLINE Vec<T, K> log_from_one(const Vec<T, K>& x) {
   using C = Tables<T>;
   Vec<T, K> e;
-  const Vec<T, K> m = split_exponent(x, e);
+  Vec<T, K> m = split_exponent(x, e);
   return fma(e, Vec<T, K>(C::ln2_high), fma(e, Vec<T, K>(C::ln2_low), log_mantissa(m)));
 }
 
@@ -284,7 +290,7 @@ INLINE Vec<T, K> log_from_one(const Vec<T, K>& x) {
 template <class T, int K>
 INLINE Vec<T, K> fast_log2(const Vec<T, K>& x) {
   Vec<T, K> e;
-  const Vec<T, K> m = split_exponent(x, e);
+  Vec<T, K> m = split_exponent(x, e);
   return fma(log_mantissa(m), Vec<T, K>(Base2<T>::log2_e), e);
 }
 
@@ -293,7 +299,7 @@ template <class T, int K>
 __attribute__((noinline)) Vec<T, K> log(const Vec<T, K>& x) {
   using C = Tables<T>;
   Vec<T, K> y = log_from_one(x);
-  const Vec<T, K> infinity{__builtin_inf()};
+  Vec<T, K> infinity{__builtin_inf()};
   y = select(x < Vec<T, K>(C::normal), select(x < Vec<T, K>(0), Vec<T, K>(__builtin_nan("")), -infinity), y);
   y = select(x == infinity, infinity, y);
   return select(x != x, x, y);
@@ -302,7 +308,7 @@ __attribute__((noinline)) Vec<T, K> log(const Vec<T, K>& x) {
 // log(1 + x) for x >= 0: the rounding of 1 + x is put back.
 template <class T, int K>
 INLINE Vec<T, K> log1p(const Vec<T, K>& x) {
-  const Vec<T, K> u = Vec<T, K>(1) + x;
+  Vec<T, K> u = Vec<T, K>(1) + x;
   return log(u) + (x - (u - Vec<T, K>(1))) / u;
 }
 
@@ -320,14 +326,14 @@ INLINE Vec<double, K> log1p_unit(const Vec<double, K>& x) {
 template <class T, int K>
 __attribute__((noinline)) Vec<T, K> pow(const Vec<T, K>& base, T exponent) {
   using C = Tables<T>;
-  const Vec<T, K> g(exponent);
+  Vec<T, K> g(exponent);
   Vec<T, K> e;
-  const Vec<T, K> m = split_exponent(base, e);
-  const Vec<T, K> n = round(g * e);
-  const Vec<T, K> rest = product_minus(g, e, n);  // exact
+  Vec<T, K> m = split_exponent(base, e);
+  Vec<T, K> n = round(g * e);
+  Vec<T, K> rest = product_minus(g, e, n);  // exact
   // Within (1 + exponent) ln2 / 2 of 0, and of either sign: folded once more.
   Vec<T, K> k;
-  const Vec<T, K> r = fold_exponent(fma(rest, Vec<T, K>(C::ln2_high + C::ln2_low), g * log_mantissa(m)), k);
+  Vec<T, K> r = fold_exponent(fma(rest, Vec<T, K>(C::ln2_high + C::ln2_low), g * log_mantissa(m)), k);
   Vec<T, K> out = scaled_exp(max(Vec<T, K>(C::zero_exponent), n + k), r);
   out = select(base < Vec<T, K>(C::normal), Vec<T, K>(exponent == 0 ? 1 : 0), out);
   return select(base != base, base, out);

@@ -62,7 +62,8 @@ class Engine(Protocol):
         outputs: tuple[Tensor, Tensor, Tensor],
         differentiated: Tensor | None,
     ) -> Tensor | None:
-        """Fill loss, terms and slopes. Perhaps give the gradient in the differentiated logits, for `backward`."""
+        """Fill loss, terms and slopes. Perhaps give the place of the gradient in the differentiated logits, with the
+        gradient or what `backward` makes it of."""
 
     def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
         """For logits of a shape."""
@@ -109,11 +110,11 @@ class CpuEngine:
         """See `Engine`."""
 
     def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
-        """See `Engine`. Whether a gradient can be written ahead, csrc/cpu/steps.cpp decides; it costs one that can."""
+        """See `Engine`. Whether the gradient's place is written to, csrc/cpu/steps.cpp decides."""
         loss, terms, slopes = outputs
-        lone = plan.points == 1 and not plan.regions and not plan.unreduced
-        wanted = lone and scheme.get() in ("auto", "gradient_in_forward")
-        gradient = torch.empty_like(differentiated) if wanted and differentiated is not None else None
+        ahead = not plan.unreduced and scheme.get() != "two_pass"
+        wanted = ahead and differentiated is not None and differentiated.dtype == torch.float32
+        gradient = torch.empty_like(differentiated) if wanted else None
         output = _native(loss) if plan.unreduced else _optional(gradient)
         addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
         arguments: Any = *inputs, *constants, output, *addresses, torch.get_num_threads()
@@ -363,7 +364,7 @@ def forward(
     coefficients: Tensor | None,
     wants_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Loss, terms and slopes; and the gradient if it is wanted and came with them: `backward` takes it once."""
+    """Loss, terms and slopes; and perhaps, if the gradient is wanted, what `backward` makes it of, once."""
     group = None if plan.process_group is None or plan.unreduced else resolved_group(plan.process_group)
     if group is not None and distributed.get_world_size(group) > 1:  # a group of one is none, bit for bit
         sums = statistics(plan, logits, target, weight, tables)

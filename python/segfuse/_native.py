@@ -90,7 +90,7 @@ def instruction_set(name: str) -> Iterator[None]:
 def scheme(name: str) -> Iterator[None]:
     """How the gradient comes about inside the ``with`` block: one of ``_kernels.SCHEMES``.
 
-    A CPU knows the first three: where ``gradient_in_forward`` cannot be, it takes two passes.
+    On a CPU all but ``two_pass`` mean ``auto``.
     """
     from segfuse import _kernels
 

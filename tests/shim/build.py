@@ -9,6 +9,7 @@ source is not compiled twice, and of a changed copy of csrc only what the change
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import re
 import subprocess
@@ -40,13 +41,19 @@ def text_of(source: Path) -> bytes:
 
 
 def build(folder: Path, sanitize: bool = False, csrc: Path = ROOT / "csrc") -> Path:
-    """The path of the module, built if it is not there."""
+    """The path of the module, built if it is not there. One process at a time builds in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(folder, sanitize, csrc)
+
+
+def _build(folder: Path, sanitize: bool, csrc: Path) -> Path:
     cuda = sorted((csrc / "cuda").glob("*.cu"))
     sources = [*cuda, csrc / "cuda" / "binding.cpp", *sorted(SHIM.glob("*.cpp"))]
     flags = [*FLAGS, *(["-O1", *SANITIZE] if sanitize else ["-O1"])]
     includes = [f"-I{SHIM}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     defines = [f"-DSEGFUSE_MODULE={NAME}", '-DSEGFUSE_ARCHITECTURES="shim"']
-    folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> Path:
         own = text_of(source) + " ".join([*flags, *defines]).encode()
