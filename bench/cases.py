@@ -47,8 +47,14 @@ SCHEMES = ("two_pass", "gradient_in_forward", "sample_serial")
 def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: int) -> int:
     """Bytes of a forward and a backward per pixel. "one_pass" is the floor: read both once, write the gradient; "kept"
     are two passes of which the first leaves powers or probabilities for the second."""
-    passes = {"two_pass": (3, 2), "gradient_in_forward": (2, 1), "sample_serial": (2, 1)}
-    logits, targets = {**passes, "kept": (4, 2), "one_pass": (2, 1)}[scheme]
+    passes = {
+        "two_pass": (3, 2),
+        "kept": (4, 2),
+        "gradient_in_forward": (2, 1),
+        "sample_serial": (2, 1),
+        "one_pass": (2, 1),
+    }
+    logits, targets = passes[scheme]
     return logits * classes * logit_bytes + targets * target_bytes
 
 

@@ -120,25 +120,11 @@ HD double cosh_minus_one(double x) {
 HD float smallest_normal(float) { return 1.17549435e-38f; }
 HD double smallest_normal(double) { return 2.2250738585072014e-308; }
 
-// N slopes; one is no array, which GCC would leave in memory.
-template <class T, int N>
-struct Slopes {
-  T at[N];
-  HD T& operator[](int i) { return at[i]; }
-  HD const T& operator[](int i) const { return at[i]; }
-};
-template <class T>
-struct Slopes<T, 1> {
-  T at;
-  HD T& operator[](int) { return at; }
-  HD const T& operator[](int) const { return at; }
-};
-
 // Value and N slopes of one expression.
 template <class T, int N = 1>
 struct Dual {
   T v;
-  Slopes<T, N> d;
+  T d[N];
 };
 
 template <class T, int N>

@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chance = {item: zlib.crc32(f"{SEED} {item.nodeid}".encode()) % THIN for item in items}
     config.hook.pytest_deselected(items=[item for item in items if chance[item]])
     items[:] = [item for item in items if not chance[item]]
-    if getattr(config.option, "dist", "no") != "no" or "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

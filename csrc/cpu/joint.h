@@ -24,12 +24,10 @@ struct JointTile {
   const Problem& p;
   int64_t classes, size, count = 0, padded = 0;
   Scratch scratch;
-  // Where the logits of class c are: z_at + c z_step; in place, or copied to e. The same of the output, and of the
-  // powers of `LabelMap`, which are in e or in the output.
+  // Where the logits of class c are: z_at + c z_step; in place, or copied to e. The same of the output.
   const Real* z_at;
-  Real *out_at, *power_at;
-  int64_t z_step, out_step, power_step;
-  int64_t left_out;  // pixels of weight 0, those that fill up the last vector included
+  Real* out_at;
+  int64_t z_step, out_step, left_out;  // left_out: pixels of weight 0, those that fill up the last vector included
   Real *e, *y, *w, *up, *out, *present, *absent, *z = nullptr, *t = nullptr;
 
   // kEverything: keep logits and labels beside the exponentials.
@@ -80,8 +78,6 @@ struct JointTile {
     z_at = in_memory ? in_memory : copy;
     z_step = in_memory ? logits.class_stride : size;
     if (!in_memory) load_classes(logits, n, first, count, classes, copy, size);
-    power_at = e;
-    power_step = size;
     // Pixels of weight 0 are selected out: what stands there is not read into anything.
     if (z && left_out) {
       clear_left_out(z);
@@ -120,10 +116,6 @@ struct JointTile {
     Real* in_memory = padded == count ? in_place<Real>(p.output, n, 0, first_stored) : nullptr;
     out_at = in_memory ? in_memory : e;
     out_step = in_memory ? p.output.class_stride : size;
-  }
-  void keep_powers() {
-    power_at = out_at;
-    power_step = out_step;
   }
   void store(int64_t n) const {
     if (out_at == e) store_classes(p.output, n, first_stored, count, classes, e, size);
@@ -173,7 +165,6 @@ struct JointSteps {
       tile.first_stored = chunk.first + done;
       tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
       if (kWrites) tile.aim(chunk.unit);
-      if (kStep == Step::keep) tile.keep_powers();
       Engine::template sum_tile<kStep>(job, tile, slopes, weight, region, point);
       if (kWrites) tile.store(chunk.unit);
       groups += tile.padded / V::lanes;
@@ -194,7 +185,6 @@ struct JointSteps {
       tile.first_stored = chunk.first + done;
       tile.load(logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
       tile.aim(chunk.unit);
-      if (kStep == Step::resume) tile.keep_powers();
       for (int64_t i = 0; i < tile.padded; i += V::lanes) Engine::template gradient_group<kStep>(job, tile, slopes, i);
       tile.store(chunk.unit);
     }

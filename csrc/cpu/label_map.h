@@ -14,6 +14,19 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   using Steps = JointSteps<LabelMap<Real, Points>, Real>;
   static constexpr bool kEverything = false;
 
+  // Where the powers are that a step makes or finds: in the place of the gradient, if they are kept for it.
+  struct Powers {
+    Real* at;
+    int64_t step;
+  };
+  template <Step kStep>
+  INLINE static Powers powers(const JointTile<Real>& tile) {
+    if constexpr (kStep == Step::keep || kStep == Step::resume)
+      return {tile.out_at, tile.out_step};
+    else
+      return {tile.e, tile.size};
+  }
+
   // The label's class of each pixel. The logits of the tile become powers 2^(z log2(e) - s), 0 in the label's class.
   // One multiplication and addition rounds once, where the difference to the peak and its product would round twice; s,
   // near the peak, is the same for all classes, so that its own rounding drops out.
@@ -28,65 +41,51 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     INLINE Own(const JointTile<Real>& tile, int64_t i, std::integral_constant<Step, kStep>,
                std::bool_constant<kSelects>) {
       y = V::load(tile.y + i);
-      V log2_own = V(0);
-      V rest = kStep == Step::resume ? resumed(tile, i, log2_own) : computed<kStep, kSelects>(tile, i, log2_own);
-      V power = fast_exp2(log2_own);
-      Pixel<V> found = Softmax::of_label<Real>(power, rest, log2_own, inverse);
-      // Member by member: as a whole, GCC 12 copies it through memory.
-      x.z = found.z, x.p = found.p, x.q = found.q;
-      x.minus_log_p = found.minus_log_p, x.minus_log_q = found.minus_log_q;
-      average = (power + rest) * V(1.0 / double(tile.classes));
-      unlikely = power < average;
-    }
-
-    // The powers, from the logits; their sum over the other classes.
-    template <Step kStep, bool kSelects>
-    INLINE V computed(const JointTile<Real>& tile, int64_t i, V& log2_own) const {
       auto valid = tile.valid(i);
       const auto logit = [&](const Real* p) INLINE_LAMBDA {
         V z = V::load(p);
         return kSelects ? select(valid, z, V(0)) : z;
       };
       const Real* const z = tile.z_at + i;
-      Real* const e = tile.power_at + i;
-      const int64_t step = tile.power_step, z_step = tile.z_step, classes = tile.classes;
-      V peak = logit(z);
-      prefetch<V, false>(z);
-      for (int64_t c = 1; c < classes; ++c) {
-        peak = max(peak, logit(z + c * z_step));
-        prefetch<V, false>(z + c * z_step);
+      const int64_t z_step = tile.z_step, classes = tile.classes;
+      V log2_own = V(0), log2_e = V(Base2<Real>::log2_e), shift = V(0), rest;
+      if constexpr (kStep == Step::resume) {
+        rest = sum_others<kStep>(tile, i, log2_own, [&](int64_t c) INLINE_LAMBDA { return V::load(z + c * z_step); });
+      } else {
+        V peak = logit(z);
+        prefetch<V, false>(z);
+        for (int64_t c = 1; c < classes; ++c) {
+          peak = max(peak, logit(z + c * z_step));
+          prefetch<V, false>(z + c * z_step);
+        }
+        shift = -(peak * log2_e);
+        rest = sum_others<kStep>(tile, i, log2_own,
+                                 [&](int64_t c) INLINE_LAMBDA { return fma(logit(z + c * z_step), log2_e, shift); });
       }
-      V log2_e = V(Base2<Real>::log2_e), shift = -(peak * log2_e);
+      V power = fast_exp2(log2_own);
+      Pixel<V> found = Softmax::of_label<Real>(power, rest, log2_own, inverse);
+      // Member by member: as a whole, GCC 12 copies it through memory.
+      x.z = found.z, x.p = found.p, x.q = found.q;
+      x.minus_log_p = found.minus_log_p, x.minus_log_q = found.minus_log_q;
+      average = (power + rest) * V(1.0 / double(classes));
+      unlikely = power < average;
+    }
+
+    // Stores the powers, and adds those of the other classes. exponent(c): of class c; in what was kept, its power, but
+    // for the label's class.
+    template <Step kStep, class Exponent>
+    INLINE V sum_others(const JointTile<Real>& tile, int64_t i, V& log2_own, const Exponent& exponent) const {
+      const Powers e = powers<kStep>(tile);
+      Real* const at = e.at + i;
       V label = V(0);
-      return sum_classes(classes, [&](int64_t c) INLINE_LAMBDA {
-        V d = fma(logit(z + c * z_step), log2_e, shift);
+      return sum_classes(tile.classes, [&](int64_t c) INLINE_LAMBDA {
+        V d = exponent(c), power = kStep == Step::resume ? d : fast_exp2(d);
         auto here = y == label;
         log2_own = select(here, d, log2_own);
         label = label + V(1);
-        V power = fast_exp2(d), other = select(here, V(0), power);
-        if constexpr (kStep == Step::keep) {
-          select(here, d, power).store(e + c * step);
-          prefetch<V, true>(e + c * step);
-        } else {
-          other.store(e + c * step);
-        }
-        return other;
-      });
-    }
-
-    // The same from what `keep` has left.
-    INLINE V resumed(const JointTile<Real>& tile, int64_t i, V& log2_own) const {
-      Real* const e = tile.power_at + i;
-      const int64_t step = tile.power_step;
-      V label = V(0);
-      return sum_classes(tile.classes, [&](int64_t c) INLINE_LAMBDA {
-        V kept = V::load(e + c * step);
-        prefetch<V, true>(e + c * step);
-        auto here = y == label;
-        log2_own = select(here, kept, log2_own);
-        label = label + V(1);
-        V other = select(here, V(0), kept);
-        other.store(e + c * step);
+        V other = select(here, V(0), power);
+        (kStep == Step::keep ? select(here, d, power) : other).store(at + c * e.step);
+        if (kStep == Step::keep || kStep == Step::resume) prefetch<V, true>(at + c * e.step);
         return other;
       });
     }
@@ -130,10 +129,10 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   static void sum_classes_of(const Job& job, const JointTile<Real>& tile, ClassSums<Real>& region) {
     const int64_t padded = tile.padded, classes = tile.classes;
     const Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out, *const y_at = tile.y;
-    const Real* e = tile.power_at;
-    const int64_t step = tile.power_step;
+    const Powers kept = powers<kStep>(tile);
+    const Real* e = kept.at;
     V label = V(0);
-    for (int64_t c = 0; c < classes; ++c, e += step) {
+    for (int64_t c = 0; c < classes; ++c, e += kept.step) {
       V tp = V(0), fp = V(0), fn = V(0);
       for (int64_t i = 0; i < padded; i += V::lanes) {
         auto here = V::load(y_at + i) == label;
@@ -179,9 +178,10 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
 
   template <Step kStep>
   INLINE static void write_points(const JointTile<Real>& tile, const Own& own, const V& w, const V& d, int64_t i) {
-    const int64_t classes = tile.classes, step = tile.power_step, out_step = tile.out_step;
+    const Powers power = powers<kStep>(tile);
+    const int64_t classes = tile.classes, step = power.step, out_step = tile.out_step;
     V others = -(w * own.inverse * d), at_label = w * d * own.x.q;
-    const Real* e = tile.power_at + i;
+    const Real* e = power.at + i;
     Real* out = tile.out_at + i;
     V label = V(0);
     for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
@@ -198,12 +198,13 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     V d = point_slope(job, slopes, own);
     if (job.region_slopes == 0) return write_points<kStep>(tile, own, w, d, i);
     V scaled = w * own.inverse, zero = V(0), one = V(1);
-    const int64_t classes = tile.classes, step = tile.power_step, out_step = tile.out_step;
-    const Real* e = tile.power_at + i;
+    const Powers power = powers<kStep>(tile);
+    const int64_t classes = tile.classes, step = power.step, out_step = tile.out_step;
+    const Real* e = power.at + i;
     Real* out = tile.out_at + i;
     V label = zero;
     const Real* const absent = tile.absent;
-    V present = V::lookup(tile.present, own.y, classes), reference = reference_of(own, tile, present, i);
+    V present = V::lookup(tile.present, own.y, classes), reference = reference_of<kStep>(own, tile, present, i);
     V others = sum_classes(classes,
                            [&](int64_t c) INLINE_LAMBDA { return V::load(e + c * step) * (V(absent[c]) - reference); });
     V mean = own.x.p * (present - reference) + others * own.inverse, mean_and_d = mean + d;
@@ -217,12 +218,13 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   }
 
   // The slope of a class of at least average probability: see softmax_pull_back.
+  template <Step kStep>
   INLINE static V reference_of(const Own& own, const JointTile<Real>& tile, const V& present, int64_t i) {
     V reference = present;
     if (!any(own.unlikely)) return reference;
-    const Real *e = tile.power_at + i, *const absent = tile.absent;
-    const int64_t step = tile.power_step;
-    for (int64_t c = 0; c < tile.classes; ++c, e += step)
+    const Powers power = powers<kStep>(tile);
+    const Real *e = power.at + i, *const absent = tile.absent;
+    for (int64_t c = 0; c < tile.classes; ++c, e += power.step)
       reference = select(V::load(e) < own.average, reference, V(absent[c]));
     return select(own.unlikely, reference, present);
   }

@@ -64,7 +64,7 @@ struct ClassScales {
   std::vector<float> narrow[kMaxPoints];
 };
 
-Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, const double* tables, const void* slopes,
+Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, const double* tables,
              ClassScales& scales) {
   const Plan read = settled(plan, problem);
   Job job{};
@@ -78,7 +78,6 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   job.has_ignore = plan.has_ignore;
   job.ignore_index = plan.ignore_index;
   job.ignore_value = plan.ignore_value;
-  job.slopes = slopes;
   job.unit_slopes = layout.unit_slopes();
   for (int k = 0; k < layout.points; ++k) {
     job.point[k] = read.points[k];
@@ -95,16 +94,40 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   return job;
 }
 
-void run(const char* name, Step step, const Plan& plan, const Job& job, const Cut& cut, int threads, double* sums,
-         int64_t n_sums) {
-  const ChunkFunction f = kernels().find(job, step);
+// What the steps of a call have in common. Those that read slopes set them in the job.
+struct Call {
+  const Plan& plan;
+  const Problem& problem;
+  const Layout layout;
+  const Cut cut;
+  ClassScales scales;
+  Job job;
+
+  Call(const Plan& plan_, const Problem& problem_, const Constants& constants)
+      : plan(plan_),
+        problem(problem_),
+        layout(plan, problem),
+        cut(layout, problem),
+        job(make_job(plan, problem, layout, constants.tables, scales)) {}
+};
+
+const char* name_of(Step step) {
+  constexpr const char* names[] = {"statistics", "values", "gradient", "both", "keep", "resume"};
+  return names[int(step)];
+}
+
+void run(const Call& call, Step step, int threads, double* sums = nullptr) {
+  const Problem& problem = call.problem;
+  const Cut& cut = call.cut;
+  const ChunkFunction f = kernels().find(call.job, step);
+  const int64_t n_sums = call.layout.unit_sums();
   std::mutex report_mutex;
   LabelReport report;
-  const int64_t work = std::max<int64_t>(1, std::min(cut.chunk, cut.pixels) * (plan.joint ? job.problem->classes : 1));
+  const int64_t work = std::max<int64_t>(1, std::min(cut.chunk, cut.pixels) * (call.plan.joint ? problem.classes : 1));
   parallel_for(cut.count(), std::max<int64_t>(1, 32768 / work), threads, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
     LabelReport bad;
-    for (int64_t i = begin; i < end; ++i) f(job, cut.at(i), sums ? sums + i * n_sums : nullptr, bad);
+    for (int64_t i = begin; i < end; ++i) f(call.job, cut.at(i), sums ? sums + i * n_sums : nullptr, bad);
     if (!bad.count) return;
     std::lock_guard<std::mutex> lock(report_mutex);
     const auto before = [](const LabelReport& a, const LabelReport& b) {
@@ -116,18 +139,18 @@ void run(const char* name, Step step, const Plan& plan, const Job& job, const Cu
     if (!report.count || before(bad, report)) report = bad;
     report.count = total;
   });
-  trace().pass(name, kernels().name, plan, *job.problem, true, step != Step::statistics);
+  trace().pass(name_of(step), kernels().name, call.plan, problem, true, step != Step::statistics);
   if (!report.count) return;
-  const int64_t classes = job.problem->label_map ? job.problem->classes : 2;
+  const int64_t classes = problem.label_map ? problem.classes : 2;
   std::string message = "target: label " + std::to_string(report.value) + " is outside [0, " + std::to_string(classes) +
                         "); " + std::to_string(report.count) + " such label(s), the first in sample " +
                         std::to_string(report.sample);
-  if (!job.problem->label_map) message += ", channel " + std::to_string(report.channel);
+  if (!problem.label_map) message += ", channel " + std::to_string(report.channel);
   message += " at flat position " + std::to_string(report.position);
-  const bool takes_ignore_index = job.problem->label_map || !plan.joint;
+  const bool takes_ignore_index = problem.label_map || !call.plan.joint;
   if (takes_ignore_index && (report.value == 255 || report.value == -100)) {
     message += "; did you mean ignore_index=" + std::to_string(report.value) + "?";
-    if (!job.problem->label_map && report.value == 255) message += " Or is the mask 0/255: divide it by 255.";
+    if (!problem.label_map && report.value == 255) message += " Or is the mask 0/255: divide it by 255.";
   }
   throw LabelError(message);
 }
@@ -189,34 +212,25 @@ int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vec
 
 namespace {
 
-// slopes: of Step::both.
-void add_up(Step step, const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-            int threads, double* sums) {
-  const Layout layout(plan, problem);
-  const Cut cut(layout, problem);
-  ClassScales scales;
-  const Job job = make_job(plan, problem, layout, constants.tables, slopes, scales);
-  const int64_t n_sums = layout.unit_sums();
-  std::vector<double> partial(size_t(cut.count() * n_sums));
-  const char* name = step == Step::both ? "both" : step == Step::keep ? "keep" : "statistics";
-  run(name, step, plan, job, cut, threads, partial.data(), n_sums);
-  std::fill(sums, sums + layout.units * n_sums, 0.0);
-  for (int64_t i = 0; i < cut.count(); ++i)
-    for (int64_t s = 0; s < n_sums; ++s) sums[i / cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
+void add_up(const Call& call, Step step, int threads, double* sums) {
+  const int64_t n_sums = call.layout.unit_sums(), count = call.cut.count();
+  std::vector<double> partial(size_t(count * n_sums));
+  run(call, step, threads, partial.data());
+  std::fill(sums, sums + call.layout.units * n_sums, 0.0);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t s = 0; s < n_sums; ++s) sums[i / call.cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
 }
 
 // What a forward with a place for the gradient does. `both` where the slopes of all units have one factor in common,
 // which is all that the pixels decide.
-Step first_step(const Plan& plan, const Problem& p, const Constants& constants) {
+Step first_step(const Call& call) {
+  const Plan& plan = call.plan;
   // What a narrower type keeps would be rounded twice.
-  if (plan.unreduced() || p.logits.dtype != Dtype::f32) return Step::statistics;
+  if (plan.unreduced() || call.problem.logits.dtype != Dtype::f32) return Step::statistics;
   const bool reduced = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
   const bool lone = plan.point_count == 1 && !plan.region_count && !plan.sums_labels();
   const Step step = reduced && lone ? Step::both : Step::keep;
-  ClassScales scales;
-  const Layout layout(plan, p);
-  const Job job = make_job(plan, p, layout, constants.tables, nullptr, scales);
-  return kernels().find(job, step) ? step : Step::statistics;
+  return kernels().find(call.job, step) ? step : Step::statistics;
 }
 
 // What a forward brings for the head.
@@ -277,7 +291,7 @@ void multiply(const Problem& p, float factor, int threads) {
 }  // namespace
 
 void statistics(const Plan& plan, const Problem& problem, const Constants& constants, int threads, double* sums) {
-  add_up(Step::statistics, plan, problem, constants, nullptr, threads, sums);
+  add_up(Call(plan, problem, constants), Step::statistics, threads, sums);
 }
 
 void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, int parts) {
@@ -291,36 +305,34 @@ void head(const Plan& plan, const Problem& problem, const Constants& constants, 
     finish<float>(head, read, problem, outputs);
 }
 
-void values(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes, int threads) {
-  const Layout layout(plan, problem);
-  ClassScales scales;
-  const Job job = make_job(plan, problem, layout, constants.tables, slopes, scales);
-  run("values", Step::values, plan, job, Cut(layout, problem), threads, nullptr, 0);
-}
-
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs) {
-  const Layout layout(plan, problem);
+  Call call(plan, problem, constants);
   HeadMemory memory(plan, problem);
   outputs = memory.completed(outputs);
-  Step step = problem.output.data ? first_step(plan, problem, constants) : Step::statistics;
+  Step step = problem.output.data ? first_step(call) : Step::statistics;
   std::vector<float> foreseen;
   if (step == Step::both) foreseen = foreseen_slopes(plan, problem, constants);
   const auto slope = std::find_if(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; });
   if (step == Step::both && slope == foreseen.end()) step = Step::statistics;
   if (step != Step::statistics) prefer_large_pages(problem);
-  add_up(step, plan, problem, constants, foreseen.data(), threads, outputs.sums);
+  call.job.slopes = foreseen.data();
+  add_up(call, step, threads, outputs.sums);
   head(plan, problem, constants, outputs, kGather | kFinish);
-  if (plan.unreduced()) values(plan, problem, constants, outputs.slopes, threads);
+  if (plan.unreduced()) {
+    call.job.slopes = outputs.slopes;
+    run(call, Step::values, threads);
+  }
   if (step == Step::both) {
     float* slopes = static_cast<float*>(outputs.slopes);
-    slopes[layout.units * layout.unit_slopes()] = slopes[slope - foreseen.begin()] / *slope;
+    slopes[call.layout.units * call.layout.unit_slopes()] = slopes[slope - foreseen.begin()] / *slope;
   }
   return step != Step::statistics;
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
               const void* upstream, const float* ahead, int threads) {
-  const Step first = ahead ? first_step(plan, problem, constants) : Step::statistics;
+  Call call(plan, problem, constants);
+  const Step first = ahead ? first_step(call) : Step::statistics;
   if (first == Step::both) {
     const float factor = *ahead * *static_cast<const float*>(upstream);
     if (factor == 1) return;
@@ -328,18 +340,12 @@ void backward(const Plan& plan, const Problem& problem, const Constants& constan
     if (factor - factor == 0) return multiply(problem, factor, threads);
   }
   if (!ahead) prefer_large_pages(problem);
-  const Layout layout(plan, problem);
-  const Cut cut(layout, problem);
-  ClassScales scales;
   const auto go = [&](auto real) {
     using Real = decltype(real);
-    const auto scaled = scaled_slopes(plan, problem, constants, layout, static_cast<const Real*>(slopes),
+    const auto scaled = scaled_slopes(plan, problem, constants, call.layout, static_cast<const Real*>(slopes),
                                       static_cast<const Real*>(upstream));
-    const Job job = make_job(plan, problem, layout, constants.tables, scaled.data(), scales);
-    if (first == Step::keep)
-      run("resume", Step::resume, plan, job, cut, threads, nullptr, 0);
-    else
-      run("gradient", Step::gradient, plan, job, cut, threads, nullptr, 0);
+    call.job.slopes = scaled.data();
+    run(call, first == Step::keep ? Step::resume : Step::gradient, threads);
   };
   if (problem.wide)
     go(double());

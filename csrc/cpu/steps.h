@@ -47,7 +47,6 @@ constexpr int kGather = 1, kFinish = 2;
 // The steps of a forward; it brings the memory in between by itself.
 void statistics(const Plan& plan, const Problem& problem, const Constants& constants, int threads, double* sums);
 void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, int parts);
-void values(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes, int threads);
 
 // True if problem.output, where there is one and the loss is reduced, is written for `backward`, in dense float32.
 // A lone pointwise loss, a mean or a sum, has one factor for all its pixels, so that the one read does for the loss and
