@@ -71,11 +71,12 @@ struct Base2<float> {
   // Relative error of 2^(x fl(log2 e)) for exp(x), per binary digit of it.
   static constexpr float excess = 9.2533e-9f;
   static constexpr float exponents = 150;  // more than there are
+  static constexpr float largest = 1e8f;   // the product of a larger x with log2 e is rounded by more than 8
 };
 template <>
 struct Base2<double> {
   static constexpr double log2_e = 1.4426950408889634074, ln2 = 0.69314718055994530942;
-  static constexpr double excess = 9.7798e-18, exponents = 1100;
+  static constexpr double excess = 9.7798e-18, exponents = 1100, largest = 5e16;
 };
 
 // exp(x) for x <= 0: what rounding has taken from x log2(e) is put back. 5.5e-8 down to x = -20.

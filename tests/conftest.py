@@ -6,6 +6,7 @@ SEGFUSE_SHIM=module.so      the CUDA sources, run on the CPU (tests/shim/build.p
 SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
 """
 
+import gc
 import importlib.util
 import os
 import re
@@ -74,6 +75,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not chance[item]]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests, which the collector need not look through again and again
 
 
 @pytest.fixture(autouse=True)

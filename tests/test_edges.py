@@ -239,6 +239,26 @@ def test_saturated_predictions(case: Case) -> None:
             assert not gradient[logits == -math.inf].any()
 
 
+@pytest.mark.parametrize("largest", [3e8, 1e12, 1e35])
+@each
+def test_logits_of_any_size(case: Case, largest: float) -> None:
+    """What masks a class may mask all of a pixel. (A product of 3e9 with log2(e) is rounded by more than 128.)"""
+    logits, target = inputs(case, 7, 19)
+    steps = (logits * 2).round().clamp(-2, 2)  # with ties
+    for values in (
+        steps / 2,
+        (steps - 3) / 5,
+        torch.where(logits < 0, logits, steps / 2),
+        torch.full_like(logits, -1.0),
+    ):
+        huge = torch.where((values == logits) | (torch.rand(7, 19) < 0.2), logits, values * largest)
+        for wide in (huge, huge.double(), huge.bfloat16()):
+            check_case(case, wide, target)
+    masked = torch.where(torch.rand(logits[:, :1].shape) < 0.3, torch.finfo(torch.float32).min, logits)
+    if case.mode == MULTICLASS:  # a softmax of equal logits
+        check_case(case, masked, target)
+
+
 @pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 2**20), (torch.float64, 2**8)], ids=str)
 def test_hopeless_predictions_of_many_pixels(dtype: torch.dtype, count: int) -> None:
     # Every slope is a quotient of positive sums; taken from 1 - loss, where the loss is near 1, it loses its digits.

@@ -29,7 +29,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
 
   // The label's class of each pixel. The logits of the tile become powers 2^(z log2(e) - s), 0 in the label's class.
   // One multiplication and addition rounds once, where the difference to the peak and its product would round twice; s,
-  // near the peak, is the same for all classes, so that its own rounding drops out.
+  // near the peak, is the same for all classes, so that its own rounding drops out (see Base2::largest).
   // What `keep` leaves has the exponent in the label's class: all that a gradient's x is made of.
   struct Own {
     V y, inverse, average;  // of the powers
@@ -46,8 +46,9 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
         V z = V::load(p);
         return kSelects ? select(valid, z, V(0)) : z;
       };
-      const Real* const z = tile.z_at + i;
-      const int64_t z_step = tile.z_step, classes = tile.classes;
+      const Real* z = tile.z_at + i;
+      int64_t z_step = tile.z_step;
+      const int64_t classes = tile.classes;
       V log2_own = V(0), log2_e = V(Base2<Real>::log2_e), shift = V(0), rest;
       if constexpr (kStep == Step::resume) {
         rest = sum_others<kStep>(tile, i, log2_own, [&](int64_t c) INLINE_LAMBDA { return V::load(z + c * z_step); });
@@ -57,6 +58,12 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
         for (int64_t c = 1; c < classes; ++c) {
           peak = max(peak, logit(z + c * z_step));
           prefetch<V, false>(z + c * z_step);
+        }
+        if (any(V(Base2<Real>::largest) < abs(peak))) {
+          const Powers differences = powers<kStep>(tile);
+          Real* const at = differences.at + i;
+          subtract(z, z_step, peak, at, differences.step, classes);
+          z = at, z_step = differences.step, peak = V(0);
         }
         shift = -(peak * log2_e);
         rest = sum_others<kStep>(tile, i, log2_own,
@@ -90,6 +97,12 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
       });
     }
   };
+
+  // Out of the way of everyday logits.
+  [[gnu::noinline]] static void subtract(const Real* z, int64_t z_step, V peak, Real* out, int64_t step,
+                                         int64_t classes) {
+    for (int64_t c = 0; c < classes; ++c) (V::load(z + c * z_step) - peak).store(out + c * step);
+  }
 
   template <Step kStep>
   static void sum_tile(const Job& job, const JointTile<Real>& tile, const Real* slopes, Sum<Real>& weight,

@@ -87,22 +87,31 @@ struct LabelMap {
 
   // A pixel: e = 2^(z log2(e) - s), 0 in the label's class. One multiplication and addition rounds once, where the
   // difference to the peak and its product would round twice; s, near the peak, is the same for all classes, so that
-  // its own rounding drops out.
+  // its own rounding drops out (see Base2::largest).
   struct At {
     static constexpr bool kCompares = kClasses <= 8;  // and reads nothing twice
     float e[kClasses], at_peak, own, inverse;
     Pixel<float> x;
 
     __device__ At(const Group& group, int k) {
-      float peak = group.logit(0, k);
+      float own_logit = 0.0f;
+      if constexpr (!kCompares) own_logit = group.own_logit(k);
 #pragma unroll
-      for (int c = 1; c < kClasses; ++c) peak = max(peak, group.logit(c, k));
+      for (int c = 0; c < kClasses; ++c) e[c] = group.logit(c, k);
+      float peak = e[0];
+#pragma unroll
+      for (int c = 1; c < kClasses; ++c) peak = max(peak, e[c]);
+      if (abs(peak) > Base2<float>::largest) {
+#pragma unroll
+        for (int c = 0; c < kClasses; ++c) e[c] -= peak;
+        own_logit -= peak;
+        peak = 0.0f;
+      }
       const float shift = -(peak * Base2<float>::log2_e);
-      float rest = 0.0f, log2_own = shift;
-      if constexpr (!kCompares) log2_own = fma(group.own_logit(k), Base2<float>::log2_e, shift);
+      float rest = 0.0f, log2_own = fma(own_logit, Base2<float>::log2_e, shift);
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
-        const float d = fma(group.logit(c, k), Base2<float>::log2_e, shift);
+        const float d = fma(e[c], Base2<float>::log2_e, shift);
         const bool here = c == group.y[k];
         if (kCompares && here) log2_own = d;
         e[c] = here ? 0.0f : fast_exp2(d);

@@ -118,11 +118,12 @@ struct Tile {
     peak = told[0][lane];
     for (int t = 1; t < used; ++t) peak = max(peak, told[0][t * shape.pixels + lane]);
     __syncthreads();
-    const float shift = -(peak * Base2<float>::log2_e);
+    const bool huge = abs(peak) > Base2<float>::largest;
+    const float base = huge ? peak : 0.0f, shift = -((peak - base) * Base2<float>::log2_e);
     float rest = 0.0f, at_peak = -1.0f;  // and the team's class at the peak
     for (int c = team; c < shape.classes; c += teams) {
       float& z = e[c * row + lane];
-      const float d = fma(z, Base2<float>::log2_e, shift);
+      const float d = fma(z - base, Base2<float>::log2_e, shift);
       if (z == peak) at_peak = float(c);
       if (c == y) of_label[lane] = d;
       z = c == y ? 0.0f : fast_exp2(d);
@@ -137,7 +138,7 @@ struct Tile {
       rest += told[0][t * shape.pixels + lane];
       if (told[1][t * shape.pixels + lane] >= 0.0f) peak_class = int(told[1][t * shape.pixels + lane]);
     }
-    const float log2_own = of_label[lane], of_peak = fast_exp2(fma(peak, Base2<float>::log2_e, shift)),
+    const float log2_own = of_label[lane], of_peak = fast_exp2(fma(peak - base, Base2<float>::log2_e, shift)),
                 e_own = fast_exp2(log2_own);
     if (e_own == of_peak) peak_class = y;
     own = Softmax::of_label<float>(e_own, rest, log2_own, inverse);

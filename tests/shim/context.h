@@ -4,13 +4,18 @@
 
 #include <cstddef>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#ifndef SEGFUSE_SHIM_ASAN
+#ifdef __SANITIZE_ADDRESS__
 #define SEGFUSE_SHIM_ASAN 1
+#else
+#define SEGFUSE_SHIM_ASAN 0
+#endif
+#endif
+#if SEGFUSE_SHIM_ASAN
+#include <sanitizer/common_interface_defs.h>
 // The frames that a dying fiber leaves behind must hold no poison: its stack is used again.
 #define SEGFUSE_SHIM_PLAIN __attribute__((no_sanitize("address"), noinline))
 #else
-#define SEGFUSE_SHIM_ASAN 0
 #define SEGFUSE_SHIM_PLAIN
 #endif
 
