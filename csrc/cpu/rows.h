@@ -21,7 +21,7 @@ struct RowTile {
   Real* out_at;
   int64_t count, padded;
 
-  // Loads positions [first, first + count); fills the weights if asked or if the last vector is not full.
+  // Loads positions [first, first + count). Whether there are weights: if asked for, or if the last vector is not full.
   bool load(const Job& job, const View& logits, int64_t n, int64_t c, int64_t first, int64_t n_pixels,
             LabelReport& bad) {
     constexpr int64_t lanes = Vec<Real>::lanes;
@@ -32,7 +32,7 @@ struct RowTile {
     const bool weighted = p.has_weight || job.has_ignore || !whole;
     if (p.has_weight)
       load_weight(p.weight, n, c, first, count, w);
-    else
+    else if (weighted)
       for (int64_t i = 0; i < count; ++i) w[i] = 1;
     z_at = whole ? in_place<Real>(logits, n, c, first) : nullptr;
     if (!z_at) {

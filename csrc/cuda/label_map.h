@@ -101,14 +101,17 @@ struct LabelMap {
       float peak = e[0];
 #pragma unroll
       for (int c = 1; c < kClasses; ++c) peak = max(peak, e[c]);
-      if (abs(peak) > Base2<float>::largest) {
+      if constexpr (!std::is_same_v<Element, Half>) {  // which has none of these
+        if (abs(peak) > Base2<float>::largest) {
 #pragma unroll
-        for (int c = 0; c < kClasses; ++c) e[c] -= peak;
-        own_logit -= peak;
-        peak = 0.0f;
+          for (int c = 0; c < kClasses; ++c) e[c] -= peak;
+          if constexpr (!kCompares) own_logit -= peak;
+          peak = 0.0f;
+        }
       }
       const float shift = -(peak * Base2<float>::log2_e);
-      float rest = 0.0f, log2_own = fma(own_logit, Base2<float>::log2_e, shift);
+      float rest = 0.0f, log2_own = shift;
+      if constexpr (!kCompares) log2_own = fma(own_logit, Base2<float>::log2_e, shift);
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
         const float d = fma(e[c], Base2<float>::log2_e, shift);
