@@ -28,7 +28,7 @@ struct JointTile {
   const Real* z_at;
   Real* out_at;
   int64_t z_step, out_step, left_out;  // left_out: pixels of weight 0, those that fill up the last vector included
-  Real *e, *y, *w, *up, *out, *present, *absent, *z = nullptr, *t = nullptr;
+  Real *e, *y, *w, *up, *out, *present, *absent, *group, *z = nullptr, *t = nullptr;  // group: of one vector of pixels
 
   // kEverything: keep logits and labels beside the exponentials.
   JointTile(const Job& j, bool everything) : job(j), p(*j.problem), classes(p.classes) {
@@ -41,6 +41,7 @@ struct JointTile {
     out = scratch.get<Real>(size);
     present = scratch.get<Real>(V::table_size(classes));
     absent = scratch.get<Real>(classes);
+    group = scratch.get<Real>(classes * V::lanes);
     for (int64_t i = 0; i < size; ++i) y[i] = 0;  // where labels are soft nobody fills it
     if (everything) {
       z = scratch.get<Real>(classes * size);

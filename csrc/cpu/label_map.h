@@ -14,17 +14,20 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   using Steps = JointSteps<LabelMap<Real, Points>, Real>;
   static constexpr bool kEverything = false;
 
-  // Where the powers are that a step makes or finds: in the place of the gradient, if they are kept for it.
+  // Where a step puts the powers of the vector at i: in the place of the gradient, if they are kept for it; where the
+  // sums over classes find them; or, wanted at once and no longer, in the first cache.
   struct Powers {
     Real* at;
     int64_t step;
   };
   template <Step kStep>
-  INLINE static Powers powers(const JointTile<Real>& tile) {
-    if constexpr (kStep == Step::keep || kStep == Step::resume)
-      return {tile.out_at, tile.out_step};
+  INLINE static Powers powers(const JointTile<Real>& tile, int64_t i) {
+    if constexpr (kStep == Step::keep)
+      return {tile.out_at + i, tile.out_step};
+    else if constexpr (kStep == Step::statistics)
+      return {tile.e + i, tile.size};
     else
-      return {tile.e, tile.size};
+      return {tile.group, V::lanes};
   }
 
   // The label's class of each pixel. The logits of the tile become powers 2^(z log2(e) - s), 0 in the label's class.
@@ -51,19 +54,21 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
       const int64_t classes = tile.classes;
       V log2_own = V(0), log2_e = V(Base2<Real>::log2_e), shift = V(0), rest;
       if constexpr (kStep == Step::resume) {
-        rest = sum_others<kStep>(tile, i, log2_own, [&](int64_t c) INLINE_LAMBDA { return V::load(z + c * z_step); });
+        rest = sum_others<kStep>(tile, i, log2_own, [&](int64_t c) INLINE_LAMBDA {
+          prefetch<V>(z + c * z_step);
+          return V::load(z + c * z_step);
+        });
       } else {
         V peak = logit(z);
-        prefetch<V, false>(z);
+        prefetch<V>(z);
         for (int64_t c = 1; c < classes; ++c) {
           peak = max(peak, logit(z + c * z_step));
-          prefetch<V, false>(z + c * z_step);
+          prefetch<V>(z + c * z_step);
         }
         if (any(V(Base2<Real>::largest) < abs(peak))) {
-          const Powers differences = powers<kStep>(tile);
-          Real* const at = differences.at + i;
-          subtract(z, z_step, peak, at, differences.step, classes);
-          z = at, z_step = differences.step, peak = V(0);
+          const Powers differences = powers<kStep>(tile, i);
+          subtract(z, z_step, peak, differences.at, differences.step, classes);
+          z = differences.at, z_step = differences.step, peak = V(0);
         }
         shift = -(peak * log2_e);
         rest = sum_others<kStep>(tile, i, log2_own,
@@ -82,8 +87,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     // for the label's class.
     template <Step kStep, class Exponent>
     INLINE V sum_others(const JointTile<Real>& tile, int64_t i, V& log2_own, const Exponent& exponent) const {
-      const Powers e = powers<kStep>(tile);
-      Real* const at = e.at + i;
+      const Powers e = powers<kStep>(tile, i);
       V label = V(0);
       return sum_classes(tile.classes, [&](int64_t c) INLINE_LAMBDA {
         V d = exponent(c), power = kStep == Step::resume ? d : fast_exp2(d);
@@ -91,8 +95,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
         log2_own = select(here, d, log2_own);
         label = label + V(1);
         V other = select(here, V(0), power);
-        (kStep == Step::keep ? select(here, d, power) : other).store(at + c * e.step);
-        if (kStep == Step::keep || kStep == Step::resume) prefetch<V, true>(at + c * e.step);
+        (kStep == Step::keep ? select(here, d, power) : other).store(e.at + c * e.step);
+        if (kStep == Step::keep) prefetch<V>(e.at + c * e.step);
         return other;
       });
     }
@@ -142,7 +146,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   static void sum_classes_of(const Job& job, const JointTile<Real>& tile, ClassSums<Real>& region) {
     const int64_t padded = tile.padded, classes = tile.classes;
     const Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out, *const y_at = tile.y;
-    const Powers kept = powers<kStep>(tile);
+    const Powers kept = powers<kStep>(tile, 0);
     const Real* e = kept.at;
     V label = V(0);
     for (int64_t c = 0; c < classes; ++c, e += kept.step) {
@@ -191,15 +195,15 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
 
   template <Step kStep>
   INLINE static void write_points(const JointTile<Real>& tile, const Own& own, const V& w, const V& d, int64_t i) {
-    const Powers power = powers<kStep>(tile);
+    const Powers power = powers<kStep>(tile, i);
     const int64_t classes = tile.classes, step = power.step, out_step = tile.out_step;
     V others = -(w * own.inverse * d), at_label = w * d * own.x.q;
-    const Real* e = power.at + i;
+    const Real* e = power.at;
     Real* out = tile.out_at + i;
     V label = V(0);
     for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
       select(own.y == label, at_label, V::load(e) * others).store(out);
-      if (kStep != Step::resume) prefetch<V, true>(out);
+      if (kStep != Step::resume) prefetch<V>(out);
       label = label + V(1);
     }
   }
@@ -211,9 +215,9 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     V d = point_slope(job, slopes, own);
     if (job.region_slopes == 0) return write_points<kStep>(tile, own, w, d, i);
     V scaled = w * own.inverse, zero = V(0), one = V(1);
-    const Powers power = powers<kStep>(tile);
+    const Powers power = powers<kStep>(tile, i);
     const int64_t classes = tile.classes, step = power.step, out_step = tile.out_step;
-    const Real* e = power.at + i;
+    const Real* e = power.at;
     Real* out = tile.out_at + i;
     V label = zero;
     const Real* const absent = tile.absent;
@@ -225,7 +229,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
       V g = softmax_pull_back(V::load(e) * scaled, V(absent[c]) - reference, mean_and_d);
       select(own.y == label, at_label, g).store(out);
-      if (kStep != Step::resume) prefetch<V, true>(out);
+      if (kStep != Step::resume) prefetch<V>(out);
       label = label + one;
     }
   }
@@ -235,8 +239,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   INLINE static V reference_of(const Own& own, const JointTile<Real>& tile, const V& present, int64_t i) {
     V reference = present;
     if (!any(own.unlikely)) return reference;
-    const Powers power = powers<kStep>(tile);
-    const Real *e = power.at + i, *const absent = tile.absent;
+    const Powers power = powers<kStep>(tile, i);
+    const Real *e = power.at, *const absent = tile.absent;
     for (int64_t c = 0; c < tile.classes; ++c, e += power.step)
       reference = select(V::load(e) < own.average, reference, V(absent[c]));
     return select(own.unlikely, reference, present);
