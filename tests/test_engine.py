@@ -101,8 +101,9 @@ def test_every_compound_is_two_passes(name: str) -> None:
         assert events == expected
 
 
+@pytest.mark.parametrize("side", [1500, 3000])
 @pytest.mark.parametrize("scheme", ["auto", "two_pass"])
-def test_a_large_gradient_asks_for_large_pages(scheme: str) -> None:
+def test_a_large_gradient_asks_for_large_pages(scheme: str, side: int) -> None:
     """Linux notes the wish ("hg") with the pages, whatever it does about it; no other memory is marked."""
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this system has no transparent huge pages")
@@ -117,12 +118,12 @@ def test_a_large_gradient_asks_for_large_pages(scheme: str) -> None:
                 return " hg" in line
         raise AssertionError("not mapped")
 
-    logits = torch.randn(1, 1, 3000, 3000, requires_grad=True)
-    target = (torch.rand(1, 1, 3000, 3000) < 0.5).float()
+    logits = torch.randn(1, 1, side, side, requires_grad=True)
+    target = (torch.rand(1, 1, side, side) < 0.5).float()
     with _native.scheme(scheme):
         (gradient,) = torch.autograd.grad(segfuse.DiceBCELoss("binary")(logits, target), logits)
     assert marked(gradient)
-    assert not marked(target)
+    assert side < 3000 or not marked(target)  # smaller ones may lie where another gradient was
 
 
 def test_the_flush_of_denormals_ends_with_the_call() -> None:
