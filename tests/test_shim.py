@@ -92,6 +92,6 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         whole = pool.submit(run_tests, ("test_cuda.py",), **environment)
         thin = pool.submit(
-            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="8", **environment
+            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="4", **environment
         )
         whole.result(), thin.result()
