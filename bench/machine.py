@@ -30,6 +30,7 @@ GPU_PROPERTIES = (
     "regs_per_multiprocessor",
     "warp_size",
 )
+CUDA_BUILD = ("CUDA architectures",)
 CPU_BUILD = ("CPU instruction set in use", "thread pool")  # not the paths of its files
 
 
@@ -67,7 +68,8 @@ def describe(device: str) -> dict[str, Any]:
         import segfuse
 
         about = segfuse.build_info()
-        found |= {name: about[name] for name in ("segfuse", "CUDA architectures", *CPU_BUILD) if name in about}
+        build = CUDA_BUILD if device == "cuda" else CPU_BUILD
+        found |= {name: about[name] for name in ("segfuse", *build) if name in about}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found |= {

@@ -9,8 +9,9 @@ report      FOLDER/README.md and its pictures (report.py)
 
 Without --what it does all of these. Loss and gradient of both sides are compared before anything is timed. Every ratio
 stands beside the same loss against itself (the row "segfuse") and beside the copy rate of the same run.
-FOLDER/DEVICE.json is written after each row; a part that is measured again takes the place of its old numbers. No
-number here is ever asserted in a test. How it is timed: harness.py; what the columns mean: the report.
+FOLDER/DEVICE.json is written after each row. What is measured again takes the place of its old numbers; rows of the
+table that a run leaves out (--cases, --threads) stay, if they are of the same machine, versions and options. No number
+here is ever asserted in a test. How it is timed: harness.py; what the columns mean: the report.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Bench:
         folder = options.out or Path(__file__).resolve().parents[1] / "runs" / "bench" / slug(about["device"])
         self.path = folder / f"{self.device}.json"
         self.results: dict[str, Any] = {**self.before(about), **about}
+        self.order: dict[str, int] = {}  # of the table
         self.failed = False
 
     def before(self, about: dict[str, Any]) -> dict[str, Any]:
@@ -152,12 +154,30 @@ class Bench:
 
     def begin(self, part: str, empty: Any) -> Any:
         """A new list of rows, or dict of such, in the place of the old."""
-        kept = ("quick", "cases", "peers", "threads", "shrink", "labels", "ignored", "upstream")
-        options = {name: getattr(self.options, name) for name in kept}
-        self.results.setdefault("options", {})[part] = options
+        self.results.setdefault("options", {})[part] = self.kept_options()
         self.results.setdefault("not_run", {}).pop(part, None)
         self.results[part] = empty
         return empty
+
+    def kept_options(self) -> dict[str, Any]:
+        """Those that a number depends on."""
+        names = ("quick", "peers", "shrink", "labels", "ignored", "upstream")
+        return {name: getattr(self.options, name) for name in names}
+
+    def begin_cases(self, jobs: list[tuple[Case, int | None]]) -> None:
+        """As `begin`, but rows of the table that these jobs leave out stay if they were measured in the same way."""
+        again = {(case.name, threads) for case, threads in jobs}
+        known = [case.name for case in table(self.device, self.options.shrink)]
+        rows, not_run = [], []
+        if self.results.get("options", {}).get("cases") == self.kept_options():
+            rows = [row for row in self.results["cases"] if row["case"] in known]
+            rows = [row for row in rows if (row["case"], row["threads"]) not in again]
+            left = self.results.get("not_run", {}).get("cases", [])
+            not_run = [text for text in left if text.partition(": ")[0] not in {case.name for case, _ in jobs}]
+        self.begin("cases", rows)
+        if not_run:
+            self.results["not_run"]["cases"] = not_run
+        self.order = {name: i for i, name in enumerate(known)}
 
     def late(self) -> bool:
         return time.monotonic() - self.start > self.options.seconds
@@ -257,6 +277,7 @@ class Bench:
         result["noisy"] = True  # until its end
         result |= {"one_pass_bytes_per_pixel": case.bytes_per_pixel("one_pass"), "rows": rows}
         self.results["cases"].append(result)
+        self.results["cases"].sort(key=lambda row: (-(row["threads"] or 0), self.order[row["case"]]))
         floor = 1e6 * case.bytes_per_pixel("one_pass") * case.pixels / copy
         shape = "x".join(map(str, case.shape)) + (f", {threads} thread(s)" if threads else "")
         self.say(f"\n{case.name} {shape}; copy {copy / 1e12:.3f} TB/s, floor {floor:.1f} us")
@@ -310,7 +331,7 @@ class Bench:
             if not self.options.threads and not self.options.quick and every != [1]:
                 jobs += [(case, 1) for case in chosen if case.headline]
         if not self.options.once:
-            self.begin("cases", [])
+            self.begin_cases(jobs)
         for case, count in tqdm(jobs, disable=None) if tqdm is not None else jobs:
             if self.options.once:
                 self.once(case)

@@ -163,6 +163,23 @@ def test_the_parts_do_not_share_their_threads(tmp_path: Path) -> None:
     assert [row["threads"] for row in results["scaling"]["threads"]] == [1, 2] * 3
 
 
+def test_rows_that_a_run_leaves_out_stay(tmp_path: Path) -> None:
+    def rows(*arguments: str) -> list[dict[str, object]]:
+        common = ("--device", "cpu", "--out", str(tmp_path), "--shrink", "256", "--peers", "nobody", "--threads", "1")
+        bench("run", *common, "--what", "cases", *arguments)
+        found: list[dict[str, object]] = json.loads((tmp_path / "cpu.json").read_text())["cases"]
+        return found
+
+    first = rows("--cases", "^a/bce/", "--quick")
+    second = rows("--cases", "^a/(bce|focal)/", "--quick")
+    assert [row["case"] for row in second] == ["a/bce/float32/float32", "a/focal/float32/float32"]
+    assert second[0]["case"] == first[0]["case"]
+    assert second[0] != first[0]
+    late = ("--cases", "^a/focal/", "--seconds", "-1")  # nothing is measured
+    assert rows(*late, "--quick") == second[:1]
+    assert rows(*late) == []  # rows of a quick run are no rows of this one
+
+
 def test_no_time_left(tmp_path: Path) -> None:
     bench("run", "--device", "cpu", "--shrink", "64", "--seconds", "-1", "--out", str(tmp_path), "--threads", "1")
     results = json.loads((tmp_path / "cpu.json").read_text())
