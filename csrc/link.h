@@ -112,11 +112,14 @@ struct Softmax {
   HD static Pixel<V> of_label(const V& own, const V& rest, const V& log2_own, V& inverse) {
     using Constants = Base2<Real>;
     auto less = own < rest;
-    V distance = fast_log2(rest) - log2_own, raw = select(less, own, rest), large = select(less, rest, own);
-    V small = fma(raw, V(-Constants::excess) * min(V(Constants::exponents), abs(distance)), raw);
-    inverse = V(1) / (small + large);
+    V distance = fast_log2(rest) - log2_own, digits = rough_log2(rest) - log2_own;
+    V raw = select(less, own, rest), large = select(less, rest, own);
+    V small = fma(raw, V(-Constants::excess) * min(V(Constants::exponents), abs(digits)), raw);
+    // One division for two: both factors lie between 1/2 and the number of classes.
+    V sum = small + large, reciprocal = V(1) / (sum * large);
+    inverse = reciprocal * large;
     V p = small * inverse, q = large * inverse;
-    V minus_log_p = select(less, distance * V(Constants::ln2), V(0)) + log1p_unit(small / large);
+    V minus_log_p = select(less, distance * V(Constants::ln2), V(0)) + log1p_unit(small * (reciprocal * sum));
     return {log2_own * V(Constants::ln2), select(less, p, q), select(less, q, p), minus_log_p, V(0)};
   }
   template <class V>

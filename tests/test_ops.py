@@ -223,6 +223,23 @@ def test_the_rules_of_autograd() -> None:
             assert not loss(x, y).requires_grad
 
 
+def test_a_loss_that_gets_no_gradient() -> None:
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: Tensor) -> Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, _: Tensor) -> None:
+            return None
+
+    (x, y, _), loss = data_of("multiclass"), compound("multiclass")
+    (Stop.apply(loss(x, y)) + x[0, 0, 0, 0]).backward()
+    expected = torch.zeros_like(x)
+    expected[0, 0, 0, 0] = 1
+    assert torch.equal(x.grad, expected)
+
+
 @in_every_mode
 def test_subclasses_modes_and_terms(mode: str) -> None:
     x, y, w = data_of(mode)

@@ -27,7 +27,9 @@ struct JointTile {
   // Where the logits of class c are: z_at + c z_step; in place, or copied to e. The same of the output.
   const Real* z_at;
   Real* out_at;
-  int64_t z_step, out_step, left_out;  // left_out: pixels of weight 0, those that fill up the last vector included
+  int64_t z_step, out_step;
+  bool left_out;  // whether any pixel has weight 0, those that fill up the last vector included
+  Ahead labels_ahead, logits_ahead;
   Real *e, *y, *w, *up, *out, *present, *absent, *group, *z = nullptr, *t = nullptr;  // group: of one vector of pixels
 
   // kEverything: keep logits and labels beside the exponentials.
@@ -71,14 +73,17 @@ struct JointTile {
       for (int64_t i = count; i < padded; ++i) up[c * size + i] = 0;
     }
     for (int64_t i = count; i < padded; ++i) y[i] = w[i] = 0;
-    left_out = padded - count;
+    uint32_t nothing = padded != count;
     if (p.has_weight || job.has_ignore)
-      for (int64_t i = 0; i < padded; ++i) left_out += w[i] == 0;
+      for (int64_t i = 0; i < padded; ++i) nothing |= uint32_t(w[i] == 0);
+    left_out = nothing;
     const Real* in_memory = z || padded != count ? nullptr : in_place<Real>(logits, n, 0, first);
     Real* const copy = z ? z : e;
     z_at = in_memory ? in_memory : copy;
     z_step = in_memory ? logits.class_stride : size;
     if (!in_memory) load_classes(logits, n, first, count, classes, copy, size);
+    labels_ahead = p.label_map ? Ahead(p.target, n, first + size, 1) : Ahead();
+    logits_ahead = in_memory ? Ahead() : Ahead(logits, n, first + size, classes);
     // Pixels of weight 0 are selected out: what stands there is not read into anything.
     if (z && left_out) {
       clear_left_out(z);
@@ -88,6 +93,10 @@ struct JointTile {
   void clear_left_out(Real* rows) const {
     for (int64_t c = 0; c < classes; ++c, rows += size)
       for (int64_t i = 0; i < padded; ++i) rows[i] = w[i] != 0 ? rows[i] : Real(0);
+  }
+  INLINE void ask_ahead(int64_t i) const {
+    labels_ahead.ask(i, V::lanes);
+    logits_ahead.ask(i, V::lanes);
   }
   INLINE typename V::Mask valid(int64_t i) const { return V::load(w + i) != V(0); }
 
@@ -186,7 +195,10 @@ struct JointSteps {
       tile.first_stored = chunk.first + done;
       tile.load(logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
       tile.aim(chunk.unit);
-      for (int64_t i = 0; i < tile.padded; i += V::lanes) Engine::template gradient_group<kStep>(job, tile, slopes, i);
+      for (int64_t i = 0; i < tile.padded; i += V::lanes) {
+        tile.ask_ahead(i);
+        Engine::template gradient_group<kStep>(job, tile, slopes, i);
+      }
       tile.store(chunk.unit);
     }
   }

@@ -54,25 +54,20 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
       const int64_t classes = tile.classes;
       V log2_own = V(0), log2_e = V(Base2<Real>::log2_e), shift = V(0), rest;
       if constexpr (kStep == Step::resume) {
-        rest = sum_others<kStep>(tile, i, log2_own, [&](int64_t c) INLINE_LAMBDA {
-          prefetch<V>(z + c * z_step);
-          return V::load(z + c * z_step);
-        });
+        rest = sum_others<kStep>(tile, i, log2_own, [&](int64_t c) INLINE_LAMBDA { return V::load(z + c * z_step); });
       } else {
         V peak = logit(z);
-        prefetch<V>(z);
-        for (int64_t c = 1; c < classes; ++c) {
-          peak = max(peak, logit(z + c * z_step));
-          prefetch<V>(z + c * z_step);
-        }
+        for (int64_t c = 1; c < classes; ++c) peak = max(peak, logit(z + c * z_step));
         if (any(V(Base2<Real>::largest) < abs(peak))) {
           const Powers differences = powers<kStep>(tile, i);
           subtract(z, z_step, peak, differences.at, differences.step, classes);
           z = differences.at, z_step = differences.step, peak = V(0);
         }
         shift = -(peak * log2_e);
-        rest = sum_others<kStep>(tile, i, log2_own,
-                                 [&](int64_t c) INLINE_LAMBDA { return fma(logit(z + c * z_step), log2_e, shift); });
+        rest = sum_others<kStep>(tile, i, log2_own, [&](int64_t c) INLINE_LAMBDA {
+          prefetch<V>(z + c * z_step);
+          return fma(logit(z + c * z_step), log2_e, shift);
+        });
       }
       V power = fast_exp2(log2_own);
       Pixel<V> found = Softmax::of_label<Real>(power, rest, log2_own, inverse);
@@ -125,6 +120,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out;
     const int64_t padded = tile.padded;
     for (int64_t i = 0; i < padded; i += V::lanes) {
+      tile.ask_ahead(i);
       Own own(tile, i, std::integral_constant<Step, kStep>(), selects);
       V w = V::load(w_at + i);
       weight.add(w);
@@ -141,28 +137,41 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     }
   }
 
-  // I, FP and FN, class by class.
   template <Step kStep>
   static void sum_classes_of(const Job& job, const JointTile<Real>& tile, ClassSums<Real>& region) {
-    const int64_t padded = tile.padded, classes = tile.classes;
+    const int64_t rest = tile.classes % kClassBlock, whole = tile.classes - rest;
+    for (int64_t c = 0; c < whole; c += kClassBlock) sum_block<kStep, kClassBlock>(job, tile, c, region);
+    if (rest >= 2) sum_block<kStep, 2>(job, tile, whole, region);
+    if (rest % 2) sum_block<kStep, 1>(job, tile, tile.classes - 1, region);
+  }
+
+  // I, FP and FN of some classes, a register each: what a pixel has for all of them is loaded once.
+  template <Step kStep, int kClasses>
+  static void sum_block(const Job& job, const JointTile<Real>& tile, int64_t c, ClassSums<Real>& region) {
+    using Block = Vec<Real, kClasses>;
+    using Register = Reg<Real>;
+    constexpr int64_t lanes = Register::lanes;
+    const int64_t padded = tile.padded, sums = job.region_sums;
     const Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out, *const y_at = tile.y;
     const Powers kept = powers<kStep>(tile, 0);
-    const Real* e = kept.at;
-    V label = V(0);
-    for (int64_t c = 0; c < classes; ++c, e += kept.step) {
-      V tp = V(0), fp = V(0), fn = V(0);
-      for (int64_t i = 0; i < padded; i += V::lanes) {
-        auto here = V::load(y_at + i) == label;
-        V more = fma(V::load(e + i), V::load(inverse_at + i), fp);
+    const Real* const e = kept.at + c * kept.step;
+    alignas(64) Real label[kClasses * lanes];
+    for (int64_t i = 0; i < kClasses * lanes; ++i) label[i] = Real(c + i / lanes);
+    const Block labels = Block::load(label);
+    Real* const at = reinterpret_cast<Real*>(region.lanes + c * sums);  // no sum of negatives for a label map: head.h
+    for (int64_t i = 0; i < padded;) {
+      Block tp = Block(0), fp = Block(0), fn = Block(0);
+      for (const int64_t end = smaller(padded, i + kAddsPerFlush * lanes); i < end; i += lanes) {
+        auto here = Block::same(Register::load(y_at + i)) == labels;
+        Block more = fma(Block::load(e + i, kept.step), Block::same(Register::load(inverse_at + i)), fp);
         fp = kStep == Step::keep ? select(here, fp, more) : more;
-        tp = add_where(here, tp, V::load(w_at + i));
-        fn = add_where(here, fn, V::load(q_at + i));
+        tp = add_where(here, tp, Block::same(Register::load(w_at + i)));
+        fn = add_where(here, fn, Block::same(Register::load(q_at + i)));
       }
-      Reg<Real>* sum = region.lanes + c * job.region_sums;  // a label map needs no sum of negatives: head.h
-      sum[0] = sum[0] + tp.fold();
-      sum[1] = sum[1] + fp.fold();
-      sum[2] = sum[2] + fn.fold();
-      label = label + V(1);
+      const auto add = [&](int64_t s, const Block& more) INLINE_LAMBDA {
+        (Block::load(at + s * lanes, sums * lanes) + more).store(at + s * lanes, sums * lanes);
+      };
+      add(0, tp), add(1, fp), add(2, fn);
     }
   }
 
@@ -203,7 +212,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     V label = V(0);
     for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
       select(own.y == label, at_label, V::load(e) * others).store(out);
-      if (kStep != Step::resume) prefetch<V>(out);
+      prefetch<V>(out);
       label = label + V(1);
     }
   }
@@ -229,7 +238,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     for (int64_t c = 0; c < classes; ++c, e += step, out += out_step) {
       V g = softmax_pull_back(V::load(e) * scaled, V(absent[c]) - reference, mean_and_d);
       select(own.y == label, at_label, g).store(out);
-      if (kStep != Step::resume) prefetch<V>(out);
+      prefetch<V>(out);
       label = label + one;
     }
   }

@@ -22,6 +22,12 @@ constexpr int kJointRegisters = 2;
 #else
 constexpr int kJointRegisters = 4;
 #endif
+// Its sums over pixels are of so many classes at a time: three registers each, beside what the classes share.
+#if defined(SEGFUSE_AVX512)
+constexpr int kClassBlock = 4;
+#else
+constexpr int kClassBlock = 2;
+#endif
 
 // K registers, or their masks: halves of halves, and not an array, which the compiler would leave in memory, as it does
 // local constants of this type (GCC 12: "a store to a read-only decl").
@@ -58,8 +64,10 @@ struct Vec {
   Vec() = default;
   INLINE Vec(const Registers<Register, K>& registers) : r(registers) {}
   INLINE explicit Vec(double x) : r(same<K>(Register::set(T(x)))) {}
-  INLINE static Vec load(const T* p) { return loaded<K>(p); }
-  INLINE void store(T* p) const { stored(r, p); }
+  INLINE static Vec same(const Register& x) { return same<K>(x); }
+  // Registers lie side by side, or `step` apart.
+  INLINE static Vec load(const T* p, int64_t step = Register::lanes) { return loaded<K>(p, step); }
+  INLINE void store(T* p, int64_t step = Register::lanes) const { stored(r, p, step); }
   INLINE Register fold() const { return folded(r); }
   INLINE static Vec gather(const T* table, const Vec& index) {
     return each([table](Register i) INLINE_LAMBDA { return Register::gather(table, i); }, index.r);
@@ -83,19 +91,19 @@ struct Vec {
       return {same<N / 2>(x), same<N / 2>(x)};
   }
   template <int N>
-  INLINE static Registers<Register, N> loaded(const T* p) {
+  INLINE static Registers<Register, N> loaded(const T* p, int64_t step) {
     if constexpr (N == 1)
       return {Register::load(p)};
     else
-      return {loaded<N / 2>(p), loaded<N / 2>(p + N / 2 * Register::lanes)};
+      return {loaded<N / 2>(p, step), loaded<N / 2>(p + N / 2 * step, step)};
   }
   template <int N>
-  INLINE static void stored(const Registers<Register, N>& a, T* p) {
+  INLINE static void stored(const Registers<Register, N>& a, T* p, int64_t step) {
     if constexpr (N == 1) {
       a.r.store(p);
     } else {
-      stored(a.low, p);
-      stored(a.high, p + N / 2 * Register::lanes);
+      stored(a.low, p, step);
+      stored(a.high, p + N / 2 * step, step);
     }
   }
   template <int N>
@@ -292,6 +300,14 @@ INLINE Vec<T, K> fast_log2(const Vec<T, K>& x) {
   Vec<T, K> e;
   Vec<T, K> m = split_exponent(x, e);
   return fma(log_mantissa(m), Vec<T, K>(Base2<T>::log2_e), e);
+}
+
+// To a tenth.
+template <class T, int K>
+INLINE Vec<T, K> rough_log2(const Vec<T, K>& x) {
+  Vec<T, K> e;
+  Vec<T, K> m = split_exponent(x, e);
+  return fma(m - Vec<T, K>(1), Vec<T, K>(Base2<T>::log2_e), e);
 }
 
 // log(x), out of line; below the smallest normal number -inf, of negative numbers and NaN NaN, of inf inf.
