@@ -103,8 +103,8 @@ inline void store_run(Half* p, int64_t stride, int64_t count, const float* in) {
 
 // What the engine will want of a row that lies far from the others: more rows than the prefetchers of the processor
 // follow. A run ahead of p, as long as a vector; an address beyond the end does no harm. Into the second cache: of
-// misses of the first one too few can be under way at a time (measured: a third of the time of loss and gradient). To be
-// asked for among exponentials or stores: in a loop that only reads, one would wait for the other (a sixth).
+// misses of the first one too few can be under way at a time (measured: a third of the time of loss and gradient). To
+// be asked for among exponentials or stores: in a loop that only reads, one would wait for the other (a sixth).
 template <class V, class Real>
 INLINE void prefetch(const Real* p) {
   constexpr int64_t bytes = V::lanes * int64_t(sizeof(Real)), ahead = bytes < 512 ? 512 : 2 * bytes;
