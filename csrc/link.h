@@ -115,11 +115,10 @@ struct Softmax {
     V distance = fast_log2(rest) - log2_own, digits = rough_log2(rest) - log2_own;
     V raw = select(less, own, rest), large = select(less, rest, own);
     V small = fma(raw, V(-Constants::excess) * min(V(Constants::exponents), abs(digits)), raw);
-    // One division for two: both factors lie between 1/2 and the number of classes.
-    V sum = small + large, reciprocal = V(1) / (sum * large);
-    inverse = reciprocal * large;
+    V ratio;
+    divide_shares(small, large, inverse, ratio);
     V p = small * inverse, q = large * inverse;
-    V minus_log_p = select(less, distance * V(Constants::ln2), V(0)) + log1p_unit(small * (reciprocal * sum));
+    V minus_log_p = select(less, distance * V(Constants::ln2), V(0)) + log1p_unit(ratio);
     return {log2_own * V(Constants::ln2), select(less, p, q), select(less, q, p), minus_log_p, V(0)};
   }
   template <class V>

@@ -66,6 +66,12 @@ HD float fast_log2(float x) {
 // log2 to a tenth, for what is small anyway: of a vector (cpu/vec.h) it takes a third of the instructions.
 HD float rough_log2(float x) { return fast_log2(x); }
 
+// 1 / (small + large) and small / large. (A vector takes one division for both, see cpu/vec.h.)
+HD void divide_shares(float small, float large, float& inverse, float& ratio) {
+  inverse = 1.0f / (small + large);
+  ratio = small / large;
+}
+
 template <class Real>
 struct Base2;
 template <>

@@ -302,6 +302,14 @@ INLINE Vec<T, K> fast_log2(const Vec<T, K>& x) {
   return fma(log_mantissa(m), Vec<T, K>(Base2<T>::log2_e), e);
 }
 
+// 1 / (small + large) and small / large, for numbers whose sum's square is one too.
+template <class T, int K>
+INLINE void divide_shares(const Vec<T, K>& small, const Vec<T, K>& large, Vec<T, K>& inverse, Vec<T, K>& ratio) {
+  Vec<T, K> sum = small + large, reciprocal = Vec<T, K>(1) / (sum * large);
+  inverse = reciprocal * large;
+  ratio = small * (reciprocal * sum);
+}
+
 // To a tenth.
 template <class T, int K>
 INLINE Vec<T, K> rough_log2(const Vec<T, K>& x) {
