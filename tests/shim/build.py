@@ -24,6 +24,8 @@ SHIM = Path(__file__).parent
 ROOT = SHIM.parents[1]
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
+# Functions full of checks: -O1 takes twice as long as -Og, most of it for registers, and the tests run no faster.
+OPTIMIZE = "-O1", "-Og"
 # The scheduler takes much of the time. It is not watched here, only tells ASan of its switches: selftest.cu watches it.
 SCHEDULER = ["-O2"], ["-O2", "-DSEGFUSE_SHIM_ASAN=1"]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
@@ -53,7 +55,7 @@ def build(folder: Path, sanitize: bool = False, csrc: Path = ROOT / "csrc") -> P
 def _build(folder: Path, sanitize: bool, csrc: Path) -> Path:
     cuda = sorted((csrc / "cuda").glob("*.cu"))
     sources = [*cuda, csrc / "cuda" / "binding.cpp", *sorted(SHIM.glob("*.cpp"))]
-    kernel_flags = [*FLAGS, "-O1", *(SANITIZE if sanitize else [])]
+    kernel_flags = [*FLAGS, OPTIMIZE[sanitize], *(SANITIZE if sanitize else [])]
     includes = [f"-I{SHIM}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     defines = [f"-DSEGFUSE_MODULE={NAME}", '-DSEGFUSE_ARCHITECTURES="shim"']
 

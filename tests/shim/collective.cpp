@@ -7,11 +7,11 @@ void exchange(Warp& warp, unsigned mask, Op op, Site site) {
   uint64_t results[32] = {};
   unsigned ballot = 0;
   for (unsigned i = 0; i < 32; ++i)
-    if (mask >> i & 1u) ballot |= unsigned(warp.threads[i].value & 1u) << i;
+    if (mask >> i & 1u) ballot |= unsigned(warp.value[i] & 1u) << i;
   for (unsigned i = 0; i < 32; ++i) {
     if (!(mask >> i & 1u)) continue;
-    const Thread& t = warp.threads[i];
-    const int lane = int(i), width = t.width, base = lane & ~(width - 1), top = base + width - 1;
+    const int lane = int(i), argument = warp.argument[i], width = warp.width[i];
+    const int base = lane & ~(width - 1), top = base + width - 1;
     int source = lane;
     switch (op) {
       case Op::ballot:
@@ -25,19 +25,19 @@ void exchange(Warp& warp, unsigned mask, Op op, Site site) {
         break;
       case Op::match_any:
         for (unsigned j = 0; j < 32; ++j)
-          if ((mask >> j & 1u) && warp.threads[j].value == t.value) results[i] |= 1u << j;
+          if ((mask >> j & 1u) && warp.value[j] == warp.value[i]) results[i] |= 1u << j;
         break;
       case Op::shuffle:
-        source = base + (t.argument & (width - 1));
+        source = base + (argument & (width - 1));
         break;
       case Op::shuffle_up:  // beyond the segment every lane keeps its own
-        if (unsigned(t.argument) <= unsigned(lane - base)) source = lane - t.argument;
+        if (unsigned(argument) <= unsigned(lane - base)) source = lane - argument;
         break;
       case Op::shuffle_down:
-        if (unsigned(t.argument) <= unsigned(top - lane)) source = lane + t.argument;
+        if (unsigned(argument) <= unsigned(top - lane)) source = lane + argument;
         break;
       case Op::shuffle_xor:
-        if ((lane ^ (t.argument & 31)) <= top) source = lane ^ (t.argument & 31);
+        if ((lane ^ (argument & 31)) <= top) source = lane ^ (argument & 31);
         break;
       default:
         break;
@@ -47,10 +47,10 @@ void exchange(Warp& warp, unsigned mask, Op op, Site site) {
       give_up(text("%s at %s: lane %d reads lane %d, which is not in the mask 0x%08x", name(op), text(site).c_str(),
                    lane, source, mask),
               run.current->block);
-    results[i] = warp.threads[source].value;
+    results[i] = warp.value[source];
   }
   for (unsigned i = 0; i < 32; ++i)
-    if (mask >> i & 1u) warp.threads[i].value = results[i];
+    if (mask >> i & 1u) warp.value[i] = results[i];
 }
 
 }  // namespace segfuse_shim

@@ -143,7 +143,9 @@ void start(Block& block, uint64_t number, unsigned first_stack) {
   for (unsigned w = 0; w < block.warps.size(); ++w) {
     Warp& warp = block.warps[w];
     const unsigned count = std::min(32u, size - 32 * w);
-    warp = {&block.threads[32 * w], ~0u >> (32 - count), 0, 0, 0, 0};
+    warp.threads = &block.threads[32 * w];
+    warp.lanes = ~0u >> (32 - count);
+    warp.ready = warp.waiting = warp.exited = 0;
     enable(warp, warp.lanes);
   }
 }
@@ -231,14 +233,22 @@ uint64_t collective(Op op, unsigned mask, uint64_t value, int argument, int widt
   self->op = op;
   self->site = site;
   self->mask = mask;
-  self->value = value;
-  self->argument = argument;
-  self->width = width;
+  warp.value[self->lane] = value;
+  warp.argument[self->lane] = argument;
+  warp.width[self->lane] = width;
+  if (!warp.waiting) {
+    warp.op = op;
+    warp.site = site;
+    warp.mask = mask;
+    warp.mixed = false;
+  } else if (warp.op != op || warp.mask != mask || !same(warp.site, site)) {
+    warp.mixed = true;
+  }
   warp.waiting |= 1u << self->lane;
   --block.busy;
   if (!(mask & ~warp.waiting)) {
     bool agreed = true;
-    for (unsigned i = 0; i < 32; ++i) {
+    for (unsigned i = 0; warp.mixed && i < 32; ++i) {
       const Thread& t = warp.threads[i];
       if (mask >> i & 1u) agreed = agreed && t.op == op && t.mask == mask && same(t.site, site);
     }
@@ -250,7 +260,7 @@ uint64_t collective(Op op, unsigned mask, uint64_t value, int argument, int widt
     }
   }
   wait();
-  return self->value;
+  return warp.value[self->lane];
 }
 
 // --------------------------------------------------------------------------------------------------- called by the

@@ -19,14 +19,20 @@ struct Thread {
   Op op;  // what it waits at; none while it is ready
   Site site;
   unsigned mask;
-  int argument, width;
-  uint64_t value;  // operand of a collective, then its result
 };
 
 struct Warp {
   Thread* threads;
   unsigned lanes, ready, waiting, exited;  // bit sets; waiting: at a collective
   size_t place;                            // in `runnable`, while ready is not empty
+  // Of the first of those that wait, and whether another one waits for something else.
+  Op op;
+  Site site;
+  unsigned mask;
+  bool mixed;
+  // By lane. Not in the threads: a collective reads all of them, and would wait for 32 lines of the cache.
+  uint64_t value[32];  // operand of a collective, then its result
+  int argument[32], width[32];
 };
 
 struct Block {
