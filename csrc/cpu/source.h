@@ -252,6 +252,17 @@ inline bool is_interleaved(const View& v, int64_t classes) {
   return v.class_stride == 1 && v.stride[v.dims - 1] == classes && classes > 1 && classes <= 512;
 }
 
+// An array of Real as it is; of others a copy.
+template <class Real>
+inline const Real* as_real(const Real* p, int64_t, Real*) {
+  return p;
+}
+template <class Element, class Real>
+inline const Real* as_real(const Element* p, int64_t count, Real* copy) {
+  load_run(p, 1, count, copy);
+  return copy;
+}
+
 // f(first element of a block in memory, an array for it, its place in the tile, its positions).
 constexpr int64_t kBlockElements = 4096;
 template <class Real, class Function>
@@ -272,8 +283,7 @@ inline void load_classes(const View& v, int64_t n, int64_t first, int64_t count,
                          int64_t step) {
   if (is_interleaved(v, classes))
     return for_blocks<Real>(v, n, first, count, classes, [&](auto* p, Real* block, int64_t at, int64_t positions) {
-      load_run(p, 1, positions * classes, block);
-      transpose(block, classes, positions, classes, out + at, step);
+      transpose(as_real(p, positions * classes, block), classes, positions, classes, out + at, step);
     });
   for (int64_t c = 0; c < classes; ++c) load_floating(v, n, c, first, count, out + c * step);
 }
@@ -282,6 +292,7 @@ inline void store_classes(const View& v, int64_t n, int64_t first, int64_t count
                           int64_t step) {
   if (is_interleaved(v, classes))
     return for_blocks<Real>(v, n, first, count, classes, [&](auto* p, Real* block, int64_t at, int64_t positions) {
+      if constexpr (std::is_same_v<decltype(p), Real*>) return transpose(in + at, step, classes, positions, p, classes);
       transpose(in + at, step, classes, positions, block, classes);
       store_run(p, 1, positions * classes, block);
     });
