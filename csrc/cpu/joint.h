@@ -73,10 +73,10 @@ struct JointTile {
       for (int64_t i = count; i < padded; ++i) up[c * size + i] = 0;
     }
     for (int64_t i = count; i < padded; ++i) y[i] = w[i] = 0;
-    uint32_t nothing = padded != count;
+    uint32_t any_left_out = padded != count;
     if (p.has_weight || job.has_ignore)
-      for (int64_t i = 0; i < padded; ++i) nothing |= uint32_t(w[i] == 0);
-    left_out = nothing;
+      for (int64_t i = 0; i < padded; ++i) any_left_out |= uint32_t(w[i] == 0);
+    left_out = any_left_out;
     const Real* in_memory = z || padded != count ? nullptr : in_place<Real>(logits, n, 0, first);
     Real* const copy = z ? z : e;
     z_at = in_memory ? in_memory : copy;
