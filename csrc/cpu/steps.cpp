@@ -46,10 +46,12 @@ struct Cut {
     const int64_t rows = layout.rows_per_unit, sums = layout.unit_sums();
     // Whole vectors, so that only the end of a unit has to be copied; and work for two threads in 256 x 256 binary
     // pixels.
-    chunk = rows == 1 ? 32768 : std::max<int64_t>(4096, (262144 / rows + 1023) / 1024 * 1024);
+    chunk = rows == 1 ? 32768 : std::max<int64_t>(1024, (262144 / rows + 1023) / 1024 * 1024);
     // The partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
     while (chunk < pixels && units * ((pixels + chunk - 1) / chunk) * sums > 65536) chunk *= 2;
     per_unit = pixels ? (pixels + chunk - 1) / chunk : 0;
+    // Equal parts: a short last one would leave a thread idle.
+    if (per_unit > 1) chunk = ((pixels + per_unit - 1) / per_unit + 63) / 64 * 64;
   }
   int64_t count() const { return units * per_unit; }
   Chunk at(int64_t i) const {
