@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -306,6 +307,8 @@ def main() -> None:
         raise
     distributed.barrier()
     distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads of a device mesh sometimes outlive the interpreter ("terminate called")
 
 
 if __name__ == "__main__":
