@@ -1,5 +1,5 @@
 // The head: from the sums of the rows to the loss, the terms, and the slopes that the gradient pass multiplies by.
-// A few rows, in double; a region term differentiates its own expression with respect to (I, FP, FN).
+// A few rows, in double; a region term differentiates its own expression with respect to (TP, FP, FN, TN).
 //
 // It has two halves. `gather` leaves a short vector, which is the same for any number of samples: numerators and
 // denominators of means, and the sums of rows that are pooled over the batch. `finish` goes on from there. Vectors of
@@ -61,7 +61,7 @@ class Head {
     for (int64_t i = team.rank(); plan_.pools_batch() && i < sizes_.classes * per_class; i += team.size()) {
       const int64_t c = i / per_class, s = i - c * per_class;
       double total = 0;
-      for (int64_t n = 0; n < sizes_.samples; ++n) total += s == kRegionSums ? negatives(n, c) : of_row(n, c)[s];
+      for (int64_t n = 0; n < sizes_.samples; ++n) total += s == kRegionSums ? true_negatives(n, c) : of_row(n, c)[s];
       pooled_[i] = total;
     }
     score_rows(team, false);
@@ -77,13 +77,6 @@ class Head {
   template <class Real, class Team>
   HD void finish(const Team& team, Real* loss, double* terms, Real* slopes) const {
     const int64_t n_out = outputs_.count(), begin = team.rank(), step = team.size();
-    // Nothing valid in the whole call: loss 0 and gradient 0, whatever the smoothing.
-    if (vector_[0] == 0) {
-      for (int64_t i = begin; i < plan_.term_count * n_out; i += step) terms[i] = 0;
-      for (int64_t i = begin; loss && i < n_out; i += step) loss[i] = 0;
-      for (int64_t i = begin; i < layout_.units * layout_.unit_slopes(); i += step) slopes[i] = 0;
-      return;
-    }
     score_rows(team, true);
     for (int k = 0; k < plan_.term_count; ++k) reduce(team, k, terms + k * n_out);
     team.sync();
@@ -98,8 +91,9 @@ class Head {
   }
 
  private:
-  // A scored row: its loss and three slopes, its weight, and the largest factor of its classes.
-  static constexpr int kRow = 6;
+  static constexpr int kRowSums = 6;  // those of RowSums
+  // A scored row: its loss and the slopes, its weight, and the largest factor of its classes.
+  static constexpr int kRowWeight = 1 + kRowSlopes, kLargest = kRowWeight + 1, kRow = kLargest + 1;
   // Rows pooled over the batch are there without a sample, too.
   HD static int64_t row_count(const Sizes& sizes) { return (sizes.samples ? sizes.samples : 1) * sizes.classes; }
 
@@ -139,10 +133,12 @@ class Head {
   // The sums of row (n, c), or with n < 0 of class c pooled over the batch, of `term`'s statistics, in the order of
   // RowSums.
   HD void row_sums(const RegionTerm& term, int64_t n, int64_t c, double* sums) const {
+    const bool has_negatives = layout_.region_sums > kRegionSums;
     const double* s = n < 0 ? pooled_ + c * layout_.region_sums : of_row(n, c);
     for (int i = 0; i < 3; ++i) sums[i] = s[i];
-    sums[3] = s[0] + s[2];
-    sums[4] = layout_.region_sums == kRegionSums ? 0 : n < 0 ? s[kRegionSums] : negatives(n, c);
+    sums[3] = !has_negatives ? 0 : n < 0 ? s[kRegionSums] : true_negatives(n, c);
+    sums[4] = sums[0] + sums[2];
+    sums[5] = sums[1] + sums[3];
     switch (term.statistics) {
       case Statistics::product:
         break;
@@ -150,33 +146,35 @@ class Head {
         sums[1] = s[4] + s[5] - s[6], sums[2] = s[6];
         break;
       case Statistics::soft_label:
-        sums[0] = sums[3] - s[8], sums[1] = s[7], sums[2] = s[8];
+        sums[0] = s[9], sums[1] = s[7], sums[2] = s[8];
         break;
       case Statistics::squared_error:
-        sums[1] = s[5], sums[2] = s[4];
+        sums[0] = s[10], sums[1] = s[5], sums[2] = s[4], sums[3] = s[11];
         break;
     }
   }
 
-  // Σ w (1-t) of a row: a difference where it is the larger part, else as summed, or the positives of the other
+  // Σ w (1-t) q of row (n, c). Of a label map without a sum of its own it is what FP leaves of the labels of the other
   // classes.
-  HD double negatives(int64_t n, int64_t c) const {
-    const double *s = of_row(n, c), all = unit(unit_of(n, c))[0], positives = s[0] + s[2];
-    if (positives <= all / 2) return all - positives;
-    if (!plan_.one_label) return s[kRegionSums];
+  HD double true_negatives(int64_t n, int64_t c) const {
+    const double* s = of_row(n, c);
+    if (!plan_.one_label || layout_.region_sums == kExtraSums || plan_.magnifies_negatives()) return s[kRegionSums];
+    const double all = unit(unit_of(n, c))[0], positives = s[0] + s[2];
+    if (positives <= all / 2) return all - positives - s[1];
     double total = 0;
     for (int64_t k = 0; k < sizes_.classes; ++k)
       if (k != c) total += of_row(n, k)[0] + of_row(n, k)[2];
-    return total;
+    return total - s[1];
   }
 
   // The factor of class c in a row of sample n (n < 0: pooled), before class weights; 0 where no label decides it.
   HD double own_factor(const RegionTerm& term, int64_t n, int64_t c) const {
     if (term.factor == ClassFactor::none) return 1;
-    double sums[5];
+    double sums[kRowSums];
     row_sums(term, n, c, sums);
-    if (sums[3] == 0) return 0;
-    return term.factor == ClassFactor::square ? 1 / (sums[3] * sums[3]) : 1 / sums[3];
+    const double positives = sums[4];
+    if (positives == 0) return 0;
+    return term.factor == ClassFactor::square ? 1 / (positives * positives) : 1 / positives;
   }
   // largest: of the own factors of the row, which stands in where no label decides.
   HD double class_factor(const RegionTerm& term, int64_t n, int64_t c, double largest) const {
@@ -199,36 +197,36 @@ class Head {
     const int64_t per_sample = outputs_.pooled_classes(term), j = i % per_sample;
     const int64_t n = term.pool_batch ? -1 : i / per_sample;
     const int64_t j0 = term.pool_classes ? 0 : j, j1 = term.pool_classes ? outputs_.scored(term) : j + 1;
-    double sums[5] = {0, 0, 0, 0, 0}, present = 0, largest = 0;
+    double sums[kRowSums] = {}, present = 0, largest = 0;
     for (int64_t k = j0; term.generalized && k < j1; ++k)
       largest = max(largest, own_factor(term, n, outputs_.scored_class(term, k)));
     for (int64_t k = j0; k < j1; ++k) {
       const int64_t c = outputs_.scored_class(term, k);
       const double factor = class_factor(term, n, c, largest);
-      double own[5];
+      double own[kRowSums];
       row_sums(term, n, c, own);
-      present += own[3];
-      for (int s = 0; s < 5; ++s) sums[s] += factor * own[s];
+      present += own[4];
+      for (int s = 0; s < kRowSums; ++s) sums[s] += factor * own[s];
     }
     const bool absent = present == 0 && term.absent != Absent::score;
-    const Slopes3 loss = absent ? constant<double, 3>(0) : region_loss(term, sums);
+    const RowDual loss = absent ? constant<double, kRowSlopes>(0) : region_loss(term, sums);
     double* out = row(region, i);
     out[0] = loss.v;
-    for (int s = 0; s < 3; ++s) out[1 + s] = loss.d[s];
-    out[4] = absent && term.absent == Absent::skip ? 0
-             : term.table < 0 || term.generalized  ? 1
-                                                   : table(term.table, outputs_.scored_class(term, j));
-    out[5] = largest;
+    for (int s = 0; s < kRowSlopes; ++s) out[1 + s] = loss.d[s];
+    out[kRowWeight] = absent && term.absent == Absent::skip ? 0
+                      : term.table < 0 || term.generalized  ? 1
+                                                            : table(term.table, outputs_.scored_class(term, j));
+    out[kLargest] = largest;
   }
 
   // Of row or unit i of a term: what it adds to a mean, and its weight there.
   HD double weighted(const Term& term, int64_t i) const {
     if (!term.is_region) return point_value(term.index, i);
     const double* r = row(term.index, i);
-    return r[4] == 0 ? 0.0 : r[4] * r[0];
+    return r[kRowWeight] == 0 ? 0.0 : r[kRowWeight] * r[0];
   }
   HD double weight_of(const Term& term, int64_t i) const {
-    return term.is_region ? row(term.index, i)[4] : point_weight(term.index, i);
+    return term.is_region ? row(term.index, i)[kRowWeight] : point_weight(term.index, i);
   }
   HD int64_t count_of(const Term& term) const {
     return term.is_region ? outputs_.rows(plan_.regions[term.index]) : layout_.units;
@@ -245,8 +243,12 @@ class Head {
   HD void reduce(const Team& team, int k, double* value) const {
     const Term& term = plan_.terms[k];
     const int64_t n_out = outputs_.count();
+    if (n_out == 0) return;  // a rank without samples
+    // Nothing valid in the whole call: a region loss is 0 and so is its gradient, whatever the smoothing.
+    const bool nothing = term.is_region && vector_[0] == 0;
     const auto finish = [&](int64_t out, double sum, double total) {
-      const double s = !outputs_.averages() ? 1 : total == 0 ? 0 : 1 / total;
+      // Of an infinite total the term in brackets makes NaN: 1 / total would make it a loss and a gradient of 0.
+      const double s = nothing ? 0 : !outputs_.averages() ? 1 : total == 0 ? 0 : 1 / total + (total - total);
       scale(k, out) = s;
       value[out] = s == 0 ? 0 : sum * s;
     };
@@ -291,14 +293,15 @@ class Head {
       if (j < 0) continue;
       const int64_t pooled = (term.pool_batch ? 0 : n) * outputs_.pooled_classes(term) + (term.pool_classes ? 0 : j);
       const double* r = row(region, pooled);
-      if (r[4] == 0) continue;
+      const double weight = r[kRowWeight], reduced = scale(k, outputs_.of(n, c));
+      if (weight == 0 || reduced == 0) continue;
       const double factor =
-          coefficient(k) * r[4] * scale(k, outputs_.of(n, c)) * class_factor(term, term.pool_batch ? -1 : n, c, r[5]);
-      const double tp = factor * r[1], fp = factor * r[2], fn = factor * r[3];
+          coefficient(k) * weight * reduced * class_factor(term, term.pool_batch ? -1 : n, c, r[kLargest]);
+      const double tp = factor * r[1], fp = factor * r[2], fn = factor * r[3], tn = factor * r[4];
       switch (term.statistics) {
         case Statistics::product:
           slope[0] += tp - fn;
-          slope[1] += fp;
+          slope[1] += fp - tn;
           break;
         case Statistics::squared:  // FP = Σ p d, FN = -Σ t d, so that dFP/dp = 2 d + t
           slope[0] += tp + fp - fn;
@@ -310,9 +313,8 @@ class Head {
           slope[5] += fp;
           break;
         case Statistics::squared_error:
-          slope[0] += tp;
-          slope[2] += fn;
-          slope[3] += fp;
+          slope[2] += fn - tp;
+          slope[3] += fp - tn;
           break;
       }
     }

@@ -68,13 +68,14 @@ struct Sigmoid {
   }
 };
 
-// The input is a probability already. Logarithms are clamped at -100 and their slopes at 1e12, as in torch's BCE.
+// The input is a probability already, or less than a rounding error away from one. Logarithms are clamped at -100 and
+// their slopes at 1e12, as in torch's BCE.
 struct Identity {
   static constexpr bool kShared = false;
   template <class V>
   HD static Pixel<V> pixel(const V& z) {
     V q = V(1) - z;
-    return {z, z, q, min(V(100), -log(z)), min(V(100), -log(q))};
+    return {z, z, q, min(V(100), -log(max(V(0), z))), min(V(100), -log(max(V(0), q)))};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {

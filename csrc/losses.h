@@ -193,7 +193,9 @@ struct KullbackLeibler {
   HD explicit KullbackLeibler(const Real*) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    return by_label_of_finite_slope(t, shifted(x.minus_log_p, log(t)), shifted(x.minus_log_q, log(V(1) - t)));
+    V label = min(V(1), max(V(0), t));  // an interpolated one may lie a rounding error outside
+    return by_label_of_finite_slope(label, shifted(x.minus_log_p, log(label)),
+                                    shifted(x.minus_log_q, log(V(1) - label)));
   }
 };
 
@@ -216,8 +218,8 @@ struct KullbackLeibler {
 // Of a row; the weights of the label and of its complement have no slope.
 template <class T>
 struct RowSums {
-  T tp, fp, fn;
-  double positives, negatives;  // Σ w t, Σ w (1-t); the latter if a score of the plan reads it
+  T tp, fp, fn, tn;
+  double positives, negatives;  // Σ w t, Σ w (1-t); the latter and tn if a score of the plan reads them
 };
 
 // score = numerator / max(denominator, eps); 1 - score = (max(denominator, eps) - numerator) / the same.
@@ -240,7 +242,7 @@ HD Score<T> ratio(const T& hits, const T& missed, const RegionParameters& a) {
 // Most losses are one score; of several, each has its share.
 struct OneScore {
   static constexpr int kScores = 1;
-  static constexpr bool kNegatives = false;  // whether RowSums::negatives is read
+  static constexpr bool kNegatives = false;  // whether RowSums::tn or negatives is read
   HD static double share(int, const RegionParameters&) { return 1; }
 };
 
@@ -273,7 +275,7 @@ struct BackgroundTversky : OneScore {
   static constexpr bool kNegatives = true;
   template <class T>
   HD static Score<T> score(int, const RowSums<T>& s, const RegionParameters& a) {
-    return ratio(-s.fp + s.negatives, a.alpha * s.fn + a.beta * s.fp, a);
+    return ratio(s.tn, a.alpha * s.fn + a.beta * s.fp, a);
   }
 };
 
@@ -285,10 +287,9 @@ struct SensitivitySpecificity {
   HD static double share(int k, const RegionParameters& a) { return k == 0 ? a.alpha : 1 - a.alpha; }
   template <int N>
   HD static Score<Dual<double, N>> score(int k, const RowSums<Dual<double, N>>& s, const RegionParameters& a) {
-    Dual<double, N> missed = k == 0 ? s.fn : s.fp;
+    const Dual<double, N>&hits = k == 0 ? s.tp : s.tn, &missed = k == 0 ? s.fn : s.fp;
     const double labelled = k == 0 ? s.positives : s.negatives;
-    return {-missed + (labelled + a.numerator), constant<double, N>(labelled + a.denominator),
-            missed + (a.denominator - a.numerator)};
+    return {hits + a.numerator, constant<double, N>(labelled + a.denominator), missed + (a.denominator - a.numerator)};
   }
 };
 
@@ -338,7 +339,8 @@ struct Power {
 
 // Adaptive logarithmic loss, Kaul, Pears & Manandhar 2021, around what the shape gives: omega log(1 + L/epsilon) below
 // a threshold, L - C from there, C such that there is no jump (of the value; the slope jumps).
-HD Dual<double, 3> adaptive_log(const Dual<double, 3>& loss, double omega, double threshold, double epsilon) {
+template <int N>
+HD Dual<double, N> adaptive_log(const Dual<double, N>& loss, double omega, double threshold, double epsilon) {
   if (loss.v < threshold) return omega * log1p(1 / epsilon * loss);
   return loss + (omega * log1p(threshold / epsilon) - threshold);
 }

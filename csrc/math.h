@@ -130,6 +130,12 @@ HD double cosh_minus_one(double x) {
 HD float smallest_normal(float) { return 1.17549435e-38f; }
 HD double smallest_normal(double) { return 2.2250738585072014e-308; }
 
+// Whether a label or an input is a probability, but for the rounding of what was interpolated. Not of NaN.
+template <class Real>
+HD bool is_probability(Real x) {
+  return (x >= Real(-1e-4)) & (x <= Real(1.0001));
+}
+
 // Value and N slopes of one expression.
 template <class T, int N = 1>
 struct Dual {

@@ -35,18 +35,24 @@ HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negativ
   add(0, wt * p);
   add(1, wu * p);
   add(2, wt * q);
-  if (kExtra || negatives) add(3, wu);
+  if (kExtra || negatives) add(3, wu * q);
   if (kExtra) {
     V d = signed_error(p, q, t);
-    add(4, wt * d * d);
-    add(5, wu * d * d);
+    V close = select(d < V(0), (V(1) - t) + p, q + t);  // 1 - |d|
+    V square = d * d, rest = close * (V(2) - close);    // d² and 1 - d²
+    add(4, wt * square);
+    add(5, wu * square);
     add(6, -(wt * d));
     add(7, w * max(V(0), d));
     add(8, w * max(V(0), -d));
+    add(9, w * min(t, p));
+    add(10, wt * rest);
+    add(11, wu * rest);
   }
 }
 
-// Softmax, the pull-back. With s_c = dL/dp_c of the regions and D_c = dL/dlog p_c of the pointwise losses,
+// Softmax, the pull-back. With s_c = dL/dp_c of the regions and of pointwise losses of p (PointTerm::every_class), and
+// D_c = dL/dlog p_c of the other pointwise losses,
 //   dL/dz_k = p_k (s_k - Σ p_c s_c) + D_k q_k - p_k Σ_{c≠k} D_c.
 // `reference` is s of a likely class: taken off every s first, the two sides of the first difference stay small, and a
 // saturated pixel, right or wrong, keeps the digits of its gradient.

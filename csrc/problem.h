@@ -49,7 +49,7 @@ struct PointTerm {
   int table;             // row of the tables with C values, or -1
   bool weighs_the_mean;  // class weights of hard labels count in the denominator of the mean
   bool smooths;          // the label is spread over the classes
-  bool every_class;      // joint: each class of a pixel is an element of its own, whatever its label
+  bool every_class;      // joint: each class of a pixel is an element of its own, a function of its p and its label
 
   HD const double* parameters(double) const { return parameter; }
   HD const float* parameters(float) const { return narrow; }
@@ -112,6 +112,13 @@ struct Plan {
       if (reads_negatives(regions[k].kind)) return true;
     return false;
   }
+  // Whether a shape makes much of a small TN, so that a label map's must be summed: what other sums leave of it would
+  // have lost its digits.
+  HD bool magnifies_negatives() const {
+    for (int k = 0; k < region_count; ++k)
+      if (reads_negatives(regions[k].kind) && regions[k].shape == ShapeKind::log) return true;
+    return false;
+  }
   // A pointwise loss per element: its values are written by a pass of their own.
   HD bool unreduced() const { return reduction == Reduction::none && region_count == 0; }
   // Joint plans whose elements are the classes of a pixel, not the pixels.
@@ -167,12 +174,13 @@ inline Plan settled(Plan plan, const Problem& problem) {
   return plan;
 }
 
-constexpr int kRegionSums = 3, kNegativeSums = 4, kExtraSums = 9, kRegionSlopes = 6;
+constexpr int kRegionSums = 3, kNegativeSums = 4, kExtraSums = 12, kRegionSlopes = 6;
 
 // Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
-//   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the unit: I, FP, FN; if asked, Σ w
-//   (1-t); and if asked, Σ w t d², Σ w (1-t) d², Σ -w t d, Σ w max(±d, 0)
-// with d = p - t. Slopes of a unit, in the type of the computation:
+//   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the unit: I, FP, FN; if asked, TN; and
+//   if asked, Σ w t d², Σ w (1-t) d², Σ -w t d, Σ w max(±d, 0), Σ w min(p, t), Σ w t (1-d²), Σ w (1-t) (1-d²)
+// with d = p - t. What is small beside another sum is summed by itself: a difference would have lost its digits. Slopes
+// of a unit, in the type of the computation:
 //   per pointwise term: of the positive and of the negative part | per class: those of RowSlopes in pixel.h
 struct Layout {
   int64_t units, rows_per_unit;

@@ -1,5 +1,5 @@
-// The loss of one row from its sums, and its slopes in I, FP and FN: the region loss named by a term, its shape, and
-// what stands around them. The expression is differentiated itself, in double.
+// The loss of one row from its sums, and its slopes in TP, FP, FN and TN: the region loss named by a term, its shape,
+// and what stands around them. The expression is differentiated itself, in double.
 #pragma once
 
 #include "losses.h"
@@ -30,20 +30,21 @@ HD void with_shape(ShapeKind kind, const Function& f) {
   }
 }
 
-using Slopes3 = Dual<double, 3>;
+constexpr int kRowSlopes = 4;
+using RowDual = Dual<double, kRowSlopes>;
 
 // numerator / denominator and what it lacks of 1, both with the digits of the smaller one's slopes. 0/0 is 1: nothing
 // to find, and nothing found.
-HD void divide(Score<Slopes3> score, double eps, Slopes3& loss, Slopes3& value) {
-  loss = constant<double, 3>(0), value = constant<double, 3>(1);
+HD void divide(Score<RowDual> score, double eps, RowDual& loss, RowDual& value) {
+  loss = constant<double, kRowSlopes>(0), value = constant<double, kRowSlopes>(1);
   if (score.denominator.v < eps) {
-    score.denominator = constant<double, 3>(eps);
+    score.denominator = constant<double, kRowSlopes>(eps);
     score.difference = score.denominator - score.numerator;
   }
   if (score.denominator.v == 0 && score.numerator.v == 0) return;
   loss = score.difference / score.denominator;
   value = score.numerator / score.denominator;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < kRowSlopes; ++i) {
     if (loss.v < 0.5)
       value.d[i] = -loss.d[i];
     else
@@ -52,18 +53,18 @@ HD void divide(Score<Slopes3> score, double eps, Slopes3& loss, Slopes3& value) 
 }
 
 // The loss of one pooled row and its slopes. sums: those of RowSums.
-HD Slopes3 region_loss(const RegionTerm& term, const double* sums) {
+HD RowDual region_loss(const RegionTerm& term, const double* sums) {
   const RegionParameters parameters{term.smooth_numerator, term.smooth_denominator, term.alpha, term.beta};
   const auto seed = [&](int i) {
-    Slopes3 s = constant<double, 3>(sums[i]);
+    RowDual s = constant<double, kRowSlopes>(sums[i]);
     s.d[i] = 1;
     return s;
   };
-  const RowSums<Slopes3> s{seed(0), seed(1), seed(2), sums[3], sums[4]};
-  Slopes3 loss = constant<double, 3>(0), value = constant<double, 3>(0);
+  const RowSums<RowDual> s{seed(0), seed(1), seed(2), seed(3), sums[4], sums[5]};
+  RowDual loss = constant<double, kRowSlopes>(0), value = constant<double, kRowSlopes>(0);
   with_region(term.kind, [&](auto region) {
     for (int k = 0; k < region.kScores; ++k) {
-      Slopes3 own, own_value;
+      RowDual own, own_value;
       divide(region.score(k, s, parameters), term.eps, own, own_value);
       loss = loss + region.share(k, parameters) * own;
       value = value + region.share(k, parameters) * own_value;

@@ -74,25 +74,28 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
     Group group(tile, i);
     V w = Steps::weighted_upstream(job, tile, i), zero = V(0);
     const bool regions = job.region_slopes > 0;
-    V reference = zero;
-    ClassTotal<V> owns;
+    V reference = zero, largest = zero, largest_class = zero;  // of the own slopes
     // Each class's slopes take the place of its logit and label.
     for (int64_t c = 0; c < tile.classes; ++c) {
       Pixel<V> x = group.pixel(c);
-      Pixel<Dual<V>> dual = Link::seed(x);
       V t = group.label(c);
       V slope = zero, own = zero;
       if (regions) {
         const Real* r = slopes + 2 * job.points + c * job.region_slopes;
         slope = region_slope<kExtra>(RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4]), V(r[5])}, x.p, x.q, t);
       }
+      V upstream = job.problem->has_upstream && tile.is_per_class() ? V::load(tile.up + c * tile.size + i) : V(1);
       AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-        own = own + V(slopes[2 * k]) * class_scale(job, k, c) * loss(dual, t).positive.d[0];
+        const bool of_probability = kSoftmax && job.point[k].every_class;
+        V& sum = of_probability ? slope : own;
+        Pixel<Dual<V>> dual = of_probability ? Identity::seed(x) : Link::seed(x);
+        sum = sum + upstream * (V(slopes[2 * k]) * class_scale(job, k, c) * loss(dual, t).positive.d[0]);
       });
-      if (job.problem->has_upstream && tile.is_per_class()) own = own * V::load(tile.up + c * tile.size + i);
       if constexpr (kSoftmax) {
         reference = select(group.n.peak_class == V(double(c)), slope, reference);
-        owns.add(own);
+        auto larger = abs(own) > abs(largest);
+        largest = select(larger, own, largest);
+        largest_class = select(larger, V(double(c)), largest_class);
         slope.store(tile.t + c * tile.size + i);
         own.store(tile.z + c * tile.size + i);
       } else {
@@ -100,27 +103,34 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
       }
     }
     if constexpr (kSoftmax) {
-      V total = owns.total();
       const auto at = [&](int64_t c) { return c * tile.size + i; };
+      // Σ_{c≠k} D_c: the largest is added last, or not at all, so that the small ones keep their digits.
+      V rest = zero;
+      if (job.points) {
+        rest = sum_classes(tile.classes, [&](int64_t c) {
+          return select(largest_class == V(double(c)), V(0), V::load(tile.z + at(c)));
+        });
+      }
       V sum = sum_classes(tile.classes,
                           [&](int64_t c) { return V::load(tile.e + at(c)) * (V::load(tile.t + at(c)) - reference); });
       V mean = sum * group.n.inverse;
       for (int64_t c = 0; c < tile.classes; ++c) {
         V own = V::load(tile.z + at(c));
         Pixel<V> x = Softmax::pixel(group.n, V::load(tile.e + at(c)), zero, group.n.peak_class == V(double(c)));
-        V g = softmax_pull_back(x.p, x.q, V::load(tile.t + at(c)) - reference, mean, own, total - own);
+        V others = select(largest_class == V(double(c)), rest, largest + (rest - own));
+        V g = softmax_pull_back(x.p, x.q, V::load(tile.t + at(c)) - reference, mean, own, others);
         masked_product(w, g).store(tile.out_at + c * tile.out_step + i);
       }
     }
   }
 
   // The loss of each pixel, its classes added, or of each class.
-  static void values(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
+  static void values(const Job& job, const Chunk& chunk, double*, ValueReport& bad) {
     JointTile<Real> tile(job, true);
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       tile.first_stored = chunk.first + done;
-      tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), false, bad);
       if (tile.is_per_class()) tile.aim(chunk.unit);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
         Group group(tile, i);

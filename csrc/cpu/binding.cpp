@@ -79,7 +79,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
-    } catch (const LabelError& e) {
+    } catch (const ValueOutOfRange& e) {
       PyErr_SetString(index_error.ptr(), e.what());
     }
   });

@@ -54,7 +54,8 @@ struct JointTile {
   // Whether each class has an upstream gradient of its own (of an unreduced loss).
   bool is_per_class() const { return job.points > 0 && job.point[0].every_class; }
 
-  void load(const View& logits, int64_t n, int64_t first, int64_t n_pixels, LabelReport& bad) {
+  // checks: as of RowTile.
+  void load(const View& logits, int64_t n, int64_t first, int64_t n_pixels, bool checks, ValueReport& bad) {
     count = n_pixels;
     padded = (count + V::lanes - 1) / V::lanes * V::lanes;
     if (p.has_weight)
@@ -88,6 +89,12 @@ struct JointTile {
     if (z && left_out) {
       clear_left_out(z);
       if (!p.label_map) clear_left_out(t);
+    }
+    for (int64_t c = 0; checks && z && c < classes; ++c) {
+      if (!p.label_map && !p.hard_target)
+        check_probabilities(t + c * size, w, n, c, first, count, ValueKind::soft_label, bad);
+      if (job.link == LinkKind::identity)
+        check_probabilities(z + c * size, w, n, c, first, count, ValueKind::probability, bad);
     }
   }
   void clear_left_out(Real* rows) const {
@@ -156,7 +163,7 @@ struct JointSteps {
   using V = Vec<Real, kJointRegisters>;
 
   template <Step kStep>
-  static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
+  static void statistics(const Job& job, const Chunk& chunk, double* sums, ValueReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
     ClassSums<Real> region(tile.scratch, tile.classes * job.region_sums);
     Sum<Real> weight, point[kMaxPoints][2];
@@ -173,7 +180,7 @@ struct JointSteps {
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       if (groups + tile.size / V::lanes > kAddsPerFlush) flush();
       tile.first_stored = chunk.first + done;
-      tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), true, bad);
       if (kWrites) tile.aim(chunk.unit);
       Engine::template sum_tile<kStep>(job, tile, slopes, weight, region, point);
       if (kWrites) tile.store(chunk.unit);
@@ -186,14 +193,14 @@ struct JointSteps {
   }
 
   template <Step kStep>
-  static void gradient(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
+  static void gradient(const Job& job, const Chunk& chunk, double*, ValueReport& bad) {
     JointTile<Real> tile(job, Engine::kEverything);
     const View& logits = kStep == Step::resume ? tile.p.output : tile.p.logits;
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
     Engine::prepare_gradient(job, tile, slopes);
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       tile.first_stored = chunk.first + done;
-      tile.load(logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), bad);
+      tile.load(logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), false, bad);
       tile.aim(chunk.unit);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
         tile.ask_ahead(i);

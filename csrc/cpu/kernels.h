@@ -7,9 +7,27 @@
 
 namespace segfuse {
 
-// Labels that are neither in range nor ignored: how many, and the first.
-struct LabelReport {
-  int64_t count = 0, sample = 0, channel = 0, position = 0, value = 0;
+// What a value that must not be there is: an integer label, the same of an unsigned type, a float label, a probability.
+enum class ValueKind : int { label, unsigned_label, soft_label, probability };
+
+// Values that are neither in range nor ignored: how many, and the first. Of labels before probabilities.
+struct ValueReport {
+  int64_t count = 0, sample = 0, channel = 0, position = 0, label = 0;
+  ValueKind kind = ValueKind::label;
+  double number = 0;  // of those that are no integers
+
+  INLINE bool is_before(const ValueReport& other) const {
+    if (kind != other.kind) return kind < other.kind;
+    if (sample != other.sample) return sample < other.sample;
+    if (channel != other.channel) return channel < other.channel;
+    return position < other.position;
+  }
+  // Takes up `more`, which has a count.
+  INLINE void add(const ValueReport& more) {
+    const int64_t before = count && kind <= more.kind ? count : 0, after = !count || more.kind <= kind ? more.count : 0;
+    if (!count || more.is_before(*this)) *this = more;
+    count = before + after;
+  }
 };
 
 // Ahead of the gradient, in its place: `both` is the statistics and, of pointwise losses, the gradient with the slopes
@@ -30,6 +48,8 @@ struct Job {
   double ignore_value;
   const void* slopes;  // units x unit_slopes of the computation's type, the upstream gradient multiplied in
   int64_t unit_slopes;
+  bool sums_true_negatives;  // joint: of label maps, too
+  bool has_infinite_slopes;  // pixels that do not count are to be selected out of the gradient, not multiplied by 0
 };
 
 // Positions [first, first + count) of one unit.
@@ -37,7 +57,7 @@ struct Chunk {
   int64_t unit, first, count;
 };
 
-using ChunkFunction = void (*)(const Job&, const Chunk&, double* sums, LabelReport&);
+using ChunkFunction = void (*)(const Job&, const Chunk&, double* sums, ValueReport&);
 
 struct Kernels {
   const char* name;

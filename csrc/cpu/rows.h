@@ -22,8 +22,9 @@ struct RowTile {
   int64_t count, padded;
 
   // Loads positions [first, first + count). Whether there are weights: if asked for, or if the last vector is not full.
-  bool load(const Job& job, const View& logits, int64_t n, int64_t c, int64_t first, int64_t n_pixels,
-            LabelReport& bad) {
+  // checks: reports what is no probability; the first pass over the pixels does.
+  bool load(const Job& job, const View& logits, int64_t n, int64_t c, int64_t first, int64_t n_pixels, bool checks,
+            ValueReport& bad) {
     constexpr int64_t lanes = Vec<Real>::lanes;
     const Problem& p = *job.problem;
     count = n_pixels;
@@ -49,6 +50,10 @@ struct RowTile {
       else
         load_soft_labels(p.target, n, c, first, count, job.has_ignore, job.ignore_value, t, w);
     }
+    const Real* const counts = weighted ? w : nullptr;
+    if (checks && !p.hard_target) check_probabilities(t_at, counts, n, c, first, count, ValueKind::soft_label, bad);
+    if (checks && job.link == LinkKind::identity)
+      check_probabilities(z_at, counts, n, c, first, count, ValueKind::probability, bad);
     if (p.has_upstream) load_floating(p.upstream, n, c, first, count, up);
     for (int64_t i = count; i < padded; ++i) z[i] = t[i] = w[i] = up[i] = 0;
     return weighted;
@@ -116,7 +121,7 @@ struct Rows {
   }
 
   template <Step kStep>
-  static void statistics(const Job& job, const Chunk& chunk, double* sums, LabelReport& bad) {
+  static void statistics(const Job& job, const Chunk& chunk, double* sums, ValueReport& bad) {
     const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
     Sum<Real> weight, labels, region[kExtraSums], point[kMaxPoints][2];
     constexpr bool kWrites = kStep != Step::statistics;
@@ -135,7 +140,7 @@ struct Rows {
     for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
       const int64_t count = smaller(RowTile<Real>::kSize, chunk.count - done);
       if (groups + RowTile<Real>::kSize / V::lanes > kAddsPerFlush) flush();
-      const bool weighted = tile.load(job, job.problem->logits, n, c, chunk.first + done, count, bad);
+      const bool weighted = tile.load(job, job.problem->logits, n, c, chunk.first + done, count, true, bad);
       if (kWrites) tile.aim(job, n, c, chunk.first + done);
       if (weighted) {
         sum_tile<kStep, true>(job, tile, slopes, weight, labels, region, point);
@@ -191,14 +196,14 @@ struct Rows {
   }
 
   template <Step kStep>
-  static void write(const Job& job, const Chunk& chunk, double*, LabelReport& bad) {
+  static void write(const Job& job, const Chunk& chunk, double*, ValueReport& bad) {
     const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
     const View& logits = kStep == Step::resume ? job.problem->output : job.problem->logits;
     RowTile<Real> tile;
     for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
       const int64_t first = chunk.first + done, count = smaller(RowTile<Real>::kSize, chunk.count - done);
-      const bool weighted = tile.load(job, logits, n, c, first, count, bad);
+      const bool weighted = tile.load(job, logits, n, c, first, count, false, bad);
       tile.aim(job, n, c, first);
       if (weighted)
         write_tile<kStep, true>(job, tile, slopes);

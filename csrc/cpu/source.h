@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../dtype.h"
+#include "../math.h"
 #include "../problem.h"
 #include "kernels.h"
 
@@ -376,7 +377,7 @@ inline bool load_label_run(const Element* p, int64_t stride, int64_t count, int6
 // Integer labels as Real; `weight` is set to 0 where the label is ignored or out of range.
 template <class Real>
 inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, int64_t classes,
-                        bool has_ignore, int64_t ignore, Real* out, Real* weight, LabelReport& bad) {
+                        bool has_ignore, int64_t ignore, Real* out, Real* weight, ValueReport& bad) {
   with_integer(v.dtype, v.data, [&](auto* data) {
     using Element = typename Pointee<decltype(data)>::type;
     // An ignored value that the type cannot hold matches nothing: -100 is not the uint8 156.
@@ -391,7 +392,8 @@ inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int6
       for (int64_t i = 0; i < run; ++i) {
         const Element y = p[i * stride];
         if ((can_match && y == ignored) || uint64_t(int64_t(y)) < uint64_t(classes)) continue;
-        if (bad.count++ == 0) bad = {1, n, c, first + at + i, int64_t(y)};
+        constexpr ValueKind kind = std::is_unsigned_v<Element> ? ValueKind::unsigned_label : ValueKind::label;
+        bad.add({1, n, c, first + at + i, int64_t(y), kind});
         out[at + i] = 0;
         weight[at + i] = 0;
       }
@@ -410,6 +412,21 @@ inline void load_soft_labels(const View& v, int64_t n, int64_t c, int64_t first,
       weight[i] = 0;
       out[i] = 0;
     }
+}
+
+// Reports what is no probability, by more than the rounding of interpolated labels. weight: null, or 0 where nothing is
+// read. A probability may be NaN: that reaches the loss.
+template <class Real>
+inline void check_probabilities(const Real* p, const Real* weight, int64_t n, int64_t c, int64_t first, int64_t count,
+                                ValueKind kind, ValueReport& bad) {
+  int outside = 0;
+  for (int64_t i = 0; i < count; ++i) outside |= int(!is_probability(p[i]));
+  if (!outside) return;
+  for (int64_t i = 0; i < count; ++i) {
+    if (is_probability(p[i]) || (weight && weight[i] == 0)) continue;
+    if (p[i] != p[i] && kind == ValueKind::probability) continue;
+    bad.add({1, n, c, first + i, 0, kind, double(p[i])});
+  }
 }
 
 template <class Real>

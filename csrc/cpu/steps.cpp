@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <mutex>
 #include <stdexcept>
 
@@ -81,6 +82,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   job.ignore_index = plan.ignore_index;
   job.ignore_value = plan.ignore_value;
   job.unit_slopes = layout.unit_slopes();
+  job.sums_true_negatives = plan.magnifies_negatives();
   for (int k = 0; k < layout.points; ++k) {
     job.point[k] = read.points[k];
     if (!plan.joint || job.point[k].table < 0) continue;
@@ -113,6 +115,34 @@ struct Call {
         job(make_job(plan, problem, layout, constants.tables, scales)) {}
 };
 
+std::string shown(double number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.9g", number);
+  return text;
+}
+
+std::string message_of(const ValueReport& bad, const Plan& plan, const Problem& problem) {
+  const bool is_label = bad.kind == ValueKind::label || bad.kind == ValueKind::unsigned_label;
+  const bool is_target = bad.kind != ValueKind::probability;
+  const std::string value = bad.kind == ValueKind::label            ? std::to_string(bad.label)
+                            : bad.kind == ValueKind::unsigned_label ? std::to_string(uint64_t(bad.label))
+                                                                    : shown(bad.number);
+  const std::string range =
+      is_label ? "[0, " + std::to_string(problem.label_map ? problem.classes : 2) + ")" : "[0, 1]";
+  const std::string noun = is_label ? "label" : "value";
+  std::string message = (is_target ? "target: " : "logits: ") + noun + " " + value + " is outside " + range + "; " +
+                        std::to_string(bad.count) + " such " + noun + "(s), the first in sample " +
+                        std::to_string(bad.sample);
+  if (!problem.label_map || !is_target) message += ", channel " + std::to_string(bad.channel);
+  message += " at flat position " + std::to_string(bad.position);
+  if (!is_target) return message + "; from_logits=False takes probabilities: of logits leave it out";
+  const bool takes_ignore_index = problem.label_map || !plan.joint;
+  if (takes_ignore_index && (value == "255" || value == "-100"))
+    message += "; did you mean ignore_index=" + value + "?";
+  if (!problem.label_map && value == "255") message += " Or is the mask 0/255: divide it by 255.";
+  return message;
+}
+
 const char* name_of(Step step) {
   constexpr const char* names[] = {"statistics", "values", "gradient", "both", "keep", "resume"};
   return names[int(step)];
@@ -124,37 +154,18 @@ void run(const Call& call, Step step, int threads, double* sums = nullptr) {
   const ChunkFunction f = kernels().find(call.job, step);
   const int64_t n_sums = call.layout.unit_sums();
   std::mutex report_mutex;
-  LabelReport report;
+  ValueReport report;
   const int64_t work = std::max<int64_t>(1, std::min(cut.chunk, cut.pixels) * (call.plan.joint ? problem.classes : 1));
   parallel_for(cut.count(), std::max<int64_t>(1, 32768 / work), threads, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
-    LabelReport bad;
+    ValueReport bad;
     for (int64_t i = begin; i < end; ++i) f(call.job, cut.at(i), sums ? sums + i * n_sums : nullptr, bad);
     if (!bad.count) return;
     std::lock_guard<std::mutex> lock(report_mutex);
-    const auto before = [](const LabelReport& a, const LabelReport& b) {
-      if (a.sample != b.sample) return a.sample < b.sample;
-      if (a.channel != b.channel) return a.channel < b.channel;
-      return a.position < b.position;
-    };
-    const int64_t total = report.count + bad.count;
-    if (!report.count || before(bad, report)) report = bad;
-    report.count = total;
+    report.add(bad);
   });
   trace().pass(name_of(step), kernels().name, call.plan, problem, true, step != Step::statistics);
-  if (!report.count) return;
-  const int64_t classes = problem.label_map ? problem.classes : 2;
-  std::string message = "target: label " + std::to_string(report.value) + " is outside [0, " + std::to_string(classes) +
-                        "); " + std::to_string(report.count) + " such label(s), the first in sample " +
-                        std::to_string(report.sample);
-  if (!problem.label_map) message += ", channel " + std::to_string(report.channel);
-  message += " at flat position " + std::to_string(report.position);
-  const bool takes_ignore_index = problem.label_map || !call.plan.joint;
-  if (takes_ignore_index && (report.value == 255 || report.value == -100)) {
-    message += "; did you mean ignore_index=" + std::to_string(report.value) + "?";
-    if (!problem.label_map && report.value == 255) message += " Or is the mask 0/255: divide it by 255.";
-  }
-  throw LabelError(message);
+  if (report.count) throw ValueOutOfRange(message_of(report, call.plan, problem));
 }
 
 template <class Real>
@@ -347,7 +358,8 @@ void backward(const Plan& plan, const Problem& problem, const Constants& constan
     const auto scaled = scaled_slopes(plan, problem, constants, call.layout, static_cast<const Real*>(slopes),
                                       static_cast<const Real*>(upstream));
     call.job.slopes = scaled.data();
-    run(call, first == Step::keep ? Step::resume : Step::gradient, threads);
+    for (const Real slope : scaled) call.job.has_infinite_slopes |= !(slope - slope == 0);
+    run(call, first == Step::keep && !call.job.has_infinite_slopes ? Step::resume : Step::gradient, threads);
   };
   if (problem.wide)
     go(double());

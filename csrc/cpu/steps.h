@@ -29,10 +29,10 @@ struct Outputs {
   double* vector = nullptr;     // vector_size
 };
 
-// An integer label that is neither in range nor ignored.
-class LabelError : public std::exception {
+// A label that is neither in range nor ignored, or a probability outside [0, 1].
+class ValueOutOfRange : public std::exception {
  public:
-  explicit LabelError(std::string message) : message_(std::move(message)) {}
+  explicit ValueOutOfRange(std::string message) : message_(std::move(message)) {}
   const char* what() const noexcept override { return message_.c_str(); }
 
  private:

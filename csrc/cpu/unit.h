@@ -19,7 +19,8 @@ ChunkFunction find_rows(const Job& job, Step step) {
 
 template <class Real>
 ChunkFunction find_joint(const Job& job, Step step) {
-  bool plain = job.problem->label_map && job.link == LinkKind::softmax && job.region_sums != kExtraSums;
+  bool plain = job.problem->label_map && job.link == LinkKind::softmax && job.region_sums != kExtraSums &&
+               !job.sums_true_negatives && !job.has_infinite_slopes;
   for (int k = 0; k < job.points; ++k) plain = plain && !job.point[k].smooths && !job.point[k].every_class;
   const auto any = [&](auto engine) {
     using Engine = decltype(engine);

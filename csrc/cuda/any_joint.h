@@ -161,7 +161,7 @@ struct AnyJoint {
       if (job.problem.has_upstream && !per_class)
         w = masked_product(w, load_number<Real>(v, offset_of(v, at.n, 0, at.i)));
       const Real of_point = upstream_of<Real>(job, at.n, 0);
-      // dL/dp of the regions and dL/dlog p of the pointwise terms (probabilities: dL/dp of both) in class c.
+      // dL/dp and dL/dlog p (see softmax_pull_back; of probabilities both are dL/dp) in class c.
       const auto slope = [&](int64_t c, const Pixel<Real>& x, Real& region, Real& own) {
         const Real t = at.label(c);
         region = own = Real(0);
@@ -171,16 +171,18 @@ struct AnyJoint {
           region = (extra ? region_slope<true>(row, x.p, x.q, t) : region_slope<false>(row, x.p, x.q, t)) *
                    upstream_of<Real>(job, at.n, c);
         }
-        const Pixel<Dual<Real>> dual = Link::seed(x);
+        const Real upstream = per_class ? load_number<Real>(v, offset_of(v, at.n, c, at.i)) : of_point;
         AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-          own += slopes[2 * k] * of_point * at.scale(k, c) * loss(dual, t).positive.d[0];
+          const bool of_probability = kSoftmax && job.plan.points[k].every_class;
+          const Pixel<Dual<Real>> dual = of_probability ? Identity::seed(x) : Link::seed(x);
+          (of_probability ? region : own) += slopes[2 * k] * upstream * at.scale(k, c) * loss(dual, t).positive.d[0];
         });
-        if (per_class) own *= load_number<Real>(v, offset_of(v, at.n, c, at.i));
       };
-      Real reference = Real(0), mean = Real(0), total = Real(0), region, own;
+      Real reference = Real(0), mean = Real(0), region, own;
+      double owns = 0;
       if constexpr (kSoftmax) {
         slope(int64_t(at.shared.peak_class), at.pixel(int64_t(at.shared.peak_class)), reference, own);
-        double sum = 0, owns = 0;
+        double sum = 0;
         for (int64_t c = 0; c < job.problem.classes; ++c) {
           const Pixel<Real> x = at.pixel(c);
           slope(c, x, region, own);
@@ -188,13 +190,12 @@ struct AnyJoint {
           owns += double(own);
         }
         mean = Real(sum);
-        total = Real(owns);
       }
       for (int64_t c = 0; c < job.problem.classes; ++c) {
         const Pixel<Real> x = at.pixel(c);
         slope(c, x, region, own);
-        const Real g =
-            kSoftmax ? softmax_pull_back(x.p, x.q, region - reference, mean, own, total - own) : region + own;
+        const Real g = kSoftmax ? softmax_pull_back(x.p, x.q, region - reference, mean, own, Real(owns - double(own)))
+                                : region + own;
         store_number(output, offset_of(output, at.n, c, at.i), masked_product(w, g));
       }
     });

@@ -58,11 +58,12 @@ PointSet points_of(const Plan& plan) {
   }
 }
 
-// Softmax, class indices, sums of products, labels as they are.
+// Softmax, class indices, sums of products that they can make, labels as they are.
 bool is_plain_label_map(const Plan& plan, const Problem& p) {
   for (int k = 0; k < plan.point_count; ++k)
     if (plan.points[k].smooths || plan.points[k].every_class) return false;
-  return plan.joint && plan.link == LinkKind::softmax && p.label_map && !p.wide && !plan.sums_extra();
+  return plan.joint && plan.link == LinkKind::softmax && p.label_map && !p.wide && !plan.sums_extra() &&
+         !plan.magnifies_negatives();
 }
 
 // Shared memory of a tile: what two blocks of an sm_80 and one of an sm_86 or sm_120 have; less where there is less.

@@ -111,6 +111,7 @@ struct DenseRow {
       for (int k = 0; k < kVector; ++k) {
         t[u][k] = Number<T>::widened(pack.element[k]);
         if (kWeighted && t[u][k] == job.plan.ignored_label) w[u][k] = 0.0f;
+        if (!is_probability(t[u][k])) t[u][k] = not_a_number<float>();
       }
     });
   }

@@ -262,6 +262,7 @@ struct Tile {
       for (int c = team; c < shape.classes; c += teams) {
         float& g = e[c * row + lane];
         g = c == y ? at_label : softmax_pull_back(g * scaled, absent[c] - reference, mean + d);
+        if (weight == 0.0f) g = 0.0f;  // also where slopes are infinite
       }
       __syncthreads();
       visit(output, base,

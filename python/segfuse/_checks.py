@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,19 @@ _LOGITS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MAX_CLASSES = 65536
 
 
+def check_tensor(name: str, value: object) -> None:
+    """A TypeError that says what to pass where a whole model output came."""
+    if isinstance(value, Tensor):
+        return
+    hint = ""
+    if isinstance(getattr(value, "logits", None), Tensor):
+        hint = ": pass its .logits"
+    elif isinstance(value, Mapping):
+        keys = [key for key in ("out", "logits", *value) if isinstance(value.get(key), Tensor)]
+        hint = f': pass its ["{keys[0]}"]' if keys else ""
+    raise TypeError(f"{name} must be a tensor; got {type(value).__name__}{hint}")
+
+
 def check_inputs(
     plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -19,8 +34,8 @@ def check_inputs(
     for name, tensor in (("logits", logits), ("target", target), ("weight", weight)):
         if tensor is None and name == "weight":
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+        check_tensor(name, tensor)
+        assert tensor is not None
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
         if name != "logits" and tensor.requires_grad:
@@ -43,6 +58,11 @@ def is_soft(logits: Tensor, target: Tensor) -> bool:
     return target.dim() == logits.dim() and target.shape[1] == logits.shape[1]
 
 
+def _same(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Lengths first: of sizes that are symbols every comparison is a guard, and those of other dimensions are false."""
+    return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
+
+
 def _shapes(logits: Tensor, target: Tensor) -> str:
     return f"logits have shape {tuple(logits.shape)}, target has shape {tuple(target.shape)}"
 
@@ -53,12 +73,14 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
         if len(x) == 0:
             raise ValueError("logits must have a batch dimension; got a 0-d tensor")
         if (
-            x == t
-            or (len(x) > 1 and x[1] == 1 and t == x[:1] + x[2:])
-            or (len(t) > 1 and t[1] == 1 and x == t[:1] + t[2:])
+            _same(x, t)
+            or (len(x) == len(t) + 1 and x[1] == 1 and _same(t, x[:1] + x[2:]))
+            or (len(t) == len(x) + 1 and t[1] == 1 and _same(x, t[:1] + t[2:]))
         ):
             return
-        hint = ' (labels of several classes? mode="multiclass")' if len(x) > 1 and t == x[:1] + x[2:] else ""
+        hint = _shape_hint(x, t)
+        if len(x) > 1 and _same(t, x[:1] + x[2:]):
+            hint = ' (labels of several classes? mode="multiclass")'
         raise ValueError(f'mode="binary" wants a target of the logits\' shape: {_shapes(logits, target)}{hint}')
     if len(x) < 2:
         raise ValueError(f'mode="{plan.mode}" wants logits (N, C, ...); got shape {tuple(x)}')
@@ -69,20 +91,20 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
     if plan.last_class >= x[1]:
         raise ValueError(f"classes holds {plan.last_class}, but the logits have {x[1]} classes")
     if plan.mode == "multilabel":
-        if x == t:
+        if _same(x, t):
             return
-        hint = ' (a label map? mode="multiclass")' if t == x[:1] + x[2:] else ""
+        hint = ' (a label map? mode="multiclass")' if _same(t, x[:1] + x[2:]) else _shape_hint(x, t)
         raise ValueError(f'mode="multilabel" wants a target of the logits\' shape: {_shapes(logits, target)}{hint}')
     if x[1] > _MAX_CLASSES:
         raise ValueError(f"logits have {x[1]} classes; at most {_MAX_CLASSES} are supported")
-    if x == t:
+    if _same(x, t):
         if plan.ignore_index not in (None, -100):
             raise ValueError(
                 f"ignore_index={plan.ignore_index} needs a label map, but target has one value per class "
                 f"(shape {tuple(t)}): pass a weight of 0 for such pixels"
             )
         return
-    if t == x[:1] + x[2:] or (len(t) == len(x) and t[1] == 1 and t == x[:1] + t[1:2] + x[2:]):
+    if _same(t, x[:1] + x[2:]) or (len(t) == len(x) and t[1] == 1 and _same(t[:1] + t[2:], x[:1] + x[2:])):
         if target.dtype.is_floating_point:
             raise TypeError(
                 f"target is a label map by its shape {tuple(t)} and must be integer or bool; got {target.dtype} "
@@ -90,9 +112,25 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
             )
         return
     raise ValueError(
-        f'mode="multiclass" wants a label map {(x[0], *x[2:])} or soft labels {tuple(x)}: {_shapes(logits, target)}; '
-        "resize the logits or the target to one size first"
+        f'mode="multiclass" wants a label map {(x[0], *x[2:])} or soft labels {tuple(x)}: {_shapes(logits, target)}'
+        f"{_shape_hint(x, t)}"
     )
+
+
+def _shape_hint(x: Sequence[int], t: Sequence[int]) -> str:
+    """The likeliest reason why shapes of logits and target do not fit."""
+    if len(t) == len(x) and _same(t[:1] + t[2:], x[:1] + x[2:]):
+        return f" (the logits have {x[1]} channels, the target {t[1]})"
+    if _same(t, x[1:]):
+        return " (no batch dimension? logits.unsqueeze(0), target.unsqueeze(0))"
+    if _same(t, x[2:]):
+        return " (no batch dimension in the target? target.unsqueeze(0))"
+    if _same(x, t[1:]) or (len(x) == len(t) and _same(x[1:], t[1:]) and x[0] != t[0]):
+        return " (the batch dimensions differ)"
+    same_batch = len(x) > 0 and len(t) > 0 and x[0] == t[0]
+    if same_batch and len(t) in (len(x), len(x) - 1):
+        return "; resize the logits or the target to one size first"
+    return ""
 
 
 def _expand_weight(plan: Plan, logits: Tensor, weight: Tensor) -> Tensor:
@@ -100,6 +138,13 @@ def _expand_weight(plan: Plan, logits: Tensor, weight: Tensor) -> Tensor:
     if plan.mode == "multiclass":
         grid[1] = 1
     given = tuple(weight.shape)
+    per_class = "; class weights are an option of the loss: class_weight=, pos_weight=, alpha="
+    is_row = plan.mode != "binary" and logits.dim() > 2 and weight.dim() == 1
+    if is_row and weight.shape[0] == logits.shape[1] == logits.shape[-1]:
+        raise ValueError(
+            f"weight of shape {given} would be one per column, not one per class{per_class}; "
+            f"for one per column pass weight.reshape({'1, ' * (logits.dim() - 2)}-1)"
+        )
     has_channel = plan.mode != "binary" or (logits.dim() > 1 and logits.shape[1] == 1)
     if has_channel and weight.dim() == logits.dim() - 1 and weight.dim() > 0:
         weight = weight.unsqueeze(1)
@@ -108,6 +153,8 @@ def _expand_weight(plan: Plan, logits: Tensor, weight: Tensor) -> Tensor:
     try:
         return weight.expand(grid)
     except RuntimeError as error:
+        is_table = plan.mode != "binary" and weight.numel() == logits.shape[1] in given
         raise ValueError(
             f"weight of shape {given} does not broadcast to {tuple(grid)} (logits have shape {tuple(logits.shape)})"
+            f"{per_class if is_table else ''}"
         ) from error

@@ -471,22 +471,15 @@ def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
     joint = plan.mode == "multiclass"
     sums = statistics(plan, logits, target, weight)
     # Of a sample: its weight, then four sums per class; of a row: its weight and four sums (csrc/problem.h).
-    if joint:
-        sums = sums.reshape(n, 1 + 4 * classes)
-        total, rows = sums[:, :1], sums[:, 1:].reshape(n, classes, 4)
-    else:
-        sums = sums.reshape(n, classes, 5)
-        total, rows = sums[..., 0], sums[..., 1:]
-    tp, fp, fn, negatives = rows.unbind(-1)
-    positives = tp + fn
-    if joint and not is_soft(logits, target):  # a label map: of the other classes, added without cancellation
+    rows = sums.reshape(n, 1 + 4 * classes)[:, 1:] if joint else sums.reshape(n, classes, 5)[..., 1:]
+    tp, fp, fn, tn = rows.reshape(n, classes, 4).unbind(-1)
+    if joint and not is_soft(logits, target):  # a label map: what is labelled otherwise, added without cancellation
+        positives = tp + fn
         nothing = positives.new_zeros(n, 1)
         before = torch.cat([nothing, positives[:, :-1]], 1).cumsum(1)
         after = torch.cat([nothing, positives.flip(1)[:, :-1]], 1).cumsum(1).flip(1)
         negatives = before + after
-    else:
-        negatives = torch.where(positives <= total / 2, total - positives, negatives)
-    tn = torch.where(negatives < fp, 0.0, negatives - fp)  # rounding leaves no less than nothing; NaN stays
+        tn = torch.where(negatives < fp, 0.0, negatives - fp)  # rounding leaves no less than nothing; NaN stays
     return torch.stack([tp, fp, fn, tn], -1).to(plan.loss_dtype(logits))
 
 

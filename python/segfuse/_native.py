@@ -38,6 +38,15 @@ DTYPE_CODE: dict[torch.dtype, int] = {
 }
 
 
+# Elsewhere (Apple MPS) there may be no float64 at all.
+FLOAT64_DEVICES = {"cpu", "cuda", "meta"}
+
+
+def number_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating type that a device is sure to have: of terms, coefficients and class weights there."""
+    return torch.float64 if device.type in FLOAT64_DEVICES else torch.float32
+
+
 @lru_cache(maxsize=1)
 def cuda_module() -> ModuleType | None:
     """``segfuse._cuda``, None if it was not built. It is first loaded here, on the first CUDA tensor."""

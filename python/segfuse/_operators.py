@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segfuse import _kernels
+from segfuse._counts import region_counts
 from segfuse._kernels import coefficient_gradient
 from segfuse._plan import plan_of
 
@@ -98,6 +99,26 @@ def _(logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
     return logits.new_empty([logits.shape[0], classes, 4], dtype=plan.loss_dtype(logits))
 
 
+_library.define(
+    "region_counts(Tensor logits, Tensor target, Tensor? weight, float threshold, str spec) -> Tensor", tags=_tags
+)
+
+
+def _region_counts_op(logits: Tensor, target: Tensor, weight: Any, threshold: float, spec: str) -> Tensor:
+    return region_counts(plan_of(spec), logits, target, weight, threshold)
+
+
+# On every device; opaque to torch.compile, which makes wrong numbers of what is inside (inductor, torch 2.13: two
+# integer scatter_add_ that are subtracted).
+_library.impl("region_counts", _region_counts_op, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("segfuse::region_counts", lib=_library)
+def _(logits: Tensor, target: Tensor, weight: Any, threshold: float, spec: str) -> Tensor:
+    classes = 1 if plan_of(spec).mode == "binary" else logits.shape[1]
+    return logits.new_empty([logits.shape[0], classes, 4], dtype=torch.int64)
+
+
 def _save_region_stats(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.spec = inputs
     ctx.save_for_backward(*tensors)
@@ -168,7 +189,9 @@ torch.library.register_autograd(
 if hasattr(torch.library, "register_vmap"):
     torch.library.register_vmap("segfuse::forward", _vmap_rule(torch.ops.segfuse.forward, (0, 0, 0)), lib=_library)
     torch.library.register_vmap("segfuse::backward", _vmap_rule(torch.ops.segfuse.backward, 0), lib=_library)
-    torch.library.register_vmap("segfuse::region_stats", _vmap_rule(torch.ops.segfuse.region_stats, 0), lib=_library)
+    for _name in ("region_stats", "region_counts"):
+        _rule = _vmap_rule(getattr(torch.ops.segfuse, _name), 0)
+        torch.library.register_vmap(f"segfuse::{_name}", _rule, lib=_library)
 
 
 class Functorch(torch.autograd.Function):

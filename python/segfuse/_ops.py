@@ -80,9 +80,7 @@ def apply(
 
 def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """tp, fp, fn, tn of every sample and class, (N, C, 4): by the operator, or the reference where that cannot run."""
-    if not torch.compiler.is_compiling():
-        logits, target, weight = _unwrap(logits), _unwrap(target), _unwrap(weight)
-    logits, target, weight = check_inputs(plan, logits, target, weight)
+    logits, target, weight = _checked(plan, logits, target, weight)
     if torch.compiler.is_compiling():
         kernels = logits.is_meta or _kernels.has_kernels(str(logits.device))
     else:
@@ -95,6 +93,18 @@ def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
     if not kernels:
         return plan.reference_stats(logits, target, weight)
     return torch.ops.segfuse.region_stats(logits, target, weight, plan.spec)  # type: ignore[no-any-return]
+
+
+def region_counts(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, threshold: float) -> Tensor:
+    """tp, fp, fn, tn of hard predictions of every sample and class, int64, (N, C, 4). Without a gradient."""
+    logits, target, weight = _checked(plan, logits, target, weight)
+    return torch.ops.segfuse.region_counts(logits.detach(), target, weight, threshold, plan.spec)  # type: ignore[no-any-return]
+
+
+def _checked(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    if not torch.compiler.is_compiling():
+        logits, target, weight = _unwrap(logits), _unwrap(target), _unwrap(weight)
+    return check_inputs(plan, logits, target, weight)
 
 
 def _dual_level() -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
+
+from segfuse._native import number_dtype
 
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
 Reduction: TypeAlias = Literal["mean", "sum", "none", "sample"]
@@ -64,45 +68,129 @@ REGION_DEFAULTS: RegionOptions = {
 }
 
 
+# What other libraries call an option, and how it is said here.
+ELSEWHERE = {
+    "act": "from_logits=False takes probabilities of any activation",
+    "apply_nonlin": "from_logits=False takes probabilities",
+    "average": 'pool_classes=True is "micro"',
+    "batch": "pool_batch=True",
+    "batch_dice": "pool_batch=True",
+    "do_bg": "classes=range(1, C) leaves out the background",
+    "ignore_label": "ignore_index",
+    "include_background": "classes=range(1, C) leaves out the background",
+    "jaccard": "JaccardLoss is a loss of its own",
+    "lambda_ce": "ce_weight, or a factor: 0.5 * CrossEntropyLoss()",
+    "lambda_dice": "dice_weight, or a factor: 0.5 * DiceLoss(...)",
+    "lambda_focal": "focal_weight, or a factor: 0.5 * FocalLoss(...)",
+    "log_loss": 'shape="log"',
+    "loss_weight": "multiply the loss by a number",
+    "mode": "this loss is always multiclass, so leave it out",
+    "normalized": 'reduction="sum", divided by what you like',
+    "other_act": "from_logits=False takes probabilities of any activation",
+    "sigmoid": 'mode="binary" or "multilabel" is a sigmoid',
+    "size_average": 'reduction="mean" or "sum"',
+    "smooth_dr": "smooth=(smooth_nr, smooth_dr)",
+    "smooth_factor": "label_smoothing",
+    "smooth_nr": "smooth=(smooth_nr, smooth_dr)",
+    "softmax": 'mode="multiclass" is a softmax',
+    "squared_pred": "squared=True",
+    "to_onehot_y": 'mode="multiclass" reads label maps as they are',
+    "use_sigmoid": 'mode="binary" or "multilabel" is a sigmoid',
+    "weight": "class_weight has a value per class; one per pixel is given at the call, loss(logits, target, weight)",
+    "weight_ce": "ce_weight, or a factor: 0.5 * CrossEntropyLoss()",
+    "weight_dice": "dice_weight, or a factor: 0.5 * DiceLoss(...)",
+}
+
+
+def refuse_unknown(loss: object, options: Collection[str], known: Collection[str]) -> None:
+    """A TypeError in the name of the class that the user wrote."""
+    for option in options:
+        if option not in known:
+            hint = f" (here: {ELSEWHERE[option]})" if option in ELSEWHERE else ""
+            names = ", ".join(inspect.signature(type(loss)).parameters)
+            raise TypeError(f"{type(loss).__name__} has no option {option!r}{hint}; it knows {names}")
+
+
 def check_choice(name: str, value: object, allowed: Collection[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
 
 
+def plain(value: Any) -> Any:
+    """A number of numpy, or an array without dimensions, as a number of Python."""
+    is_number = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if is_number else value
+
+
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}]; got {value!r}")
+    if math.isinf(value):
+        raise ValueError(f"{name} must be finite; got {value!r}")
     return float(value)
 
 
+def check_int(name: str, value: object, low: int = -(2**63), high: int = 2**63 - 1) -> int:
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}]; got {value!r}")
+    return value
+
+
+def check_ints(name: str, values: object, low: int, high: int = 2**63 - 1) -> list[int]:
+    """Integers of a list, a tuple, a range, an array or a tensor."""
+    found = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values
+    if not isinstance(found, (list, tuple, range)) or len(found) == 0:
+        raise ValueError(f"{name} must be integers, at least one; got {values!r}")
+    try:
+        return [check_int(name, value, low, high) for value in found]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be integers in [{low}, {high}]; got {values!r}") from error
+
+
 def check_bool(name: str, value: object) -> bool:
+    value = plain(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {value!r}")
     return value
 
 
 def check_table(name: str, value: object) -> Tensor:
-    """One number per class, as a float tensor of its own."""
+    """One weight per class, as a float tensor of its own. Values that only a GPU or a tracer holds are not looked at:
+    what is not finite there reaches the loss."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} must not require grad: a loss gives it no gradient")
     try:
-        table = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        # Dynamo knows no default device.
+        dtype = torch.float64 if torch.compiler.is_compiling() else number_dtype(torch.get_default_device())
+        table = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be numbers, one per class; got {value!r}") from error
     if table.dim() != 1 or table.numel() == 0 or table.is_complex():
         raise ValueError(f"{name} must be a vector with one number per class; got shape {tuple(table.shape)}")
-    return (table if table.is_floating_point() else table.to(torch.float64)).clone()
+    if not torch.compiler.is_compiling() and type(table) is Tensor and table.is_cpu and not _functorch_active():
+        for number in table.tolist():
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name} must be finite and >= 0; got {number!r} among {table.tolist()}")
+    return (table if table.is_floating_point() else table.to(number_dtype(table.device))).clone()
 
 
-def scalar_or_table(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float | Tensor:
-    """A number for all classes, or one per class."""
+_functorch_active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def scalar_or_table(name: str, value: object) -> float | Tensor:
+    """A weight for all classes, or one per class."""
     if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad:
         value = value.item()
+    value = plain(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return check_number(name, value, low, high)
+        return check_number(name, value, 0)
     return check_table(name, value)
 
 
@@ -114,30 +202,34 @@ def named_group(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def check_data(options: Mapping[str, Any]) -> None:
+def check_data(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The data options that were given, numbers as those of Python."""
+    given = named_group(options)
     if "from_logits" in options:
-        check_bool("from_logits", options["from_logits"])
+        given["from_logits"] = check_bool("from_logits", options["from_logits"])
     if "reduction" in options:
         check_choice("reduction", options["reduction"], ("mean", "sum", "none", "sample"))
     if "shard" in options:
         check_choice("shard", options["shard"], ("batch", "space"))
-    group = options.get("process_group")
+    group = given.get("process_group")
     if group is not None and not isinstance(group, str):
         raise TypeError(f"process_group must be a process group of torch.distributed or None; got {group!r}")
-    ignore = options.get("ignore_index")
-    if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int)):
-        raise TypeError(f"ignore_index must be an int or None; got {ignore!r}")
+    if given.get("ignore_index") is not None:
+        given["ignore_index"] = check_int("ignore_index", given["ignore_index"])
+    return given
 
 
 def check_region(options: RegionOptions) -> dict[str, Any]:
     """All region options, defaults filled in."""
     given: dict[str, Any] = {**REGION_DEFAULTS, **options}
     smooth = given["smooth"]
-    numerator, denominator = smooth if isinstance(smooth, (tuple, list)) and len(smooth) == 2 else (smooth, smooth)
+    smooth = smooth.tolist() if isinstance(smooth, np.ndarray) else smooth
+    is_pair = isinstance(smooth, (tuple, list)) and len(smooth) == 2
+    numerator, denominator = smooth if is_pair else (smooth, smooth)
     given["smooth"] = (check_number("smooth", numerator, 0), check_number("smooth", denominator, 0))
-    check_number("eps", given["eps"], 0)
+    given["eps"] = check_number("eps", given["eps"], 0)
     for name in ("pool_batch", "pool_classes", "squared", "soft_label"):
-        check_bool(name, given[name])
+        given[name] = check_bool(name, given[name])
     check_choice("absent", given["absent"], ("score", "zero", "skip"))
     check_choice("shape", given["shape"], ("linear", "log", "log_cosh"))
     if given["squared"] and given["soft_label"]:
@@ -147,9 +239,7 @@ def check_region(options: RegionOptions) -> dict[str, Any]:
             raise ValueError("class_weight has no meaning with pool_classes=True: all classes make one row")
         given["class_weight"] = check_table("class_weight", given["class_weight"])
     if given["classes"] is not None:
-        classes = list(given["classes"]) if isinstance(given["classes"], (list, tuple, range)) else []
-        if not classes or any(isinstance(c, bool) or not isinstance(c, int) or c < 0 for c in classes):
-            raise ValueError(f"classes must be class indices, at least one; got {given['classes']!r}")
+        classes = check_ints("classes", given["classes"], 0)
         if len(set(classes)) != len(classes):
             raise ValueError(f"classes must be unique; got {given['classes']!r}")
         given["classes"] = classes

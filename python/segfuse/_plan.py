@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segfuse import _C, reference
+from segfuse._native import number_dtype
 
 # name -> the native term (csrc/cpu/binding.cpp) for its options and the mode. Filled by the loss modules.
 LOWER: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {}
@@ -120,10 +121,11 @@ class Plan:
                         **options,
                     )
                 )
-            terms = torch.stack(values).to(torch.float64)
+            exact = torch.promote_types(self.loss_dtype(logits), number_dtype(logits.device))
+            terms = torch.stack(values).to(exact)
             if coefficients is None:
                 numbers = [t["coefficient"] for t in self.terms]
-                coefficients = torch.tensor(numbers, dtype=torch.float64, device=terms.device)
+                coefficients = torch.tensor(numbers, dtype=exact, device=terms.device)
             loss = torch.tensordot(coefficients.to(terms), terms, dims=1)
         return loss.to(self.loss_dtype(logits)), terms.detach()
 

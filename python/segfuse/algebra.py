@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from segfuse._checks import check_inputs
+from segfuse._checks import check_inputs, check_tensor
+from segfuse._native import number_dtype
 from segfuse._ops import apply
-from segfuse._options import DATA_DEFAULTS, check_data, named_group
+from segfuse._options import DATA_DEFAULTS, check_data, check_number, plain, refuse_unknown
 from segfuse._plan import LOWER, plan_for
 
 if TYPE_CHECKING:
-    from typing import TypeGuard
+    from typing_extensions import Self
 
 
 class Term(NamedTuple):
@@ -30,7 +30,7 @@ class Term(NamedTuple):
         # Not _replace: Dynamo of torch 2.8 does not trace it.
         if isinstance(factor, Tensor):
             return Term(self.loss, self.constant, (*self.tensors, (factor, power)))
-        return Term(self.loss, self.constant * float(factor) ** power, self.tensors)
+        return Term(self.loss, self.constant * factor**power, self.tensors)
 
     def resolved(self, owner: Loss) -> Term:
         """With the Parameters that the compound holds now."""
@@ -38,11 +38,11 @@ class Term(NamedTuple):
         return Term(self.loss, self.constant, tensors)
 
     def coefficient(self, owner: Loss, device: torch.device) -> Tensor:
-        """As a float64 scalar, with the graph of its tensors."""
-        value = torch.tensor(self.constant, dtype=torch.float64, device=device)
+        """As a scalar of the widest type, with the graph of its tensors."""
+        value = torch.tensor(self.constant, dtype=number_dtype(device), device=device)
         for tensor, power in self.resolved(owner).tensors:
             assert isinstance(tensor, Tensor)
-            factor = tensor.to(device=device, dtype=torch.float64)
+            factor = tensor.to(device=device, dtype=value.dtype).reshape(())
             value = value * factor if power == 1 else value / factor
         return value
 
@@ -52,7 +52,10 @@ class Loss(nn.Module):
 
     ``loss(logits, target, weight=None)`` gives the loss; with ``return_terms=True`` also a dict of its detached,
     unscaled terms, for logging. Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or
-    by 0-d tensors and Parameters, which are read at each call and get their gradient.
+    by tensors and Parameters of one element (shape ``()`` or ``(1,)``), which are read at each call and get their
+    gradient. A compound holds at most 4 pointwise and 8 region losses. It computes them together: a term that overrides
+    ``forward`` or has hooks is a TypeError when it is added, scaled or tiled, and hooks that a term is given later are
+    not called.
 
     A data option (``mode``, ``from_logits``, ``ignore_index``, ``reduction``) that a term was not given takes the value
     that another term was given; two given values that differ are a ValueError.
@@ -61,6 +64,9 @@ class Loss(nn.Module):
     _terms: list[Term]
     data_defaults: ClassVar[Mapping[str, Any]] = {}
     hidden_defaults: ClassVar[Mapping[str, Any]] = {}  # of options that the signature keeps in its **options
+
+    # A number of numpy times a loss is for __rmul__, not an array of objects.
+    __array_ufunc__ = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -90,6 +96,7 @@ class Loss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool = False
     ) -> Any:
+        check_tensor("logits", logits)
         tables, coefficients = self.tables(logits, target, weight), self.coefficients(logits.device)
         loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
         values = loss.detach().unsqueeze(0) if self.plan.unreduced else terms
@@ -99,8 +106,24 @@ class Loss(nn.Module):
             return loss
         return loss, dict(zip(self.term_names(), values.to(loss.dtype).unbind(0), strict=True))
 
+    def require_plain(self) -> None:
+        """Whoever computes the terms by itself must not lose, without a word, what else a call would do."""
+        for loss in (self, *[term.loss for term in self._terms]):
+            name = type(loss).__name__
+            if type(loss).forward is not Loss.forward:
+                raise TypeError(
+                    f"{name} overrides forward, which a sum, a multiple or tiles of losses would not call: "
+                    "call it by itself and add the values"
+                )
+            if loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks or loss._backward_pre_hooks:
+                raise TypeError(
+                    f"{name} has hooks, which a sum, a multiple or tiles of losses would not call: "
+                    "register them on the whole"
+                )
+
     def terms(self) -> list[Term]:
         """The terms, with the tensors of their coefficients as they are now."""
+        self.require_plain()
         return [term.resolved(self) for term in self._terms]
 
     def term_names(self) -> list[str]:
@@ -110,17 +133,16 @@ class Loss(nn.Module):
         return [name if count == 0 else f"{name}_{count + 1}" for name, count in zip(names, before, strict=True)]
 
     def coefficients(self, device: torch.device) -> Tensor | None:
-        """One float64 per term, with the graph of its tensors; None if the plan has them all."""
+        """One number per term, with the graph of its tensors; None if the plan has them all."""
         if not self._reads_coefficients:
             return None
         return torch.stack([term.coefficient(self, device) for term in self._terms])
 
     def tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
-        """The rows of values per class that the plan's terms name, float64."""
+        """The rows of values per class that the plan's terms name, of the widest type."""
         if not self._table_count:
             return None
-        fits = isinstance(logits, Tensor) and logits.dim() > 1
-        classes = 1 if self.plan.mode == "binary" else logits.shape[1] if fits else 0
+        classes = 1 if self.plan.mode == "binary" else logits.shape[1] if logits.dim() > 1 else 0
         rows = []
         for loss, *_ in self._terms:
             for name in loss.tables_of:
@@ -131,11 +153,11 @@ class Loss(nn.Module):
                         f"{name} of {type(loss).__name__} has {table.shape[0]} values, "
                         f"but the logits have {classes} class(es)"
                     )
-                rows.append(table.to(device=logits.device, dtype=torch.float64))
+                rows.append(table.to(device=logits.device, dtype=number_dtype(logits.device)))
         return torch.stack(rows)
 
     def __add__(self, other: object) -> Loss:
-        if isinstance(other, (int, float)) and other == 0:  # sum() starts at 0
+        if isinstance(plain(other), (int, float)) and other == 0:  # sum() starts at 0
             return self
         if not isinstance(other, Loss):
             return NotImplemented
@@ -144,16 +166,18 @@ class Loss(nn.Module):
     __radd__ = __add__
 
     def __mul__(self, factor: object) -> Loss:
-        if not _is_coefficient(factor):
+        coefficient = _coefficient(factor)
+        if coefficient is None:
             return NotImplemented
-        return CompoundLoss([term.times(factor, 1) for term in self.terms()])
+        return CompoundLoss([term.times(coefficient, 1) for term in self.terms()])
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Loss:
-        if not _is_coefficient(divisor):
+        coefficient = _coefficient(divisor)
+        if coefficient is None:
             return NotImplemented
-        return CompoundLoss([term.times(divisor, -1) for term in self.terms()])
+        return CompoundLoss([term.times(coefficient, -1) for term in self.terms()])
 
     def __neg__(self) -> Loss:
         return self * -1.0
@@ -164,12 +188,16 @@ class Loss(nn.Module):
         return self + -other
 
 
-def _is_coefficient(value: object) -> TypeGuard[float | Tensor]:
+def _coefficient(value: object) -> float | Tensor | None:
+    """What a loss may be scaled by, None if the value is nothing of the kind."""
     if isinstance(value, Tensor):
-        if value.dim() != 0:
-            raise ValueError(f"the coefficient of a loss must be a 0-d tensor; got shape {tuple(value.shape)}")
-        return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value.numel() != 1 or value.dim() > 1:
+            raise ValueError(f"the coefficient of a loss must be a 0-d tensor, or (1,); got shape {tuple(value.shape)}")
+        return value
+    value = plain(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return check_number("the coefficient of a loss", value)
 
 
 def _shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
@@ -210,34 +238,61 @@ class SingleLoss(Loss):
 
     def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__()
-        unknown = [option for option in data if option not in DATA_DEFAULTS]
-        if unknown:
-            known = ", ".join(inspect.signature(type(self)).parameters)
-            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; it knows {known}")
-        data = named_group(data)
-        check_data(data)
+        refuse_unknown(self, data, DATA_DEFAULTS)
+        data = check_data(data)
         self.mode = mode
         self.data = data
         self.options = {k: v for k, v in options.items() if not isinstance(v, Tensor)}
         self.tables_of = [k for k, v in options.items() if isinstance(v, Tensor)]
         for name in self.tables_of:
             self.register_buffer(name, options[name])
+        self._fixed: dict[str, list[float]] = {}
         if data.get("reduction") == "sample" and options.get("pool_batch"):
             raise ValueError('reduction="sample" and pool_batch=True exclude each other: one row holds the whole batch')
         self._build([Term(self)])
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        LOWER[cls.name] = cls.lower
+        if "name" in cls.__dict__:
+            LOWER[cls.name] = cls.lower
+        elif "lower" in cls.__dict__:
+            raise TypeError(f"{cls.__name__} has a lower() of its own, so it must have a name of its own, too")
+
+    def with_fixed(self, **tables: list[float]) -> Self:
+        """Tables that follow from numbers of somebody else: no state, and the same after any conversion."""
+        self._fixed = tables
+        self._make_fixed_tables()
+        return self
+
+    def _make_fixed_tables(self) -> None:
+        for name, numbers in self._fixed.items():
+            device = getattr(self, name).device
+            table = torch.tensor(numbers, dtype=number_dtype(device), device=device)
+            self.register_buffer(name, table, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        try:
+            super()._apply(fn, recurse)
+        except TypeError:  # the new device has no float64
+            for name in self.tables_of:
+                self.register_buffer(name, getattr(self, name).float(), persistent=name not in self._fixed)
+            super()._apply(fn, recurse)
+        self._make_fixed_tables()
+        return self
 
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
         """The native term (csrc/problem.h) of the options."""
         raise NotImplementedError
 
+    @classmethod
+    def own_signature(cls) -> Mapping[str, inspect.Parameter]:
+        """Of the class that named the loss; subclasses may hide options in theirs."""
+        return inspect.signature(next(base for base in cls.__mro__ if "name" in base.__dict__)).parameters
+
     def extra_repr(self) -> str:
-        shown = {**self.options, **{name: getattr(self, name).tolist() for name in self.tables_of}, **self.data}
-        signature = inspect.signature(type(self)).parameters
+        shown = {**self.options, **{name: _numbers(getattr(self, name)) for name in self.tables_of}, **self.data}
+        signature = self.own_signature()
         given = [f"{name}={value!r}" for name, value in shown.items() if signature[name].default != value]
         return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
 
@@ -248,6 +303,11 @@ class SingleLoss(Loss):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__["_terms"] = [Term(self)]
+
+
+def _numbers(tensor: Tensor) -> Any:
+    """The values of a small tensor, or its device where it has none (meta and fake tensors)."""
+    return tensor.tolist() if type(tensor.data) is Tensor and not tensor.is_meta else tensor.device
 
 
 class CompoundLoss(Loss):
@@ -271,55 +331,14 @@ class CompoundLoss(Loss):
     def __repr__(self) -> str:
         parts = []
         for term in self._terms:
-            value = term.constant
+            value, unknown = term.constant, ""
             for tensor, power in term.resolved(self).tensors:
                 assert isinstance(tensor, Tensor)
-                value *= float(tensor.detach()) ** power
+                number = _numbers(tensor.detach().reshape(()))
+                if isinstance(number, (int, float)):
+                    value *= number**power
+                else:
+                    unknown += f"<{number}>{'' if power == 1 else '^-1'} * "
             text = f"{type(term.loss).__name__}({term.loss.extra_repr()})"
-            parts.append(text if value == 1.0 else f"{value:g} * {text}")
+            parts.append(unknown + (text if value == 1.0 else f"{value:g} * {text}"))
         return " + ".join(parts)
-
-
-class LossFunction(Protocol):
-    """A loss as a function."""
-
-    def __call__(self, logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Tensor: ...
-
-
-@lru_cache(maxsize=256, typed=True)  # typed: 1 is not True
-def _made(cls: Any, **options: Any) -> Loss:
-    loss: Loss = cls(**options)
-    return loss
-
-
-def cached(cls: type[Loss], **options: Any) -> Loss:
-    """A loss of these options, made once if they are plain numbers and names."""
-    options = named_group(options)
-    constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
-    if constant and not torch.compiler.is_compiling():
-        return _made(cast(Hashable, cls), **options)
-    return cls(**options)
-
-
-def function_of(cls: type[Loss], name: str) -> LossFunction:
-    """The function of a loss class: ``dice_loss(logits, target, mode=m)`` is ``DiceLoss(m)(logits, target)``."""
-
-    def function(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Any:
-        return cached(cls, **options)(logits, target, weight)
-
-    own = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else p
-        for p in inspect.signature(cls).parameters.values()
-    ]
-    positional = [
-        inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor") for n in ("logits", "target")
-    ]
-    extra = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
-    ordered = sorted([*own, extra], key=lambda p: p.kind)
-    function.__signature__ = inspect.Signature([*positional, *ordered], return_annotation="Tensor")  # type: ignore[attr-defined]
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = cls.__module__
-    function.__doc__ = (
-        f"{cls.__name__} as a function: ``{name}(logits, target, ..., weight=None)``.\n\n{inspect.getdoc(cls)}"
-    )
-    return function

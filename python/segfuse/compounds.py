@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from segfuse._options import DATA_DEFAULTS, MODES, DataOptions, Mode, PerClass, check_bool, check_choice, check_number
-from segfuse.algebra import CompoundLoss, Loss, Term, function_of
+from segfuse._functions import function_of
+from segfuse._options import (
+    DATA_DEFAULTS,
+    MODES,
+    DataOptions,
+    Mode,
+    PerClass,
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    refuse_unknown,
+)
+from segfuse.algebra import CompoundLoss, Loss, Term
 from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
 from segfuse.region import BackgroundTverskyLoss, DiceLoss, FocalTverskyLoss, RegionLoss, TverskyLoss
 
@@ -36,6 +48,11 @@ def _scaled(factor: float, loss: Loss) -> list[Term]:
     return (factor * loss).terms()
 
 
+def _focal(alpha: list[float], gamma: float, data: Any) -> Loss:
+    """With weights that follow from the compound's numbers, and so are no state of it."""
+    return FocalLoss("multiclass", alpha=alpha, gamma=gamma, **data).with_fixed(alpha=alpha)
+
+
 class DiceBCELoss(CompoundLoss):
     """dice_weight · Dice loss + bce_weight · BCE, one fused loss.
 
@@ -57,6 +74,7 @@ class DiceBCELoss(CompoundLoss):
         pos_weight: PerClass | None = None,
         **options: Unpack[Options],
     ) -> None:
+        refuse_unknown(self, options, self.hidden_defaults.keys() | DATA_DEFAULTS.keys())
         bce = BCEWithLogitsLoss(mode, pos_weight=pos_weight, **_data(options))
         super().__init__([*_scaled(dice_weight, DiceLoss(mode, **options)), *_scaled(bce_weight, bce)])
 
@@ -84,6 +102,7 @@ class DiceCELoss(CompoundLoss):
         label_smoothing: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
+        refuse_unknown(self, options, self.hidden_defaults.keys() | DATA_DEFAULTS.keys())
         ce = CrossEntropyLoss(class_weight=ce_class_weight, label_smoothing=label_smoothing, **_data(options))
         super().__init__([*_scaled(dice_weight, DiceLoss("multiclass", **options)), *_scaled(ce_weight, ce)])
 
@@ -110,6 +129,7 @@ class DiceFocalLoss(CompoundLoss):
         gamma: float = 2.0,
         **options: Unpack[Options],
     ) -> None:
+        refuse_unknown(self, options, self.hidden_defaults.keys() | DATA_DEFAULTS.keys())
         focal = FocalLoss(mode, alpha=alpha, gamma=gamma, **_data(options))
         super().__init__([*_scaled(dice_weight, DiceLoss(mode, **options)), *_scaled(focal_weight, focal)])
 
@@ -137,8 +157,9 @@ class ComboLoss(CompoundLoss):
         smooth: float | tuple[float, float] = 1.0,
         **data: Unpack[DataOptions],
     ) -> None:
+        refuse_unknown(self, data, DATA_DEFAULTS)
         check_choice("mode", mode, ("binary", "multilabel"))
-        check_number("alpha", alpha, 0, 1)
+        alpha = check_number("alpha", alpha, 0, 1)
         # At gamma = 0 the focal loss is the cross-entropy with weights alpha and 1 - alpha.
         entropy = FocalLoss(mode, gamma=0.0, alpha=check_number("beta", beta, 0, 1), **data)
         dice = DiceLoss(mode, smooth=smooth, **data)
@@ -181,13 +202,15 @@ class UnifiedFocalLoss(CompoundLoss):
         smooth: float = 1e-5,
         **data: Unpack[DataOptions],
     ) -> None:
+        refuse_unknown(self, data, DATA_DEFAULTS)
         check_choice("mode", mode, MODES)
-        check_bool("asymmetric", asymmetric)
-        for name, value in (("focal_weight", focal_weight), ("delta", delta), ("gamma", gamma)):
-            check_number(name, value, 0, 1)
+        asymmetric = check_bool("asymmetric", asymmetric)
+        focal_weight = check_number("focal_weight", focal_weight, 0, 1)
+        delta, gamma = check_number("delta", delta, 0, 1), check_number("gamma", gamma, 0, 1)
         if gamma == 1:
             raise ValueError("gamma must be < 1; got 1")
         joint = mode == "multiclass"
+        num_classes = None if num_classes is None else check_int("num_classes", num_classes)
         if joint == (num_classes is None) or (num_classes is not None and num_classes < 2):
             wanted = "at least 2" if joint else "None: there are two, background and foreground"
             raise ValueError(f'num_classes with mode="{mode}" must be {wanted}; got {num_classes!r}')
@@ -213,11 +236,11 @@ class UnifiedFocalLoss(CompoundLoss):
                 front = FocalTverskyLoss(mode, gamma=1 - gamma, classes=range(1, num_classes), **options)
                 share = 1 if total == 1 else rest / total
                 tversky = share * front + TverskyLoss(mode, classes=[0], **options) / total
-                focal = FocalLoss(mode, alpha=[0.0] + rest * [delta], gamma=0.0, **data)
-                focal = focal + FocalLoss(mode, alpha=[1 - delta] + rest * [0.0], gamma=gamma, **data)
+                focal = _focal([0.0] + rest * [delta], 0.0, data)
+                focal = focal + _focal([1 - delta] + rest * [0.0], gamma, data)
             else:
                 tversky = FocalTverskyLoss(mode, gamma=1 - gamma, **options)
-                focal = FocalLoss(mode, alpha=[1 - delta] + rest * [delta], gamma=gamma, **data)
+                focal = _focal([1 - delta] + rest * [delta], gamma, data)
         super().__init__((focal_weight * focal + (1 - focal_weight) * tversky).terms())
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segfuse import _kernels
+from segfuse._checks import check_tensor
 from segfuse.algebra import Loss
 from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss
 
@@ -29,25 +30,42 @@ def warmup(device: torch.device | str | int | None = None) -> None:
     _kernels.required_engine(device).warmup(device)
 
 
-def check_target(logits: Tensor, target: Tensor, *, mode: str, ignore_index: int | None = None) -> None:
-    """Check the labels of a target on any device, and wait for the result.
+def check_target(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: str,
+    ignore_index: int | None = None,
+    weight: Tensor | None = None,
+    from_logits: bool = True,
+) -> None:
+    """Check the values of a target on any device, and wait for the result.
 
     On a GPU a label out of range makes loss and gradient NaN: to say more, the kernels would have to make the host
-    wait. This does wait, and says which label, how many, and where.
+    wait. This does wait, and says which value, how many, and where.
 
     Args:
-        logits: of which the shape is read, ``(N, C, *)``.
+        logits: ``(N, C, *)``; their values are read with ``from_logits=False`` only.
         target: as a loss of that mode takes it.
         mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
         ignore_index: the label that is allowed beside those in range.
+        weight: of the call, if there is one: where it is 0 nothing is read.
+        from_logits: False: the "logits" are probabilities, and are checked, too.
 
     Raises:
-        IndexError: an integer label is neither in range nor ignored.
+        IndexError: an integer label is neither in range nor ignored; a float label or a probability is not in [0, 1].
         ValueError, TypeError: shape, dtype or device are not what the mode wants.
+
+    >>> segfuse.check_target(torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 255.0], [0.0, 0.0]]]]), mode="binary")
+    Traceback (most recent call last):
+    IndexError: target: value 255 is outside [0, 1]; ...
     """
+    check_tensor("logits", logits)
+    check_tensor("target", target)
     if target.device != logits.device:
         raise ValueError(f"target is on {target.device}, logits are on {logits.device}")
     make: Any = CrossEntropyLoss if mode == "multiclass" else partial(BCEWithLogitsLoss, cast(Any, mode))
-    loss: Loss = make(ignore_index=ignore_index, reduction="sum")
+    loss: Loss = make(ignore_index=ignore_index, reduction="sum", from_logits=from_logits)
+    values = torch.zeros((), device="cpu").expand(logits.shape) if from_logits else logits.detach().to("cpu")
     with torch.no_grad():
-        loss(torch.zeros((), device="cpu").expand(logits.shape), target.detach().to("cpu"))
+        loss(values, target.detach().to("cpu"), None if weight is None else weight.detach().to("cpu"))

@@ -1,8 +1,8 @@
 """Metrics of hard predictions, from exact counts that add over batches and ranks.
 
 Each function takes counts ``(tp, fp, fn, tn)`` of any shape, as :func:`segfuse.region_stats` with ``hard=True`` gives
-them, and returns a float64 ratio per entry. 0/0 gives ``zero_division`` (default 0, as in scikit-learn; NaN leaves an
-average). :class:`SegmentationMetrics` streams them.
+them, and returns a ratio per entry, float64 (float32 on a device without float64, such as Apple's MPS). 0/0 gives
+``zero_division`` (default 0, as in scikit-learn; NaN leaves an average). :class:`SegmentationMetrics` streams them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, distributed
 
+from segfuse._native import number_dtype
 from segfuse._options import MODES, Mode, check_choice
 from segfuse.stats import RegionStats, region_stats
 
@@ -33,7 +34,8 @@ __all__ = [
 
 
 def _ratio(numerator: Tensor, denominator: Tensor, zero_division: float) -> Tensor:
-    value = numerator.double() / denominator.double()
+    dtype = number_dtype(numerator.device)
+    value = numerator.to(dtype) / denominator.to(dtype)
     return torch.where(denominator == 0, zero_division, value)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from segfuse._functions import function_of
 from segfuse._options import (
     MODES,
     DataOptions,
@@ -20,12 +21,13 @@ from segfuse._options import (
     PerClass,
     check_bool,
     check_choice,
+    check_ints,
     check_number,
     check_table,
     scalar_or_table,
 )
 from segfuse._plan import table_of
-from segfuse.algebra import SingleLoss, function_of
+from segfuse.algebra import SingleLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +111,7 @@ class BCEWithLogitsLoss(SingleLoss):
             raise ValueError("balanced=True and pos_weight exclude each other")
         options = {
             "pos_weight": None if pos_weight is None else scalar_or_table("pos_weight", pos_weight),
-            "balanced": balanced,
+            "balanced": check_bool("balanced", balanced),
             "label_smoothing": check_number("label_smoothing", label_smoothing, 0, 1),
         }
         super().__init__(mode, options, data)
@@ -169,8 +171,8 @@ class FocalLoss(SingleLoss):
 
     Args:
         mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"`` (softmax).
-        alpha: weight of positives, 1 - alpha of negatives: a number or one per channel; in ``"multiclass"`` C values.
-            It does not count in the denominator of the mean. Default: no weighting.
+        alpha: weight of positives, 1 - alpha of negatives: a number >= 0 or one per channel; in ``"multiclass"`` C
+            values. It does not count in the denominator of the mean. Default: no weighting.
         gamma: exponent, >= 0 (default 2).
         data: see :mod:`segfuse.pointwise`.
     """
@@ -218,11 +220,9 @@ class PolynomialLoss(SingleLoss):
         **data: Unpack[DataOptions],
     ) -> None:
         check_choice("mode", mode, ("binary", "multilabel"))
-        found = list(exponents) if isinstance(exponents, (list, tuple)) else []
-        if not 1 <= len(found) <= 4 or any(isinstance(k, bool) or not isinstance(k, int) for k in found):
+        found = check_ints("exponents", exponents, 1, 64)
+        if len(found) > 4:
             raise ValueError(f"exponents must be one to four integers; got {exponents!r}")
-        if not all(1 <= k <= 64 for k in found):
-            raise ValueError(f"exponents must lie in [1, 64]; got {exponents!r}")
         options = {"exponents": tuple(found), "asymmetry": check_number("asymmetry", asymmetry, 0)}
         super().__init__(mode, options, data)
 
@@ -351,9 +351,10 @@ class HuberLoss(SingleLoss):
 
     def __init__(self, mode: Mode, *, delta: float = 1.0, **data: Unpack[DataOptions]) -> None:
         check_choice("mode", mode, MODES)
-        if check_number("delta", delta, 0) == 0:
+        delta = check_number("delta", delta, 0)
+        if delta == 0:
             raise ValueError("delta must be > 0; got 0")
-        super().__init__(mode, {"delta": float(delta)}, data)
+        super().__init__(mode, {"delta": delta}, data)
 
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:

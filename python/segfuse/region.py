@@ -24,12 +24,12 @@ A row that is 0/0 scores 1. If nothing in the whole call is valid the loss is 0.
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from segfuse._functions import function_of
 from segfuse._options import MODES, Mode, RegionOptions, check_bool, check_choice, check_number, check_region
 from segfuse._plan import LOWER, is_table, table_of
-from segfuse.algebra import Loss, SingleLoss, function_of
+from segfuse.algebra import Loss, SingleLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -317,9 +317,10 @@ class AdaptiveLogLoss(RegionLoss):
             raise ValueError(f"base must be one region loss, such as DiceLoss; got {shown}")
         own = {"omega": omega, "gamma": gamma, "epsilon": epsilon}
         for name, value in own.items():
-            if check_number(name, value, 0) == 0:
+            own[name] = check_number(name, value, 0)
+            if own[name] == 0:
                 raise ValueError(f"{name} must be > 0; got 0")
-            own[name] = float(value)
+        base.require_plain()
         tables = {name: getattr(base, name) for name in base.tables_of}
         options = {"base": base.name, "base_options": base.options, **own, **tables}
         SingleLoss.__init__(self, base.mode, options, base.data)
@@ -332,7 +333,7 @@ class AdaptiveLogLoss(RegionLoss):
         return {**lowered, "adaptive": [options["omega"], options["gamma"], options["epsilon"]]}
 
     def extra_repr(self) -> str:
-        signature = inspect.signature(type(self)).parameters
+        signature = self.own_signature()
         own = {k: self.options[k] for k in ("omega", "gamma", "epsilon")}
         return ", ".join([self._base, *(f"{k}={v:g}" for k, v in own.items() if v != signature[k].default)])
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from segfuse._checks import check_inputs, is_soft
+from segfuse._checks import check_inputs
+from segfuse._functions import cached
+from segfuse._ops import region_counts
 from segfuse._ops import region_stats as fused_stats
 from segfuse._options import MODES, DataOptions, Mode, check_bool, check_choice, check_number
-from segfuse.algebra import cached
 from segfuse.reference._data import prepare, reduce_pixels
 from segfuse.region import SensitivitySpecificityLoss
 
@@ -73,51 +73,10 @@ def region_stats(
     plan = _plan(mode, from_logits, ignore_index)
     if not check_bool("hard", hard):
         return RegionStats(*fused_stats(plan, logits, target, weight).unbind(-1))
-    if not 0 < check_number("threshold", threshold) < 1:
+    level = check_number("threshold", threshold)
+    if not 0 < level < 1:
         raise ValueError(f"threshold must lie in (0, 1); got {threshold!r}")
-    logits, target, weight = check_inputs(plan, logits.detach(), target, weight)
-    return _counts(plan, logits, target, weight, threshold)
-
-
-def _counts(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, threshold: float) -> RegionStats:
-    binary, joint = plan.mode == "binary", plan.mode == "multiclass"
-    if target.is_floating_point() or (joint and is_soft(logits, target)):
-        raise TypeError(f"hard=True wants labels, integers or bools; got {target.dtype} of shape {tuple(target.shape)}")
-    n, classes = logits.shape[0], 1 if binary else logits.shape[1]
-    grid = (n, -1) if joint else (n, classes, -1)
-    if math.prod(logits.shape) == 0:
-        empty = torch.zeros(n, classes, dtype=torch.int64, device=logits.device)
-        return RegionStats(empty, empty, empty, empty)
-    labels = target.long().reshape(grid)
-    valid = torch.ones_like(labels, dtype=torch.bool) if weight is None else (weight != 0).reshape(grid)
-    if plan.ignore_index is not None:
-        valid = valid & (labels != plan.ignore_index)
-    limit = classes if joint else 2
-    wrong = valid & ((labels < 0) | (labels >= limit))
-    if wrong.any():
-        value = int(labels[wrong][0])
-        raise IndexError(f"target: label {value} is outside [0, {limit}); {int(wrong.sum())} such label(s)")
-    if not joint:
-        level = math.log(threshold / (1 - threshold)) if plan.from_logits else threshold
-        # In double: half-precision logits must not round the level.
-        said, truth = logits.reshape(grid).double() > level, labels == 1
-        of = lambda x: (x & valid).sum(-1)  # noqa: E731
-        return RegionStats(of(said & truth), of(said & ~truth), of(~said & truth), of(~said & ~truth))
-    said = logits.argmax(1).reshape(grid)
-    first = torch.arange(n, device=logits.device).unsqueeze(1) * classes
-
-    def per_class(index: Tensor, counted: Tensor) -> Tensor:
-        found = torch.zeros(n * classes, dtype=torch.int64, device=logits.device)
-        at = torch.where(counted, first + index, 0)
-        return found.scatter_add_(0, at.flatten(), counted.flatten().long()).reshape(n, classes)
-
-    tp, positives, predicted = (
-        per_class(labels, valid & (said == labels)),
-        per_class(labels, valid),
-        per_class(said, valid),
-    )
-    fp, fn = predicted - tp, positives - tp
-    return RegionStats(tp, fp, fn, valid.sum(1, keepdim=True) - tp - fp - fn)
+    return RegionStats(*region_counts(plan, logits, target, weight, level).unbind(-1))
 
 
 def region_loss(

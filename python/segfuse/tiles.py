@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segfuse import _kernels
-from segfuse._checks import check_inputs, is_soft
+from segfuse._checks import check_inputs, check_tensor, is_soft
 
 if TYPE_CHECKING:
     from segfuse.algebra import Loss
@@ -39,6 +39,7 @@ class TiledLoss:
     """
 
     def __init__(self, criterion: Loss) -> None:
+        criterion.require_plain()
         if criterion.plan.unreduced:
             raise ValueError(
                 'reduction="none" has no meaning for tiles: a pointwise loss per pixel needs no other tile'
@@ -54,6 +55,7 @@ class TiledLoss:
         if self._head is not None:
             raise RuntimeError("add was called after loss: make a new TiledLoss for the next images")
         plan = self.criterion.plan
+        check_tensor("logits", logits)
         logits, target, weight = check_inputs(plan, logits.detach(), target, weight)
         self._check(logits, target)
         self._tables = self.criterion.tables(logits, target, weight)
@@ -84,6 +86,7 @@ class TiledLoss:
         self.loss()
         assert self._head is not None
         plan = self.criterion.plan
+        check_tensor("logits", logits)
         logits, target, weight = check_inputs(plan, logits.detach(), target, weight)
         self._check(logits, target)
         one = torch.ones_like(self._head[0])

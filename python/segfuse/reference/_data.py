@@ -48,11 +48,16 @@ def vector(name: str, values: Values, count: int, like: Tensor, *, scalar: bool 
     return column
 
 
-def _index_error(target: Tensor, bad: Tensor, limit: int) -> IndexError:
+def _index_error(name: str, values: Tensor, bad: Tensor, limits: str) -> IndexError:
     where = tuple(bad.nonzero()[0].tolist())
-    value = int(target[where])
-    hint = f"; did you mean ignore_index={value}?" if value in (255, -100) else ""
-    return IndexError(f"target value {value} at {where} is outside [0, {limit}), {int(bad.sum())} in all{hint}")
+    value = values[where].item()
+    hint = f"; did you mean ignore_index={value:g}?" if name == "target" and value in (255, -100) else ""
+    return IndexError(f"{name}: value {value:.9g} at {where} is outside {limits}, {int(bad.sum())} in all{hint}")
+
+
+def _is_probability(x: Tensor) -> Tensor:
+    """But for the rounding of what was interpolated; not of NaN."""
+    return (x >= -1e-4) & (x <= 1.0001)
 
 
 # ------------------------------------------------------------------------------------------------------------ data
@@ -82,7 +87,7 @@ def _graft(value: Tensor, slope: Tensor) -> Tensor:
 def _log(p: Tensor) -> Tensor:
     """log p of a probability as torch's BCE: value clamped at -100, derivative 1 / max(p, 1e-12)."""
     slope = torch.where(p > 1e-12, p.clamp_min(1e-12).log(), p / 1e-12)
-    return _graft(p.log().clamp_min(-100.0), slope)
+    return _graft(p.clamp_min(0.0).log().clamp_min(-100.0), slope)
 
 
 def _link(z: Tensor, mode: str, from_logits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -162,21 +167,26 @@ def prepare(
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     values = target if target.is_floating_point() else target.long()
     ignored = torch.zeros_like(values, dtype=torch.bool) if ignore_index is None else values == ignore_index
-    bad = torch.zeros_like(ignored)
-    if not target.is_floating_point():
-        limit = c if is_map else 2
-        bad = ~ignored & ((values < 0) | (values >= limit))
-        if bad.device.type == "cpu" and bool(bad.any()):
-            raise _index_error(values, bad, limit)
+    limit = c if is_map else 2
     channels, grid = 1 if is_map else c, 1 if mode == "multiclass" else c
     values, ignored = values.reshape(n, channels, m), ignored.reshape(n, channels, m)
-    if is_map:
-        values = values == torch.arange(c, device=values.device)[:, None]
     w = _pixel_weight(weight, logits, mode).to(logits.device, dtype).reshape(n, grid, m)
     valid = ~ignored[:, :grid] & (w != 0)
-    z = torch.where(valid, logits.reshape(n, c, m).to(dtype), 0.0)
-    if bad.device.type != "cpu":  # reading `bad` would wait for the device, so a bad label makes everything NaN
-        z = z * torch.where(bad.any(), math.nan, 1.0).to(dtype)
+    given = logits.reshape(n, c, m).to(dtype)
+    checks = [("target", values, ~ignored & ((values < 0) | (values >= limit)), f"[0, {limit})")]
+    if target.is_floating_point():
+        checks = [("target", values, valid & ~_is_probability(values), "[0, 1]")]
+    if not from_logits:  # NaN reaches the loss
+        checks.append(("logits", given.detach(), valid & ~_is_probability(given) & ~given.isnan(), "[0, 1]"))
+    for name, numbers, bad, limits in checks:
+        if bad.device.type == "cpu" and bool(bad.any()):
+            raise _index_error(name, numbers, bad, limits)
+    if is_map:
+        values = values == torch.arange(c, device=values.device)[:, None]
+    z = torch.where(valid, given, 0.0)
+    if z.device.type != "cpu":  # reading `bad` would wait for the device, so a bad value makes everything NaN
+        for _, _, bad, _ in checks:
+            z = z * torch.where(bad.any(), math.nan, 1.0).to(dtype)
     p, q, log_p, log_q = _link(z, mode, from_logits)
     t = torch.where(valid, values.to(dtype), 0.0)
     return Data(z, p, q, log_p, log_q, t, torch.where(valid, w, 0.0), is_map, shape, reduction)

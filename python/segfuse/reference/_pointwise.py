@@ -204,8 +204,9 @@ def huber_loss(logits: Tensor, target: Tensor, *, mode: str, delta: float = 1.0,
 def kl_div_loss(logits: Tensor, target: Tensor, *, mode: str, **data: Unpack[DataOptions]) -> Tensor:
     """KL(t, p) = t log(t / p) + (1 - t) log((1 - t) / (1 - p)), in multiclass sum_c t_c log(t_c / p_c); 0 log 0 = 0."""
     d = prepare(logits, target, mode=mode, **data)
-    loss = _nll(d.t, d.log_p, d.log_q) + torch.special.xlogy(d.t, d.t)
+    t = d.t.clamp(0, 1)  # an interpolated label may lie a rounding error outside
+    loss = _nll(t, d.log_p, d.log_q) + torch.special.xlogy(t, t)
     if mode == "multiclass":
         return reduce_pixels(d, loss.sum(1, keepdim=True))
-    u = 1 - d.t
+    u = 1 - t
     return reduce_pixels(d, loss + _nll(u, d.log_q, d.log_p) + torch.special.xlogy(u, u))

@@ -51,6 +51,7 @@ class _Sums(NamedTuple):
     hits: Tensor  # I
     fp: Tensor
     fn: Tensor
+    tn: Tensor
     errors: Tensor  # FP + FN, without cancellation
     positives: Tensor  # Σ w t
     negatives: Tensor  # Σ w (1 - t)
@@ -61,9 +62,9 @@ _Scores: TypeAlias = Callable[[_Sums], list[tuple[float, Tensor, Tensor]]]
 
 
 def _statistics(d: Data, squared: bool, soft_label: bool, squared_error: bool) -> Tensor:
-    """The sums of every row, (6, N, C)."""
+    """The sums of every row, (7, N, C)."""
     p, q, t = d.p, d.q, d.t
-    hits, fp, fn = t * p, (1 - t) * p, t * q
+    hits, fp, fn, tn = t * p, (1 - t) * p, t * q, (1 - t) * q
     errors = fp + fn
     gap = torch.where(t == 1, -q, p - t)  # p - t
     if squared:  # P - I, T - I, and their sum without cancellation
@@ -71,12 +72,14 @@ def _statistics(d: Data, squared: bool, soft_label: bool, squared_error: bool) -
     elif squared_error:
         fp, fn = (1 - t) * gap * gap, t * gap * gap
         errors = gap * gap
+        agreed = torch.where(gap < 0, (1 - t) + p, q + t)  # 1 - |gap|, and with it 1 - gap²
+        hits, tn = t * agreed * (2 - agreed), (1 - t) * agreed * (2 - agreed)
     elif soft_label:
         soft = (t != 0) & (t != 1)  # for hard targets the plain sums are the same
         hits = torch.where(soft, torch.minimum(p, t), hits)
         fp, fn = torch.where(soft, (gap.abs() + gap) / 2, fp), torch.where(soft, (gap.abs() - gap) / 2, fn)
         errors = fp + fn
-    return (torch.stack((hits, fp, fn, errors, t.expand_as(p), (1 - t).expand_as(p))) * d.w).sum(-1)
+    return (torch.stack((hits, fp, fn, tn, errors, t.expand_as(p), (1 - t).expand_as(p))) * d.w).sum(-1)
 
 
 def _score(hits: Tensor, errors: Tensor, nr: float, dr: float, eps: float) -> tuple[Tensor, Tensor]:
@@ -154,7 +157,7 @@ def _region(
     if class_weight is not None:
         own = own * vector("class_weight", class_weight, count, data.p)[scored, 0]
     if generalized is not None:
-        sums = sums * (_class_factor(sums[4], generalized) * own)
+        sums = sums * (_class_factor(_Sums(*sums.unbind()).positives, generalized) * own)
         own = torch.ones_like(own[:, :1])
     pools = pool_classes or generalized is not None
     sums = sums.sum(2, keepdim=True) if pools else sums
@@ -255,7 +258,7 @@ def background_tversky_loss(
     require(min(alpha, beta) >= 0, f"alpha and beta must be >= 0, got {alpha} and {beta}")
 
     def scores(s: _Sums) -> list[tuple[float, Tensor, Tensor]]:
-        return [(1.0, s.negatives - s.fp, alpha * s.fn + beta * s.fp)]
+        return [(1.0, s.tn, alpha * s.fn + beta * s.fp)]
 
     return _region(logits, target, scores, mode=mode, shape=_power(gamma), **options)
 
@@ -277,7 +280,7 @@ def sensitivity_specificity_loss(
     require(0 <= a <= 1, f"sensitivity_weight must be in [0, 1], got {a}")
 
     def scores(s: _Sums) -> list[tuple[float, Tensor, Tensor]]:
-        return [(a, s.positives - s.fn, s.fn), (1 - a, s.negatives - s.fp, s.fp)]
+        return [(a, s.hits, s.fn), (1 - a, s.tn, s.fp)]
 
     return _region(logits, target, scores, mode=mode, squared_error=squared_error, **options)
 

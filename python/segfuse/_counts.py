@@ -1,0 +1,67 @@
+"""Exact counts of hard predictions, in plain PyTorch; `_operators.py` makes an operator of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segfuse._checks import is_soft
+from segfuse._plan import Plan
+
+
+def region_counts(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, threshold: float) -> Tensor:
+    """tp, fp, fn, tn of every sample and class, int64, (N, C, 4); the tensors are checked."""
+    joint = plan.mode == "multiclass"
+    if target.is_floating_point() or (joint and is_soft(logits, target)):
+        raise TypeError(f"hard=True wants labels, integers or bools; got {target.dtype} of shape {tuple(target.shape)}")
+    n, classes = logits.shape[0], 1 if plan.mode == "binary" else logits.shape[1]
+    if logits.numel() == 0:
+        return torch.zeros(n, classes, 4, dtype=torch.int64, device=logits.device)
+    grid = (n, -1) if joint else (n, classes, -1)
+    counted = torch.ones_like(target, dtype=torch.bool) if weight is None else weight != 0
+    labels, valid = _labels(plan, target.reshape(grid), counted.reshape(grid), classes if joint else 2)
+    if joint:
+        return _of_classes(logits.argmax(1).reshape(grid), labels, valid, classes)
+    said, truth = _exceeds(logits.reshape(grid), threshold, plan.from_logits), labels == 1
+    cases = (said & truth, said & ~truth, ~said & truth, ~said & ~truth)
+    return torch.stack([(case & valid).sum(-1) for case in cases], -1)
+
+
+def _labels(plan: Plan, target: Tensor, counted: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """As int64, and which of those counted are not ignored. A label out of range is an error: a GPU is waited for."""
+    labels, wraps = target.long(), target.dtype == torch.uint64  # from 2^63 on, to negative numbers
+    valid = counted
+    if plan.ignore_index is not None and not (wraps and plan.ignore_index < 0):
+        valid = valid & (labels != plan.ignore_index)
+    wrong = valid & ((labels < 0) | (labels >= limit))
+    if wrong.any():
+        first = int(labels[wrong][0])
+        value = first % 2**64 if wraps else first
+        raise IndexError(f"target: label {value} is outside [0, {limit}); {int(wrong.sum())} such label(s)")
+    return labels, valid
+
+
+def _exceeds(logits: Tensor, threshold: float, from_logits: bool) -> Tensor:
+    """Whether p > threshold, by the logits as they are. In float32 the level is rounded down: no logit lies between."""
+    level = math.log(threshold / (1 - threshold)) if from_logits else threshold
+    if logits.dtype == torch.float64:
+        return logits > level
+    rounded = np.float32(level)
+    return logits.float() > float(rounded if rounded <= level else np.nextafter(rounded, np.float32(-np.inf)))
+
+
+def _of_classes(said: Tensor, labels: Tensor, valid: Tensor, classes: int) -> Tensor:
+    n = labels.shape[0]
+    first = torch.arange(n, device=labels.device).unsqueeze(1) * classes
+
+    def per_class(index: Tensor, counted: Tensor) -> Tensor:
+        found = torch.zeros(n * classes, dtype=torch.int64, device=labels.device)
+        at = torch.where(counted, first + index, 0)
+        return found.scatter_add_(0, at.flatten(), counted.flatten().long()).reshape(n, classes)
+
+    tp = per_class(labels, valid & (said == labels))
+    fp, fn = per_class(said, valid) - tp, per_class(labels, valid) - tp
+    return torch.stack([tp, fp, fn, valid.sum(1, keepdim=True) - tp - fp - fn], -1)

@@ -1,0 +1,59 @@
+"""Losses as functions: ``dice_loss(logits, target, mode=m)`` is ``DiceLoss(m)(logits, target)``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from segfuse._options import named_group
+from segfuse.algebra import Loss
+
+
+class LossFunction(Protocol):
+    """A loss as a function."""
+
+    def __call__(self, logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Tensor: ...
+
+
+@lru_cache(maxsize=256, typed=True)  # typed: 1 is not True
+def _made(cls: Any, **options: Any) -> Loss:
+    loss: Loss = cls(**options)
+    return loss
+
+
+def cached(cls: type[Loss], **options: Any) -> Loss:
+    """A loss of these options, made once if they are plain numbers and names."""
+    options = named_group(options)
+    constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
+    if constant and not torch.compiler.is_compiling():
+        return _made(cast(Hashable, cls), **options)
+    return cls(**options)
+
+
+def function_of(cls: type[Loss], name: str) -> LossFunction:
+    """The function of a loss class: ``dice_loss(logits, target, mode=m)`` is ``DiceLoss(m)(logits, target)``."""
+
+    def function(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Any:
+        return cached(cls, **options)(logits, target, weight)
+
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else p
+        for p in inspect.signature(cls).parameters.values()
+    ]
+    positional = [
+        inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor") for n in ("logits", "target")
+    ]
+    extra = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
+    ordered = sorted([*own, extra], key=lambda p: p.kind)
+    function.__signature__ = inspect.Signature([*positional, *ordered], return_annotation="Tensor")  # type: ignore[attr-defined]
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = cls.__module__
+    function.__doc__ = (
+        f"{cls.__name__} as a function: ``{name}(logits, target, ..., weight=None)``.\n\n{inspect.getdoc(cls)}"
+    )
+    return function
