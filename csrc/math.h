@@ -273,10 +273,10 @@ HD Dual<T, N> at_most(const T& bound, const Dual<T, N>& a) {
   for (int i = 0; i < N; ++i) r.d[i] = select(a.v > bound, T(0), a.d[i]);
   return r;
 }
-// |a|; the slope at 0 is 0.
+// |a|; the slope at 0 is 0, at NaN NaN.
 template <class T, int N>
 HD Dual<T, N> abs(const Dual<T, N>& a) {
-  return chain(abs(a.v), select(T(0) >= a.v, select(a.v >= T(0), T(0), T(-1)), T(1)), a);
+  return chain(abs(a.v), select(a.v < T(0), T(-1), select(a.v > T(0), T(1), a.v)), a);
 }
 // The first of two expressions where the mask is set.
 template <class Mask, class T, int N>

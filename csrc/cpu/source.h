@@ -419,9 +419,19 @@ inline void load_soft_labels(const View& v, int64_t n, int64_t c, int64_t first,
 template <class Real>
 inline void check_probabilities(const Real* p, const Real* weight, int64_t n, int64_t c, int64_t first, int64_t count,
                                 ValueKind kind, ValueReport& bad) {
-  int outside = 0;
-  for (int64_t i = 0; i < count; ++i) outside |= int(!is_probability(p[i]));
-  if (!outside) return;
+  // Bits as integers: those of negative numbers and NaN are larger than those of all that is right. One maximum for a
+  // register; comparing took a seventh of the instructions of a forward of Dice + BCE.
+  using Bits = typename Unsigned<sizeof(Real)>::type;
+  const Real one = Real(1);
+  Bits most = 0, limit;
+  std::memcpy(&limit, &one, sizeof(Bits));
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, p + i, sizeof(Bits));
+    most = most > bits ? most : bits;
+  }
+  if (most <= limit) return;
   for (int64_t i = 0; i < count; ++i) {
     if (is_probability(p[i]) || (weight && weight[i] == 0)) continue;
     if (p[i] != p[i] && kind == ValueKind::probability) continue;

@@ -117,7 +117,7 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
     )
 
 
-def _shape_hint(x: Sequence[int], t: Sequence[int]) -> str:
+def _shape_hint(x: torch.Size, t: torch.Size) -> str:
     """The likeliest reason why shapes of logits and target do not fit."""
     if len(t) == len(x) and _same(t[:1] + t[2:], x[:1] + x[2:]):
         return f" (the logits have {x[1]} channels, the target {t[1]})"

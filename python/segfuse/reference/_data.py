@@ -48,11 +48,12 @@ def vector(name: str, values: Values, count: int, like: Tensor, *, scalar: bool 
     return column
 
 
-def _index_error(name: str, values: Tensor, bad: Tensor, limits: str) -> IndexError:
+def _index_error(name: str, values: Tensor, bad: Tensor, limits: str, wraps: bool) -> IndexError:
     where = tuple(bad.nonzero()[0].tolist())
     value = values[where].item()
-    hint = f"; did you mean ignore_index={value:g}?" if name == "target" and value in (255, -100) else ""
-    return IndexError(f"{name}: value {value:.9g} at {where} is outside {limits}, {int(bad.sum())} in all{hint}")
+    shown = f"{value:.9g}" if values.is_floating_point() else str(value % 2**64 if wraps else value)
+    hint = f"; did you mean ignore_index={shown}?" if name == "target" and shown in ("255", "-100") else ""
+    return IndexError(f"{name}: value {shown} at {where} is outside {limits}, {int(bad.sum())} in all{hint}")
 
 
 def _is_probability(x: Tensor) -> Tensor:
@@ -166,6 +167,9 @@ def prepare(
 
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     values = target if target.is_floating_point() else target.long()
+    wraps = target.dtype == torch.uint64  # from 2^63 on, to negative numbers
+    if wraps and ignore_index is not None and ignore_index < 0:
+        ignore_index = None
     ignored = torch.zeros_like(values, dtype=torch.bool) if ignore_index is None else values == ignore_index
     limit = c if is_map else 2
     channels, grid = 1 if is_map else c, 1 if mode == "multiclass" else c
@@ -180,7 +184,7 @@ def prepare(
         checks.append(("logits", given.detach(), valid & ~_is_probability(given) & ~given.isnan(), "[0, 1]"))
     for name, numbers, bad, limits in checks:
         if bad.device.type == "cpu" and bool(bad.any()):
-            raise _index_error(name, numbers, bad, limits)
+            raise _index_error(name, numbers, bad, limits, wraps)
     if is_map:
         values = values == torch.arange(c, device=values.device)[:, None]
     z = torch.where(valid, given, 0.0)
