@@ -169,6 +169,30 @@ def reductions_without_a_whole() -> None:
     torch.testing.assert_close(over_space, whole_loss, rtol=1e-6, atol=0)
 
 
+def samples_on_one_rank_alone() -> None:
+    """Reductions with an element per sample or row: none on a rank without samples, there and in its backward."""
+    rank, group = distributed.get_rank(), distributed.group.WORLD
+    n = 2 if rank == 0 else 0
+    for name, make in losses().items():
+        for reduction in ("sample", "none"):
+            pools = "batch" in name or "generalized" in name or name in ("multiclass compound", "binary compound")
+            if pools or (reduction == "none" and name.endswith("compound")):
+                continue
+            logits, target, weight = (t[:n] for t in whole(name.split()[0], 2))
+            x, y = (logits.clone().requires_grad_() for _ in range(2))
+            value, terms = make(reduction=reduction, ignore_index=255, process_group=group)(
+                x, target, weight, return_terms=True
+            )
+            alone = make(reduction=reduction, ignore_index=255)(y, target, weight)
+            assert value.shape == alone.shape, name
+            assert value.shape[0] == n
+            assert all(term.shape == value.shape for term in terms.values())
+            torch.testing.assert_close(value, alone)
+            upstream = torch.rand_like(value)
+            (found,), (expected,) = torch.autograd.grad(value, x, upstream), torch.autograd.grad(alone, y, upstream)
+            torch.testing.assert_close(found, expected)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()

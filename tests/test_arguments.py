@@ -161,7 +161,11 @@ def test_shapes_that_do_not_fit(mode: Any, logits: tuple[int, ...], target: tupl
 def test_labels_beyond_int64_are_named() -> None:
     target = torch.full((2, 4, 5), 2**63 + 5, dtype=torch.uint64)
     message = rf"{2**63 + 5} .*is outside \[0, 3\)"
-    for loss in (sf.DiceLoss("multiclass"), sf.CrossEntropyLoss(), sf.FocalLoss("multiclass", ignore_index=-(2**63) + 5)):
+    for loss in (
+        sf.DiceLoss("multiclass"),
+        sf.CrossEntropyLoss(),
+        sf.FocalLoss("multiclass", ignore_index=-(2**63) + 5),
+    ):
         with pytest.raises(IndexError, match=message):
             loss(LOGITS, target)
     with pytest.raises(IndexError, match=message):

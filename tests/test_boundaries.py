@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import segfuse
-from cases import Case, check_case
+from cases import CASES, Case, check_case, shape_of
+from segfuse import _kernels
 
 INF = math.inf
 
@@ -134,3 +135,30 @@ def test_the_unified_loss_of_two_classes_is_the_binary_one() -> None:
     for options in ({}, {"asymmetric": False, "delta": 0.8}, {"gamma": 0.2, "focal_weight": 0.9, "reduction": "sum"}):
         binary = segfuse.UnifiedFocalLoss("binary", **options)(z, t)
         torch.testing.assert_close(segfuse.UnifiedFocalLoss("multiclass", 2, **options)(pair, t), binary)
+
+
+REDUCED = [(case, r) for case in CASES for r in ("mean", "sum", "sample", "none") if case.allows(r)]
+
+
+@pytest.mark.parametrize(("case", "reduction"), REDUCED, ids=str)
+def test_the_head_without_samples_pixels_or_both(case: Case, reduction: str) -> None:
+    """A rank without samples finishes with what the others have summed: no count of outputs may divide."""
+    loss = case.module(reduction=reduction)
+    for n, space in ((0, (4, 6)), (0, (0,)), (3, (0, 6))):
+        shape = torch.Size((n, *shape_of(case.mode, *space)[1:]))
+        x, y = torch.zeros(shape), torch.zeros((n, *space) if case.mode == "multiclass" else shape, dtype=torch.int64)
+        tables = loss.tables(x, y, None)
+        engine = _kernels.required_engine(x.device)
+        sums = _kernels.statistics(loss.plan, x, y, None, tables)
+        outputs = _kernels._outputs(loss.plan, shape, torch.float32, x.device)
+        sizes = engine.head_sizes(loss.plan, shape, x.device)
+        memory = _kernels.HeadMemory(sums, *(torch.zeros(size, dtype=torch.float64) for size in sizes[1:]))
+        constants = 0 if tables is None else tables.data_ptr(), 0
+        label_map = case.mode == "multiclass"
+        engine.head(loss.plan, shape, label_map, constants, memory, outputs, _kernels.GATHER)
+        memory.vector.add_(torch.rand_like(memory.vector) + 0.5)  # of another rank
+        engine.head(loss.plan, shape, label_map, constants, memory, outputs, _kernels.FINISH)
+        value, _, slopes = outputs
+        gradient = _kernels.backward(loss.plan, torch.ones_like(value), x, y, None, tables, slopes)
+        assert value.isfinite().all()
+        assert gradient.shape == shape

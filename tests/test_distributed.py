@@ -65,6 +65,7 @@ def test_a_volume_over_ranks(tmp_path: Path, world: int) -> None:
         "nothing_valid_anywhere",
         "one_rank_is_none",
         "reductions_without_a_whole",
+        "samples_on_one_rank_alone",
         "ddp_training",
         "dtensors",
         "compiled",

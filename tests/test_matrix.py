@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -73,6 +74,30 @@ def exported(strict: bool) -> Callable[[nn.Module], None]:
         x, t = data()
         program = torch.export.export(loss, (x, t), strict=strict).module()
         torch.testing.assert_close(program(x, t), loss(x, t))
+
+    return check
+
+
+def dynamic(dim: int) -> Callable[[nn.Module], None]:
+    """One dimension of logits and label map is a symbol: one graph, one program, other sizes."""
+
+    def check(loss: nn.Module) -> None:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        graph = torch.compile(loss, fullgraph=True, backend=counter)
+        x, t = (tensor.detach() for tensor in data())
+        at = {0: 0, 2: 1, 3: 2}[dim]  # of the label map
+        size = torch.export.Dim("size", min=2, max=64)
+        shapes = {dim: size}, {at: size}
+        programs = [torch.export.export(loss, (x, t), dynamic_shapes=shapes, strict=s).module() for s in (True, False)]
+        for count in (x.shape[dim], 3, 9):
+            other = torch.cat([x * 0.7] * 5, dim).narrow(dim, 1, count).contiguous()
+            labels = torch.cat([t] * 5, at).narrow(at, 1, count).contiguous()
+            torch._dynamo.mark_dynamic(other, dim)
+            torch._dynamo.mark_dynamic(labels, at)
+            for found in (graph, *programs):
+                torch.testing.assert_close(found(other, labels), loss(other, labels))
+        assert counter.frame_count == 1
 
     return check
 
@@ -232,6 +257,9 @@ FEATURES: dict[str, Callable[[nn.Module], None]] = {
     "a compiled training step, one graph": train_step,
     "`torch.export`, strict": exported(True),
     "`torch.export`, not strict": exported(False),
+    "a batch of any size: one graph (`torch.compile`), one program (`torch.export`, strict and not)": dynamic(0),
+    "any height: one graph, one program": dynamic(2),
+    "any width: one graph, one program": dynamic(3),
     "`make_fx`": traced(lambda loss, *a: make_fx(loss)(*a)),
     "`make_fx`, fake tensors": traced(
         lambda loss, *a: make_fx(loss, tracing_mode="fake", _allow_non_fake_inputs=True)(*a)
@@ -344,6 +372,9 @@ def page() -> str:
         "The second derivative of a loss in eager mode is that of its reference (`segfuse.reference`), at no cost to",
         "the first; with a `process_group` there is only the first. How to use these: [recipes](recipes.md). Older",
         "releases of torch: [versions](versions.md).",
+        "",
+        "Limits: a compound holds at most 4 pointwise and 8 region losses; `torch.jit.script` takes no loss",
+        "(`torch.jit.trace` does); logits have at most 16 spatial dimensions that do not merge.",
         "",
         "## More than 2^31 elements",
         "",

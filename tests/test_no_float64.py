@@ -44,7 +44,11 @@ def _device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_emulation_refuses() -> None:
-    for make in (lambda: torch.zeros(2, dtype=torch.float64), torch.zeros(2).double, lambda: torch.tensor(0.5).to(float)):
+    for make in (
+        lambda: torch.zeros(2, dtype=torch.float64),
+        torch.zeros(2).double,
+        lambda: torch.tensor(0.5).to(float),
+    ):
         with NoFloat64(), pytest.raises(TypeError, match="no float64"):
             make()
 

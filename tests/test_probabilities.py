@@ -82,7 +82,9 @@ def test_inputs_that_are_no_probabilities(case: Case) -> None:
             p = probabilities.clone().to(dtype)
             channel = 0 if case.mode == "binary" else 1
             p[1, channel, 2, 3] = value
-            message = rf"^logits: value .* outside \[0, 1\]; 1 such .*sample 1, channel {channel} at .* 19; .*from_logits"
+            message = (
+                rf"^logits: value .* outside \[0, 1\]; 1 such .*sample 1, channel {channel} at .* 19; .*from_logits"
+            )
             refused(case, p, target, message, from_logits=False)
     for inside in INSIDE:
         p = probabilities.clone()

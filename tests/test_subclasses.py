@@ -172,9 +172,7 @@ def test_a_coefficient_of_one_element() -> None:
         for p in (one, none)
     )
     upstream = torch.tensor(1.7)
-    gradients = [
-        torch.autograd.grad(loss(LOGITS, TARGET), p, upstream) for loss, p in ((found, one), (expected, none))
-    ]
+    gradients = [torch.autograd.grad(loss(LOGITS, TARGET), p, upstream) for loss, p in ((found, one), (expected, none))]
     assert torch.equal(found(LOGITS, TARGET), expected(LOGITS, TARGET))
     assert gradients[0][0].shape == (1,)
     assert torch.equal(gradients[0][0].reshape(()), gradients[1][0])
@@ -202,7 +200,10 @@ NUMPY: list[tuple[Any, Any]] = [
     (lambda: sf.DiceLoss("binary", eps=F32(0.25)), lambda: sf.DiceLoss("binary", eps=0.25)),
     (lambda: sf.DiceLoss("binary", squared=np.True_), lambda: sf.DiceLoss("binary", squared=True)),
     (lambda: sf.DiceLoss("multilabel", classes=np.arange(1, 3)), lambda: sf.DiceLoss("multilabel", classes=[1, 2])),
-    (lambda: sf.DiceLoss("multilabel", classes=torch.tensor([2, 0])), lambda: sf.DiceLoss("multilabel", classes=[2, 0])),
+    (
+        lambda: sf.DiceLoss("multilabel", classes=torch.tensor([2, 0])),
+        lambda: sf.DiceLoss("multilabel", classes=[2, 0]),
+    ),
     (lambda: sf.DiceLoss("multilabel", classes=(I64(1),)), lambda: sf.DiceLoss("multilabel", classes=[1])),
     (lambda: sf.DiceLoss("binary", ignore_index=I64(255)), lambda: sf.DiceLoss("binary", ignore_index=255)),
     (lambda: sf.DiceLoss("binary", from_logits=np.False_), lambda: sf.DiceLoss("binary", from_logits=False)),

@@ -59,8 +59,8 @@ def is_soft(logits: Tensor, target: Tensor) -> bool:
 
 
 def _same(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Lengths first: of sizes that are symbols every comparison is a guard, and those of other dimensions are false."""
-    return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
+    """Lengths first: to compare sizes that are symbols is to guard, and those of other dimensions need not agree."""
+    return len(a) == len(b) and a == b
 
 
 def _shapes(logits: Tensor, target: Tensor) -> str:

@@ -50,7 +50,9 @@ def _exceeds(logits: Tensor, threshold: float, from_logits: bool) -> Tensor:
     if logits.dtype == torch.float64:
         return logits > level
     rounded = np.float32(level)
-    return logits.float() > float(rounded if rounded <= level else np.nextafter(rounded, np.float32(-np.inf)))
+    if float(rounded) > level:
+        rounded = np.nextafter(rounded, np.float32(-np.inf))
+    return logits.float() > float(rounded)
 
 
 def _of_classes(said: Tensor, labels: Tensor, valid: Tensor, classes: int) -> Tensor:

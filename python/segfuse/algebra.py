@@ -55,7 +55,8 @@ class Loss(nn.Module):
     by tensors and Parameters of one element (shape ``()`` or ``(1,)``), which are read at each call and get their
     gradient. A compound holds at most 4 pointwise and 8 region losses. It computes them together: a term that overrides
     ``forward`` or has hooks is a TypeError when it is added, scaled or tiled, and hooks that a term is given later are
-    not called.
+    not called. Tables that you give (``class_weight``, ``pos_weight``, ``alpha``) are persistent buffers: they are in
+    the state_dict, and ``half()`` rounds them.
 
     A data option (``mode``, ``from_logits``, ``ignore_index``, ``reduction``) that a term was not given takes the value
     that another term was given; two given values that differ are a ValueError.
@@ -108,18 +109,14 @@ class Loss(nn.Module):
 
     def require_plain(self) -> None:
         """Whoever computes the terms by itself must not lose, without a word, what else a call would do."""
-        for loss in (self, *[term.loss for term in self._terms]):
-            name = type(loss).__name__
-            if type(loss).forward is not Loss.forward:
-                raise TypeError(
-                    f"{name} overrides forward, which a sum, a multiple or tiles of losses would not call: "
-                    "call it by itself and add the values"
-                )
-            if loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks or loss._backward_pre_hooks:
-                raise TypeError(
-                    f"{name} has hooks, which a sum, a multiple or tiles of losses would not call: "
-                    "register them on the whole"
-                )
+        name, unseen = type(self).__name__, "which a sum, a multiple or tiles of losses would not call"
+        if type(self).forward is not Loss.forward:
+            raise TypeError(f"{name} overrides forward, {unseen}: call it by itself and add the values")
+        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
+            raise TypeError(f"{name} has hooks, {unseen}: register them on the whole")
+        for term in self._terms:
+            if term.loss is not self:
+                term.loss.require_plain()
 
     def terms(self) -> list[Term]:
         """The terms, with the tensors of their coefficients as they are now."""

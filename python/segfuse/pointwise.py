@@ -1,12 +1,19 @@
 """Pointwise losses: a sum over pixels of a function of the logit z and the label t, with p = link(z), q = 1 - p.
 
 All of them: logits (N, C, *) or, in ``"binary"``, (N, *); target of the logits' shape, or in ``"multiclass"`` a label
-map (N, *). ``weight`` is a per-pixel weight or mask (0 leaves the pixel out). Reductions: ``"mean"`` is
+map (N, *). The first dimension is the batch, always: a mask (H, W) in ``"binary"`` is H samples of W pixels.
+
+``weight`` is a per-pixel weight or mask (0 leaves the pixel out, so that nothing there is read). It broadcasts as torch
+does, the class axis inserted where it has a dimension less: (N, 1, 1) is one weight per sample, (1, H, W) one per
+position. It may be negative: Σ w ℓ is what it says, means divide by Σ w (0 where that is 0), and region losses follow
+their formulas. NaN and infinity reach the loss. Float labels lie in [0, 1]. Reductions: ``"mean"`` is
 Σ w ℓ / Σ w over valid elements, ``"sum"`` Σ w ℓ, ``"sample"`` (N,) each sample's mean, ``"none"`` w ℓ per element (per
 pixel in ``"multiclass"``; MSE, L1 and Huber keep the classes, each an element of the mean), float32 unless the logits
 are float64. Data options, of all: ``from_logits=True`` (False: the input is a probability already),
-``ignore_index=None``, ``reduction="mean"``. Errors: ValueError and TypeError name the argument; an integer label out of
-range that is not ``ignore_index`` is an IndexError.
+``ignore_index=None``, ``reduction="mean"``. Errors: ValueError and TypeError name the argument. An integer label out of
+range that is not ``ignore_index``, a float label or a probability outside [0, 1] (by more than 1e-4, the rounding of
+interpolation) is an IndexError on the CPU; on a GPU loss and gradient are NaN, and :func:`segfuse.check_target` says
+why.
 """
 
 from __future__ import annotations

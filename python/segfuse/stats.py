@@ -117,6 +117,8 @@ def pointwise_loss(
         fn: ``fn(z, t)`` on tensors (N, C, M), the logits in float32 (float64 for float64 logits) and the labels as
             numbers (one-hot in ``"multiclass"``), gives the loss of each element, or of each pixel as (N, 1, M). At
             ignored pixels it gets zeros, and what it gives there is not used.
+
+    A label out of range is an IndexError on the CPU; on a GPU and under torch.compile the loss is NaN.
     """
     check_inputs(_plan(mode, data.get("from_logits", True), data.get("ignore_index")), logits, target, weight)
     d = prepare(logits, target, mode=mode, weight=weight, **cast(Any, data))

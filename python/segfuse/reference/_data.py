@@ -182,13 +182,14 @@ def prepare(
         checks = [("target", values, valid & ~_is_probability(values), "[0, 1]")]
     if not from_logits:  # NaN reaches the loss
         checks.append(("logits", given.detach(), valid & ~_is_probability(given) & ~given.isnan(), "[0, 1]"))
-    for name, numbers, bad, limits in checks:
-        if bad.device.type == "cpu" and bool(bad.any()):
+    reads = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    for name, numbers, bad, limits in checks if reads else ():
+        if bool(bad.any()):
             raise _index_error(name, numbers, bad, limits, wraps)
     if is_map:
         values = values == torch.arange(c, device=values.device)[:, None]
     z = torch.where(valid, given, 0.0)
-    if z.device.type != "cpu":  # reading `bad` would wait for the device, so a bad value makes everything NaN
+    if not reads:  # reading `bad` would wait for a device or break a graph, so a bad value makes everything NaN
         for _, _, bad, _ in checks:
             z = z * torch.where(bad.any(), math.nan, 1.0).to(dtype)
     p, q, log_p, log_q = _link(z, mode, from_logits)
