@@ -97,7 +97,7 @@ def test_the_class_that_was_written_is_blamed(name: str) -> None:
     class Mine(sf.DiceCELoss):
         pass
 
-    with pytest.raises(TypeError, match="^Mine has no option 'softmax'"):
+    with pytest.raises(TypeError, match=r"^Mine has no option 'softmax'"):
         Mine(softmax=True)
 
 

@@ -1,4 +1,4 @@
-"""Losses as modules: subclasses, hooks, what is state and what is not, coefficients of one element, numbers of numpy."""
+"""Losses as modules: subclasses, hooks, what is state and what is not, coefficients of one element, numpy's numbers."""
 
 from __future__ import annotations
 
@@ -108,12 +108,12 @@ def test_hooks_on_the_whole_are_called() -> None:
 
 
 def test_the_base_of_an_adaptive_loss_is_plain() -> None:
-    with pytest.raises(TypeError, match="^Overrides overrides forward"):
+    with pytest.raises(TypeError, match=r"^Overrides overrides forward"):
         sf.AdaptiveLogLoss(Overrides("binary"))
 
 
 def test_a_subclass_does_not_take_its_parents_name() -> None:
-    with pytest.raises(TypeError, match="Other has a lower.* name of its own"):
+    with pytest.raises(TypeError, match=r"Other has a lower.* name of its own"):
 
         class Other(sf.DiceLoss):
             @staticmethod
@@ -241,7 +241,7 @@ def test_numbers_of_numpy_as_arguments_of_functions() -> None:
 
 def test_no_numbers_of_numpy_are_still_none() -> None:
     for wrong in (np.array([0.5]), np.str_("1"), np.True_):
-        with pytest.raises(TypeError, match="^gamma must be a number"):
+        with pytest.raises(TypeError, match=r"^gamma must be a number"):
             sf.FocalLoss("binary", gamma=wrong)
     with pytest.raises(TypeError):
         np.array([0.5, 1.0]) * sf.DiceLoss("binary")
