@@ -74,8 +74,8 @@ struct Identity {
   static constexpr bool kShared = false;
   template <class V>
   HD static Pixel<V> pixel(const V& z) {
-    V q = V(1) - z;
-    return {z, z, q, min(V(100), -log(max(V(0), z))), min(V(100), -log(max(V(0), q)))};
+    V p = max(V(0), z), q = max(V(0), V(1) - z);
+    return {z, p, q, min(V(100), -log(p)), min(V(100), -log(q))};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {

@@ -133,7 +133,7 @@ HD double smallest_normal(double) { return 2.2250738585072014e-308; }
 // Whether a label or an input is a probability, but for the rounding of what was interpolated. Not of NaN.
 template <class Real>
 HD bool is_probability(Real x) {
-  return (x >= Real(-1e-4)) & (x <= Real(1.0001));
+  return abs(x - Real(0.5)) <= Real(0.5001);  // one comparison
 }
 
 // Value and N slopes of one expression.

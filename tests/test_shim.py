@@ -20,6 +20,8 @@ ALGEBRA = (
     "--deselect=tests/test_algebra.py::test_the_default_of_cross_entropy_yields_to_what_is_given",
 )
 MORE = ("test_boundaries.py", "test_stats.py", "test_tiles.py")
+# Values that are not finite, out of range, or confident: a share, for they walk the whole table with several inputs.
+HOSTILE = ("test_weights.py", "test_probabilities.py", "test_confident.py")
 VALUES = ("test_values.py", "--deselect=tests/test_values.py::test_every_instruction_set")
 
 pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the other tests on the shim by itself")
@@ -74,6 +76,7 @@ def test_the_case_table() -> None:
 
     module = build(ROOT / "build" / "shim")
     run_tests(VALUES, ("test_layout.py", "test_edges.py", *MORE, *ALGEBRA), SEGFUSE_SHIM=str(module))
+    run_tests(HOSTILE[:1], HOSTILE[1:], SEGFUSE_SHIM=str(module), SEGFUSE_THIN="3")
 
 
 def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
@@ -92,6 +95,6 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         whole = pool.submit(run_tests, ("test_cuda.py",), **environment)
         thin = pool.submit(
-            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="4", **environment
+            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE, *HOSTILE), SEGFUSE_THIN="5", **environment
         )
         whole.result(), thin.result()

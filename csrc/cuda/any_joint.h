@@ -30,6 +30,12 @@ struct AnyJoint {
     __device__ void load() {
       w = load_weight<Real>(job, n, 0, i);
       y = job.problem.label_map ? load_class<Real>(job, n, i, w) : 0;
+      if constexpr (!kSoftmax) {  // also of a class that no term reads; NaN goes its own way
+        for (int64_t c = 0; c < job.problem.classes; ++c) {
+          const Real p = logit(c);
+          if (!is_probability(p) && p == p) w = not_a_number<Real>();
+        }
+      }
     }
     __device__ void normalise() {
       if constexpr (kSoftmax) {

@@ -31,6 +31,7 @@ struct StridedRow {
       w[u][0] = load_weight<Real>(job, n, c, first + i);
       t[u][0] = load_label<Real>(job, n, c, first + i, w[u][0]);
       z[u][0] = load_logit<Real>(job, n, c, first + i);
+      if (job.plan.link == LinkKind::identity && !is_probability(z[u][0])) z[u][0] = not_a_number<Real>();
     }
   }
   template <bool kWeighted>

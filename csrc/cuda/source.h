@@ -130,12 +130,10 @@ __device__ inline Real load_weight(const Job& job, int64_t n, int64_t c, int64_t
   return job.problem.has_weight ? load_number<Real>(v, offset_of(v, n, c, i)) : Real(1);
 }
 
-// Or the probability, NaN where it is none.
 template <class Real>
 __device__ inline Real load_logit(const Job& job, int64_t n, int64_t c, int64_t i) {
   const View& v = job.problem.logits;
-  const Real z = load_number<Real>(v, offset_of(v, n, c, i));
-  return job.plan.link == LinkKind::identity && !is_probability(z) ? not_a_number<Real>() : z;
+  return load_number<Real>(v, offset_of(v, n, c, i));
 }
 
 }  // namespace

@@ -93,8 +93,8 @@ def _log(p: Tensor) -> Tensor:
 
 def _link(z: Tensor, mode: str, from_logits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """p, q = 1 - p, log p, log q."""
-    if not from_logits:
-        return z, 1 - z, _log(z), _log(1 - z)
+    if not from_logits:  # perhaps a rounding error outside [0, 1]
+        return _graft(z.clamp_min(0.0), z), _graft((1 - z).clamp_min(0.0), 1 - z), _log(z), _log(1 - z)
     if mode != "multiclass":
         log_p, log_q = functional.logsigmoid(z), functional.logsigmoid(-z)
         # autograd's slope of sigmoid is p (1 - p) by subtraction; that of exp(log p) is p q
