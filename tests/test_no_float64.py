@@ -58,9 +58,7 @@ def test_the_emulation_refuses() -> None:
 def test_every_loss(case: Case) -> None:
     shape = shape_of(case.mode, 5, 7)
     logits, target, weight = make_logits(shape), make_target(case.mode, shape), make_weight(case.mode, shape)
-    for reduction in ("mean", "sum", "sample", "none"):
-        if not case.allows(reduction):
-            continue
+    for reduction in filter(case.allows, ("mean", "sum", "sample", "none")):
         leaf = logits.clone().requires_grad_()
         with NoFloat64():
             value, terms = (1.0 * case.module(reduction=reduction))(leaf, target, weight, return_terms=True)

@@ -270,8 +270,11 @@ class SingleLoss(Loss):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         try:
             super()._apply(fn, recurse)
-        except TypeError:  # the new device has no float64
-            for name in self.tables_of:
+        except TypeError:  # perhaps the new device has no float64
+            wide = [name for name in self.tables_of if getattr(self, name).dtype == torch.float64]
+            if not wide:
+                raise
+            for name in wide:
                 self.register_buffer(name, getattr(self, name).float(), persistent=name not in self._fixed)
             super()._apply(fn, recurse)
         self._make_fixed_tables()
