@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -48,16 +49,15 @@ def soft(case: Case, *space: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_soft_labels(case: Case) -> None:
-    for value in (*OUTSIDE, math.nan):
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            logits, target = soft(case, 6, 8)
-            target = target.to(dtype)
-            channel = scored(case)
-            target[1, channel, 2, 3] = target[2, channel, 1, 1] = value
-            rounded = target[1, channel, 2, 3].item()  # bfloat16 has 1.0078125 for 1.01
-            number = rf"{float(torch.tensor(rounded, dtype=torch.float32)):.9g}"
-            message = rf"^target: value {number} .*\[0, 1\]; 2 such .*sample 1, channel {channel} at .* 19"
-            refused(case, logits, target, message.replace("+", r"\+"))
+    for value, dtype in zip((*OUTSIDE, math.nan), cycle((torch.float32, torch.bfloat16, torch.float64)), strict=False):
+        logits, target = soft(case, 6, 8)
+        target = target.to(dtype)
+        channel = scored(case)
+        target[1, channel, 2, 3] = target[2, channel, 1, 1] = value
+        rounded = target[1, channel, 2, 3].item()  # bfloat16 has 1.0078125 for 1.01
+        number = rf"{float(torch.tensor(rounded, dtype=torch.float32)):.9g}"
+        message = rf"^target: value {number} .*\[0, 1\]; 2 such .*sample 1, channel {channel} at .* 19"
+        refused(case, logits, target, message.replace("+", r"\+"))
     for inside in INSIDE:
         logits, target = soft(case, 6, 8)
         target[1, 0, 2, 3] = inside
@@ -82,15 +82,13 @@ def test_inputs_that_are_no_probabilities(case: Case) -> None:
     shape = shape_of(case.mode, 6, 8)
     logits, target = make_logits(shape), make_target(case.mode, shape)
     probabilities = logits.softmax(1) if case.mode == "multiclass" else logits.sigmoid()
-    for value in (*OUTSIDE[2:], 7.5):
-        for dtype in (torch.float32, torch.float16, torch.float64):
-            p = probabilities.clone().to(dtype)
-            channel = scored(case)
-            p[1, channel, 2, 3] = value
-            message = (
-                rf"^logits: value .* outside \[0, 1\]; 1 such .*sample 1, channel {channel} at .* 19; .*from_logits"
-            )
-            refused(case, p, target, message, from_logits=False)
+    for value, dtype in zip((*OUTSIDE[2:], 7.5), cycle((torch.float32, torch.float16, torch.float64)), strict=False):
+        p = probabilities.clone().to(dtype)
+        channel = scored(case)
+        p[1, channel, 2, 3] = value
+        where = rf"sample 1, channel {channel} at .* 19; .*from_logits"
+        message = rf"^logits: value .* outside \[0, 1\]; 1 such .*{where}"
+        refused(case, p, target, message, from_logits=False)
     for inside in INSIDE:
         p = probabilities.clone()
         p[:, :, 2, 3] = inside
