@@ -260,6 +260,9 @@ def dtensors() -> None:
             assert found.placements == (placement,)
             scale = float(gradient.abs().max())
             torch.testing.assert_close(found.full_tensor(), gradient, rtol=0, atol=1e-6 * scale)
+    # As FSDP2 holds the coefficient of a loss between two steps.
+    scale = nn.Parameter(distribute_tensor(torch.full((1,), 0.5), mesh, [Shard(0)]))
+    assert repr(scale * segfuse.DiceLoss("binary")) == "<cpu> * DiceLoss('binary')"
     refused = (
         (Shard(1), "along their classes", {}),
         (Shard(0), 'use "mean" or "sum"', {"reduction": "sample"}),

@@ -306,7 +306,7 @@ class SingleLoss(Loss):
 
 
 def _numbers(tensor: Tensor) -> Any:
-    """The values of a small tensor, or its device where it has none (meta and fake tensors)."""
+    """The values of a small tensor, or its device where it has none of its own (meta, fake and distributed tensors)."""
     return tensor.tolist() if type(tensor.data) is Tensor and not tensor.is_meta else tensor.device
 
 
@@ -334,7 +334,8 @@ class CompoundLoss(Loss):
             value, unknown = term.constant, ""
             for tensor, power in term.resolved(self).tensors:
                 assert isinstance(tensor, Tensor)
-                number = _numbers(tensor.detach().reshape(()))
+                found = _numbers(tensor.detach())  # a part of it may lie on another rank: no reshape
+                number = found[0] if isinstance(found, list) else found
                 if isinstance(number, (int, float)):
                     value *= number**power
                 else:
