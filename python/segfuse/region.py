@@ -264,6 +264,7 @@ class GeneralizedDiceLoss(RegionLoss):
 
     v_c = class_weight[c] / T_c², T_c the labelled weight of class c in the sample (in the batch with ``pool_batch``). A
     class with T_c = 0 takes the largest 1 / T² of the others, 0 if there is none. Rows are samples: ``"none"`` is (N,).
+    Soft labels that leave a class almost nothing (T_c of 1e-6) make its weight so large that gradients lose digits.
 
     Args:
         mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
