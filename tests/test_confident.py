@@ -69,7 +69,7 @@ def exact_softmax(logits: list[float]) -> list[Any]:
     return [power / total for power in powers]
 
 
-# dℓ/dp of a class, and ℓ.
+# ℓ of e = p - t, and dℓ/dp. The Dice loss is no function of one e: in the test.
 OF_PROBABILITY: dict[str, tuple[Any, Any]] = {
     "l1_loss": (lambda e: abs(e), lambda e: mpmath.sign(e)),
     "mse_loss": (lambda e: e * e, lambda e: 2 * e),

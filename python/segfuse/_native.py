@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
@@ -45,6 +45,10 @@ FLOAT64_DEVICES = {"cpu", "cuda", "meta"}
 def number_dtype(device: torch.device) -> torch.dtype:
     """The widest floating type that a device is sure to have: of terms, coefficients and class weights there."""
     return torch.float64 if device.type in FLOAT64_DEVICES else torch.float32
+
+
+# A private name of torch, read with a safe default.
+functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 @lru_cache(maxsize=1)

@@ -29,11 +29,11 @@ from segfuse import _kernels
 from segfuse._checks import check_inputs
 from segfuse._dtensor import apply_to_parts, is_dtensor
 from segfuse._kernels import coefficient_gradient
+from segfuse._native import functorch_active
 from segfuse._operators import Functorch, FunctorchStats, reference_gradient
 from segfuse._plan import Plan
 
 # Private names of torch, read with a safe default: without them the slower routes are taken.
-_functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", lambda: None)
 _has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda _: True)
@@ -62,7 +62,7 @@ def apply(
     logits, target, weight = check_inputs(plan, logits, target, weight)
     if _dual_level() >= 0:
         return plan.reference(logits, target, weight, tables, coefficients)
-    if _functorch_active():
+    if functorch_active():
         loss, terms, _ = Functorch.apply(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
     if _plain(logits, target, weight, tables, coefficients):
@@ -87,7 +87,7 @@ def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
         kernels = logits.is_meta or _kernels.engine_of(logits.device) is not None
         if not kernels:
             _announce_reference(logits.device)
-        if kernels and _dual_level() < 0 and _functorch_active():
+        if kernels and _dual_level() < 0 and functorch_active():
             return FunctorchStats.apply(logits, target, weight, plan.spec)  # type: ignore[no-any-return]
         kernels = kernels and _dual_level() < 0
     if not kernels:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from segfuse._native import number_dtype
+from segfuse._native import functorch_active, number_dtype
 
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
 Reduction: TypeAlias = Literal["mean", "sum", "none", "sample"]
@@ -102,10 +102,10 @@ ELSEWHERE = {
 }
 
 
-def refuse_unknown(loss: object, options: Collection[str], known: Collection[str]) -> None:
-    """A TypeError in the name of the class that the user wrote."""
+def refuse_unknown(loss: Any, options: Collection[str]) -> None:
+    """A TypeError in the name of the class that the user wrote, for options that its signature does not hide either."""
     for option in options:
-        if option not in known:
+        if option not in loss.hidden_defaults and option not in DATA_DEFAULTS:
             hint = f" (here: {ELSEWHERE[option]})" if option in ELSEWHERE else ""
             names = ", ".join(inspect.signature(type(loss)).parameters)
             raise TypeError(f"{type(loss).__name__} has no option {option!r}{hint}; it knows {names}")
@@ -174,14 +174,11 @@ def check_table(name: str, value: object) -> Tensor:
         raise TypeError(f"{name} must be numbers, one per class; got {value!r}") from error
     if table.dim() != 1 or table.numel() == 0 or table.is_complex():
         raise ValueError(f"{name} must be a vector with one number per class; got shape {tuple(table.shape)}")
-    if not torch.compiler.is_compiling() and type(table) is Tensor and table.is_cpu and not _functorch_active():
+    if not torch.compiler.is_compiling() and type(table) is Tensor and table.is_cpu and not functorch_active():
         for number in table.tolist():
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0; got {number!r} among {table.tolist()}")
     return (table if table.is_floating_point() else table.to(number_dtype(table.device))).clone()
-
-
-_functorch_active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def scalar_or_table(name: str, value: object) -> float | Tensor:

@@ -235,7 +235,7 @@ class SingleLoss(Loss):
 
     def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         super().__init__()
-        refuse_unknown(self, data, DATA_DEFAULTS)
+        refuse_unknown(self, data)
         data = check_data(data)
         self.mode = mode
         self.data = data

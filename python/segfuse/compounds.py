@@ -74,7 +74,7 @@ class DiceBCELoss(CompoundLoss):
         pos_weight: PerClass | None = None,
         **options: Unpack[Options],
     ) -> None:
-        refuse_unknown(self, options, self.hidden_defaults.keys() | DATA_DEFAULTS.keys())
+        refuse_unknown(self, options)
         bce = BCEWithLogitsLoss(mode, pos_weight=pos_weight, **_data(options))
         super().__init__([*_scaled(dice_weight, DiceLoss(mode, **options)), *_scaled(bce_weight, bce)])
 
@@ -102,7 +102,7 @@ class DiceCELoss(CompoundLoss):
         label_smoothing: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        refuse_unknown(self, options, self.hidden_defaults.keys() | DATA_DEFAULTS.keys())
+        refuse_unknown(self, options)
         ce = CrossEntropyLoss(class_weight=ce_class_weight, label_smoothing=label_smoothing, **_data(options))
         super().__init__([*_scaled(dice_weight, DiceLoss("multiclass", **options)), *_scaled(ce_weight, ce)])
 
@@ -129,7 +129,7 @@ class DiceFocalLoss(CompoundLoss):
         gamma: float = 2.0,
         **options: Unpack[Options],
     ) -> None:
-        refuse_unknown(self, options, self.hidden_defaults.keys() | DATA_DEFAULTS.keys())
+        refuse_unknown(self, options)
         focal = FocalLoss(mode, alpha=alpha, gamma=gamma, **_data(options))
         super().__init__([*_scaled(dice_weight, DiceLoss(mode, **options)), *_scaled(focal_weight, focal)])
 
@@ -157,7 +157,7 @@ class ComboLoss(CompoundLoss):
         smooth: float | tuple[float, float] = 1.0,
         **data: Unpack[DataOptions],
     ) -> None:
-        refuse_unknown(self, data, DATA_DEFAULTS)
+        refuse_unknown(self, data)
         check_choice("mode", mode, ("binary", "multilabel"))
         alpha = check_number("alpha", alpha, 0, 1)
         # At gamma = 0 the focal loss is the cross-entropy with weights alpha and 1 - alpha.
@@ -202,7 +202,7 @@ class UnifiedFocalLoss(CompoundLoss):
         smooth: float = 1e-5,
         **data: Unpack[DataOptions],
     ) -> None:
-        refuse_unknown(self, data, DATA_DEFAULTS)
+        refuse_unknown(self, data)
         check_choice("mode", mode, MODES)
         asymmetric = check_bool("asymmetric", asymmetric)
         focal_weight = check_number("focal_weight", focal_weight, 0, 1)

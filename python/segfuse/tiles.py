@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segfuse import _kernels
-from segfuse._checks import check_inputs, check_tensor, is_soft
+from segfuse._checks import check_inputs, is_soft
 
 if TYPE_CHECKING:
     from segfuse.algebra import Loss
@@ -55,9 +55,7 @@ class TiledLoss:
         if self._head is not None:
             raise RuntimeError("add was called after loss: make a new TiledLoss for the next images")
         plan = self.criterion.plan
-        check_tensor("logits", logits)
-        logits, target, weight = check_inputs(plan, logits.detach(), target, weight)
-        self._check(logits, target)
+        logits, target, weight = self._checked(logits, target, weight)
         self._tables = self.criterion.tables(logits, target, weight)
         sums = _kernels.statistics(plan, logits, target, weight, self._tables)
         self._sums = sums if self._sums is None else self._sums.add_(sums)
@@ -86,14 +84,14 @@ class TiledLoss:
         self.loss()
         assert self._head is not None
         plan = self.criterion.plan
-        check_tensor("logits", logits)
-        logits, target, weight = check_inputs(plan, logits.detach(), target, weight)
-        self._check(logits, target)
+        logits, target, weight = self._checked(logits, target, weight)
         one = torch.ones_like(self._head[0])
         return _kernels.backward(plan, one, logits, target, weight, self._tables, self._head[2])
 
-    def _check(self, logits: Tensor, target: Tensor) -> None:
+    def _checked(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A tile as the kernels take it; it must be one like those before."""
         plan = self.criterion.plan
+        logits, target, weight = check_inputs(plan, logits, target, weight)
         rows = logits.shape[:1] if plan.mode == "binary" else logits.shape[:2]
         soft = plan.mode == "multiclass" and is_soft(logits, target)
         # No pixels: sums and slopes do not depend on their number.
@@ -105,3 +103,4 @@ class TiledLoss:
                 f"tiles must agree in samples, classes, type, device and kind of labels: got {own[0][:-1]}, {own[1:]}, "
                 f"after {self._read[0][:-1]}, {self._read[1:]}"
             )
+        return logits.detach(), target, weight
