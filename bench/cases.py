@@ -41,7 +41,7 @@ BINARY = ("dice_bce", "dice", "bce", "focal", "tversky")
 MULTICLASS = ("dice_ce", "dice", "ce", "focal", "tversky")
 TVERSKY = {"alpha": 0.3, "beta": 0.7}
 IGNORED = 255
-SCHEMES = ("two_pass", "gradient_in_forward", "sample_serial")
+SCHEMES = ("two_pass", "gradient_in_forward")
 
 
 def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: int) -> int:
@@ -51,7 +51,6 @@ def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: i
         "two_pass": (3, 2),
         "kept": (4, 2),
         "gradient_in_forward": (2, 1),
-        "sample_serial": (2, 1),
         "one_pass": (2, 1),
     }
     logits, targets = passes[scheme]

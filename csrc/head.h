@@ -5,12 +5,14 @@
 // denominators of means, and the sums of rows that are pooled over the batch. `finish` goes on from there. Vectors of
 // ranks that hold different samples may be added in between.
 //
-// It is written for a team of threads: one on the CPU, a block on a GPU. A team has rank(), size(), sync(), and
-// sum(n, f): f(0) + ... + f(n - 1) in an order that the team's size alone decides, called and received by all.
+// It is written for a team of threads: one on the CPU, on a GPU a block, or the blocks of a grid. A team has rank() and
+// size() (of all its threads), group() and groups() (of its blocks), leads() (one thread per block), sync() (of a
+// block) and sums of f(0) ... f(n - 1) in an order that sizes alone decide, called by all threads of a block and
+// received by all: sum() of the numbers that fall to the block (rank, rank + size ...), group_sum() of all numbers.
+// What a grid computes is complete for other blocks in the next launch only: the phases below.
 #pragma once
 
-#include "outputs.h"
-#include "score.h"
+#include "row_scores.h"
 
 namespace segfuse {
 namespace {
@@ -19,6 +21,9 @@ namespace {
 struct Alone {
   HD int64_t rank() const { return 0; }
   HD int64_t size() const { return 1; }
+  HD int64_t group() const { return 0; }
+  HD int64_t groups() const { return 1; }
+  HD bool leads() const { return true; }
   HD void sync() const {}
   template <class Function>
   HD double sum(int64_t n, const Function& f) const {
@@ -26,211 +31,138 @@ struct Alone {
     for (int64_t i = 0; i < n; ++i) total += f(i);
     return total;
   }
+  template <class Function>
+  HD double group_sum(int64_t n, const Function& f) const {
+    return sum(n, f);
+  }
 };
 
-class Head {
+class Head : RowScores {
  public:
   // workspace: workspace_size() doubles, kept from `gather` to `finish`; vector: vector_size().
   HD Head(const Plan& plan, const Sizes& sizes, const Constants& constants, const double* sums, double* workspace,
           double* vector)
-      : plan_(plan),
-        sizes_(sizes),
-        constants_(constants),
-        layout_(plan, sizes),
-        outputs_{plan, sizes, constants.classes},
-        sums_(sums),
-        rows_(workspace),
+      : RowScores(plan, sizes, constants, sums, workspace, vector + totals_size(plan)),
         scales_(workspace + plan.region_count * row_count(sizes) * kRow),
-        vector_(vector),
-        pooled_(vector + 1 + 2 * plan.term_count) {}
+        vector_(vector) {}
 
   HD static int64_t workspace_size(const Plan& plan, const Sizes& sizes, int64_t outputs) {
     return plan.region_count * row_count(sizes) * kRow + plan.term_count * outputs;
   }
   // Σ w; per term a numerator and a denominator; per class the sums of its rows.
   HD static int64_t vector_size(const Plan& plan, const Sizes& sizes) {
-    return 1 + 2 * plan.term_count + (plan.pools_batch() ? sizes.classes * Layout(plan, sizes).region_sums : 0);
+    return totals_size(plan) + (plan.pools_batch() ? sizes.classes * Layout(plan, sizes).region_sums : 0);
   }
+  HD static int64_t totals_size(const Plan& plan) { return 1 + 2 * plan.term_count; }
 
-  // From the sums to the vector.
+  // The halves: from the sums to the vector, and on from it. loss: one value per output, or null; terms: one such array
+  // per term; slopes: layout.units * layout.unit_slopes().
   template <class Team>
   HD void gather(const Team& team) const {
+    score(team, vector_);
+  }
+  template <class Real, class Team>
+  HD void finish(const Team& team, Real* loss, double* terms, Real* slopes) const {
+    pool(team);
+    reduce(team, loss, terms);
+    team.sync();
+    write_slopes(team, slopes);
+  }
+
+  // Phase 1: rows of single samples, what is pooled, and what this block's share adds to the vector's totals.
+  template <class Team>
+  HD void score(const Team& team, double* totals) const {
     const double valid_weight = team.sum(layout_.units, [&](int64_t u) { return unit(u)[0]; });
-    if (team.rank() == 0) vector_[0] = valid_weight;
-    const int64_t per_class = layout_.region_sums;
-    for (int64_t i = team.rank(); plan_.pools_batch() && i < sizes_.classes * per_class; i += team.size()) {
-      const int64_t c = i / per_class, s = i - c * per_class;
-      double total = 0;
-      for (int64_t n = 0; n < sizes_.samples; ++n) total += s == kRegionSums ? true_negatives(n, c) : of_row(n, c)[s];
-      pooled_[i] = total;
-    }
+    if (team.leads()) totals[0] = valid_weight;
+    if (plan_.pools_batch()) pool_samples(team);
     score_rows(team, false);
     for (int k = 0; k < plan_.term_count; ++k) {
       double numerator = 0, denominator = 0;
       if (outputs_.count() == 1 && !is_pooled(k)) add_up(team, k, numerator, denominator);
-      if (team.rank() == 0) vector_[1 + 2 * k] = numerator, vector_[2 + 2 * k] = denominator;
+      if (team.leads()) totals[1 + 2 * k] = numerator, totals[2 + 2 * k] = denominator;
     }
     team.sync();
   }
 
-  // loss: one value per output, or null; terms: one such block per term; slopes: layout.units * layout.unit_slopes().
-  template <class Real, class Team>
-  HD void finish(const Team& team, Real* loss, double* terms, Real* slopes) const {
-    const int64_t n_out = outputs_.count(), begin = team.rank(), step = team.size();
-    score_rows(team, true);
-    for (int k = 0; k < plan_.term_count; ++k) reduce(team, k, terms + k * n_out);
-    team.sync();
-    for (int64_t i = begin; loss && i < n_out; i += step) {
-      double total = 0;
-      for (int k = 0; k < plan_.term_count; ++k) total += coefficient(k) * terms[k * n_out + i];
-      loss[i] = Real(total);
+  // Phase 2, of one block, where phase 1 had several: their totals into the vector.
+  template <class Team>
+  HD void total(const Team& team, const double* totals, int64_t blocks) const {
+    const int64_t size = totals_size(plan_);
+    for (int64_t i = 0; i < size; ++i) {
+      const double sum = team.group_sum(blocks, [&](int64_t b) { return totals[b * size + i]; });
+      if (team.leads()) vector_[i] = sum;
     }
+    team.sync();
+  }
+
+  // Phase 3, of one block: rows pooled over the batch, and their totals.
+  template <class Team>
+  HD void pool(const Team& team) const {
+    score_rows(team, true);
+    for (int k = 0; k < plan_.term_count; ++k) {
+      if (outputs_.count() != 1 || !is_pooled(k)) continue;
+      double numerator, denominator;
+      add_up(team, k, numerator, denominator);
+      if (team.leads()) vector_[1 + 2 * k] = numerator, vector_[2 + 2 * k] = denominator;
+    }
+    team.sync();
+  }
+
+  // Phase 4: the terms' values, what their slopes are scaled by, and the loss.
+  template <class Real, class Team>
+  HD void reduce(const Team& team, Real* loss, double* terms) const {
+    const int64_t n_out = outputs_.count();
+    for (int64_t out = team.rank(); out < n_out; out += team.size()) {
+      double total = 0;
+      for (int k = 0; k < plan_.term_count; ++k) total += coefficient(k) * (terms[k * n_out + out] = value_of(k, out));
+      if (loss) loss[out] = Real(total);
+    }
+  }
+
+  // Phase 5.
+  template <class Real, class Team>
+  HD void write_slopes(const Team& team, Real* slopes) const {
+    const int64_t begin = team.rank(), step = team.size();
     for (int64_t u = begin; u < layout_.units; u += step) point_slopes(u, slopes + u * layout_.unit_slopes());
     if (layout_.region_slopes == 0) return;
     for (int64_t i = begin; i < sizes_.samples * sizes_.classes; i += step) region_slopes(i, slopes);
   }
 
+  // What the slopes of a term's output were scaled by, after phase 4.
+  HD double scale_of(int term, int64_t out) const { return scale(term, out); }
+
  private:
-  static constexpr int kRowSums = 6;  // those of RowSums
-  // A scored row: its loss and the slopes, its weight, and the largest factor of its classes.
-  static constexpr int kRowWeight = 1 + kRowSlopes, kLargest = kRowWeight + 1, kRow = kLargest + 1;
-  // Rows pooled over the batch are there without a sample, too.
-  HD static int64_t row_count(const Sizes& sizes) { return (sizes.samples ? sizes.samples : 1) * sizes.classes; }
+  static constexpr int64_t kFewSamples = 32;  // whose sums a thread adds by itself
 
-  HD double coefficient(int k) const { return coefficient_of(plan_, constants_, k); }
-  HD double table(int row, int64_t c) const { return constants_.tables[row * sizes_.classes + c]; }
-  HD const double* unit(int64_t u) const { return sums_ + u * layout_.unit_sums(); }
-  HD int64_t unit_of(int64_t n, int64_t c) const { return plan_.joint ? n : n * sizes_.classes + c; }
-  // The region sums of row (n, c).
-  HD const double* of_row(int64_t n, int64_t c) const {
-    return unit(unit_of(n, c)) + layout_.group_sums() + (plan_.joint ? c : 0) * layout_.region_sums;
-  }
-  HD double* row(int region, int64_t i) const { return rows_ + (region * row_count(sizes_) + i) * kRow; }
-  HD double& scale(int term, int64_t out) const { return scales_[term * outputs_.count() + out]; }
-  HD bool is_pooled(int k) const { return plan_.terms[k].is_region && plan_.regions[plan_.terms[k].index].pool_batch; }
-
-  HD void balance(const PointTerm& term, int64_t u, double& positive, double& negative) const {
-    if (plan_.joint || term.balance != Balance::balanced)
-      return fixed_balance(plan_, term, constants_, sizes_.classes, u % sizes_.classes, positive, negative);
-    const double* s = unit(u);
-    positive = s[0] == 0 ? 0 : 1 - s[1 + 2 * layout_.points] / s[0];
-    negative = 1 - positive;
-  }
-
-  // Σ w ℓ and the denominator of the mean, of a pointwise term in a unit. Joint plans keep both in the sums.
-  HD double point_value(int index, int64_t u) const {
-    const double* s = unit(u) + 1 + 2 * index;
-    if (plan_.joint) return s[0];
-    double positive, negative;
-    balance(plan_.points[index], u, positive, negative);
-    return positive * s[0] + negative * s[1];
-  }
-  HD double point_weight(int index, int64_t u) const {
-    if (!plan_.joint) return unit(u)[0];
-    return unit(u)[2 + 2 * index] * double(plan_.points[index].every_class ? sizes_.classes : 1);
-  }
-
-  // The sums of row (n, c), or with n < 0 of class c pooled over the batch, of `term`'s statistics, in the order of
-  // RowSums.
-  HD void row_sums(const RegionTerm& term, int64_t n, int64_t c, double* sums) const {
-    const bool has_negatives = layout_.region_sums > kRegionSums;
-    const double* s = n < 0 ? pooled_ + c * layout_.region_sums : of_row(n, c);
-    for (int i = 0; i < 3; ++i) sums[i] = s[i];
-    sums[3] = !has_negatives ? 0 : n < 0 ? s[kRegionSums] : true_negatives(n, c);
-    sums[4] = sums[0] + sums[2];
-    sums[5] = sums[1] + sums[3];
-    switch (term.statistics) {
-      case Statistics::product:
-        break;
-      case Statistics::squared:  // d p = d (d + t)
-        sums[1] = s[4] + s[5] - s[6], sums[2] = s[6];
-        break;
-      case Statistics::soft_label:
-        sums[0] = s[9], sums[1] = s[7], sums[2] = s[8];
-        break;
-      case Statistics::squared_error:
-        sums[0] = s[10], sums[1] = s[5], sums[2] = s[4], sums[3] = s[11];
-        break;
+  template <class Team>
+  HD void pool_samples(const Team& team) const {
+    const int64_t per_class = layout_.region_sums, count = sizes_.classes * per_class;
+    const auto pooled = [&](const auto& sum, int64_t i) {
+      const int64_t c = i / per_class, s = i - c * per_class;
+      return sum(sizes_.samples, [&](int64_t n) { return s == kRegionSums ? true_negatives(n, c) : of_row(n, c)[s]; });
+    };
+    if (sizes_.samples <= kFewSamples) {
+      const auto alone = [](int64_t n, const auto& f) { return Alone().sum(n, f); };
+      for (int64_t i = team.rank(); i < count; i += team.size()) pooled_[i] = pooled(alone, i);
+      return;
+    }
+    const auto together = [&](int64_t n, const auto& f) { return team.group_sum(n, f); };
+    for (int64_t i = team.group(); i < count; i += team.groups()) {
+      const double total = pooled(together, i);
+      if (team.leads()) pooled_[i] = total;
     }
   }
 
-  // Σ w (1-t) q of row (n, c). Of a label map without a sum of its own it is what FP leaves of the labels of the other
-  // classes.
-  HD double true_negatives(int64_t n, int64_t c) const {
-    const double* s = of_row(n, c);
-    if (!plan_.one_label || layout_.region_sums == kExtraSums || plan_.magnifies_negatives()) return s[kRegionSums];
-    const double all = unit(unit_of(n, c))[0], positives = s[0] + s[2];
-    if (positives <= all / 2) return all - positives - s[1];
-    double total = 0;
-    for (int64_t k = 0; k < sizes_.classes; ++k)
-      if (k != c) total += of_row(n, k)[0] + of_row(n, k)[2];
-    return total - s[1];
-  }
-
-  // The factor of class c in a row of sample n (n < 0: pooled), before class weights; 0 where no label decides it.
-  HD double own_factor(const RegionTerm& term, int64_t n, int64_t c) const {
-    if (term.factor == ClassFactor::none) return 1;
-    double sums[kRowSums];
-    row_sums(term, n, c, sums);
-    const double positives = sums[4];
-    if (positives == 0) return 0;
-    return term.factor == ClassFactor::square ? 1 / (positives * positives) : 1 / positives;
-  }
-  // largest: of the own factors of the row, which stands in where no label decides.
-  HD double class_factor(const RegionTerm& term, int64_t n, int64_t c, double largest) const {
-    if (!term.generalized) return 1;
-    const double own = own_factor(term, n, c);
-    return (own == 0 ? largest : own) * (term.table < 0 ? 1 : table(term.table, c));
-  }
+  HD double& scale(int term, int64_t out) const { return scales_[term * outputs_.count() + out]; }
 
   template <class Team>
   HD void score_rows(const Team& team, bool pooled) const {
     for (int k = 0; k < plan_.region_count; ++k)
       if (plan_.regions[k].pool_batch == pooled)
-        for (int64_t i = team.rank(); i < outputs_.rows(plan_.regions[k]); i += team.size()) score(k, i);
+        for (int64_t i = team.rank(); i < outputs_.rows(plan_.regions[k]); i += team.size()) score_row(k, i);
     team.sync();
   }
 
-  // Row i of a region term.
-  HD void score(int region, int64_t i) const {
-    const RegionTerm& term = plan_.regions[region];
-    const int64_t per_sample = outputs_.pooled_classes(term), j = i % per_sample;
-    const int64_t n = term.pool_batch ? -1 : i / per_sample;
-    const int64_t j0 = term.pool_classes ? 0 : j, j1 = term.pool_classes ? outputs_.scored(term) : j + 1;
-    double sums[kRowSums] = {}, present = 0, largest = 0;
-    for (int64_t k = j0; term.generalized && k < j1; ++k)
-      largest = max(largest, own_factor(term, n, outputs_.scored_class(term, k)));
-    for (int64_t k = j0; k < j1; ++k) {
-      const int64_t c = outputs_.scored_class(term, k);
-      const double factor = class_factor(term, n, c, largest);
-      double own[kRowSums];
-      row_sums(term, n, c, own);
-      present += own[4];
-      for (int s = 0; s < kRowSums; ++s) sums[s] += factor * own[s];
-    }
-    const bool absent = present == 0 && term.absent != Absent::score;
-    const RowDual loss = absent ? constant<double, kRowSlopes>(0) : region_loss(term, sums);
-    double* out = row(region, i);
-    out[0] = loss.v;
-    for (int s = 0; s < kRowSlopes; ++s) out[1 + s] = loss.d[s];
-    out[kRowWeight] = absent && term.absent == Absent::skip ? 0
-                      : term.table < 0 || term.generalized  ? 1
-                                                            : table(term.table, outputs_.scored_class(term, j));
-    out[kLargest] = largest;
-  }
-
-  // Of row or unit i of a term: what it adds to a mean, and its weight there.
-  HD double weighted(const Term& term, int64_t i) const {
-    if (!term.is_region) return point_value(term.index, i);
-    const double* r = row(term.index, i);
-    return r[kRowWeight] == 0 ? 0.0 : r[kRowWeight] * r[0];
-  }
-  HD double weight_of(const Term& term, int64_t i) const {
-    return term.is_region ? row(term.index, i)[kRowWeight] : point_weight(term.index, i);
-  }
-  HD int64_t count_of(const Term& term) const {
-    return term.is_region ? outputs_.rows(plan_.regions[term.index]) : layout_.units;
-  }
   template <class Team>
   HD void add_up(const Team& team, int k, double& numerator, double& denominator) const {
     const Term& term = plan_.terms[k];
@@ -238,32 +170,23 @@ class Head {
     denominator = team.sum(count_of(term), [&](int64_t i) { return weight_of(term, i); });
   }
 
-  // The term's values, and what its slopes are scaled by. Rows and units lie in the order of the outputs.
-  template <class Team>
-  HD void reduce(const Team& team, int k, double* value) const {
+  // The value of a term's output, and what its slopes are scaled by. Rows and units lie in the order of the outputs.
+  HD double value_of(int k, int64_t out) const {
     const Term& term = plan_.terms[k];
     const int64_t n_out = outputs_.count();
-    if (n_out == 0) return;  // a rank without samples
+    double sum = vector_[1 + 2 * k], weight = vector_[2 + 2 * k];
+    if (n_out != 1) {
+      const int64_t each = count_of(term) / n_out;
+      const Alone alone;
+      sum = alone.sum(each, [&](int64_t i) { return weighted(term, out * each + i); });
+      weight = alone.sum(each, [&](int64_t i) { return weight_of(term, out * each + i); });
+    }
     // Nothing valid in the whole call: a region loss is 0 and so is its gradient, whatever the smoothing.
     const bool nothing = term.is_region && vector_[0] == 0;
-    const auto finish = [&](int64_t out, double sum, double total) {
-      // Of an infinite total the term in brackets makes NaN: 1 / total would make it a loss and a gradient of 0.
-      const double s = nothing ? 0 : !outputs_.averages() ? 1 : total == 0 ? 0 : 1 / total + (total - total);
-      scale(k, out) = s;
-      value[out] = s == 0 ? 0 : sum * s;
-    };
-    if (n_out == 1) {
-      double sum = vector_[1 + 2 * k], total = vector_[2 + 2 * k];
-      if (is_pooled(k)) add_up(team, k, sum, total);
-      if (team.rank() == 0) finish(0, sum, total);
-      return;
-    }
-    const int64_t each = count_of(term) / n_out;
-    for (int64_t out = team.rank(); out < n_out; out += team.size()) {
-      const Alone alone;
-      finish(out, alone.sum(each, [&](int64_t i) { return weighted(term, out * each + i); }),
-             alone.sum(each, [&](int64_t i) { return weight_of(term, out * each + i); }));
-    }
+    // Of an infinite weight the term in brackets makes NaN: 1 / weight would make it a loss and a gradient of 0.
+    const double s = nothing ? 0 : !outputs_.averages() ? 1 : weight == 0 ? 0 : 1 / weight + (weight - weight);
+    scale(k, out) = s;
+    return s == 0 ? 0 : sum * s;
   }
 
   template <class Real>
@@ -323,13 +246,7 @@ class Head {
     for (int s = 0; s < kRegionSlopes; ++s) out[s] = Real(slope[s]);
   }
 
-  const Plan& plan_;
-  const Sizes sizes_;
-  const Constants& constants_;
-  const Layout layout_;
-  const OutputMap outputs_;
-  const double* sums_;
-  double *rows_, *scales_, *vector_, *pooled_;
+  double *scales_, *vector_;
 };
 
 }  // namespace

@@ -29,16 +29,21 @@ class Trace {
     on_ = false;
     return std::move(events_);
   }
+  void event(const char* kernel, const char* instruction_set, int64_t read, int64_t written) {
+    if (!on_) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    events_.push_back({kernel, instruction_set, read, written});
+  }
   // A pass over the pixels: `reads`: every input is read once; `writes`: problem.output is written.
   void pass(const char* kernel, const char* instruction_set, const Plan& plan, const Problem& p, bool reads,
             bool writes) {
     if (!on_) return;
     const int64_t inputs = bytes(p, p.logits, true) + bytes(p, p.target, !p.label_map) +
                            (p.has_weight ? bytes(p, p.weight, !plan.joint) : 0);
-    const int64_t read = reads ? inputs : 0;
-    const int64_t written = writes ? bytes(p, p.output, !plan.joint || p.output.class_stride) : 0;
-    std::lock_guard<std::mutex> lock(mutex_);
-    events_.push_back({kernel, instruction_set, read, written});
+    event(kernel, instruction_set, reads ? inputs : 0, writes ? output_bytes(plan, p) : 0);
+  }
+  static int64_t output_bytes(const Plan& plan, const Problem& p) {
+    return bytes(p, p.output, !plan.joint || p.output.class_stride);
   }
 
  private:

@@ -107,6 +107,18 @@ class Case:
         return issubclass(getattr(segfuse, CLASS_NAME[self.loss]), segfuse.region.RegionLoss)
 
 
+def multiclass(loss: str, **options: Any) -> Case:
+    return Case(loss, "multiclass", options)
+
+
+# Of class indices: a pointwise loss and a region loss that have engines of their own, and one that has none.
+LABEL_MAPS = [
+    multiclass("cross_entropy_loss"),
+    multiclass("tversky_loss", alpha=0.3, beta=0.7),
+    multiclass("focal_loss", gamma=2.0),
+]
+
+
 def point_cases() -> Iterator[Case]:
     for mode in ("binary", "multilabel"):
         one = mode == "binary"

@@ -12,6 +12,8 @@ import os
 import re
 import sys
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,13 +50,27 @@ def cuda_engine() -> _kernels.CudaEngine:
     return _kernels.CudaEngine(module)
 
 
+LAUNCHED: Counter[str] = Counter()
+
+
+@pytest.fixture
+def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The CUDA kernels, or their sources, run every call of the test; LAUNCHED counts them."""
+    if DEVICE == "cpu":
+        monkeypatch.setitem(_kernels.engines, "cpu", cuda_engine())
+        monkeypatch.setattr(_native, "_traced", [cuda_engine().module])
+    with _native.trace() as events:
+        yield
+    LAUNCHED.update(event.kernel for event in events)
+
+
 if SHIM:
     _kernels.engines["cpu"] = cuda_engine()
     _native._traced.append(cuda_engine().module)
 
 
 # With pytest-xdist (-n) a file stays together, for its tests share builds and counts; the longest start first.
-LONGEST = ("test_shim.py", "test_mutations.py", "test_cuda.py")
+LONGEST = ("test_shim.py", "test_shim_sanitized.py", "test_mutations.py", "test_cuda.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

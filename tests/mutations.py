@@ -1,7 +1,7 @@
 """Mistakes that somebody could make in csrc/cuda, as patterns: each place where one fits is a mutation of its own.
 
-tests/mutate.py applies one at a time and expects tests/test_cuda.py to fail. What may survive stands in EQUIVALENT,
-with the reason; a survivor that is not there is a missing test.
+tests/mutate.py applies one at a time and expects test_cuda.py or test_cuda_steps.py to fail. What may survive stands
+in EQUIVALENT, with the reason; a survivor that is not there is a missing test.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ SHRUNK = {
     r"(?<=kAddsPerFlush = )64(?=;)": "20",
     r"(?<=kSmallest = )4096(?=, )": "7168",
     r"(?<=kPartials = )65536(?=;)": "300",
+    r"(?<=kFewChunks = )256(?=;)": "3",
+    r"(?<=kFewRows = )2048(?=;)": "5",
+    r"(?<=kRowsPerBlock = )512(?=,)": "3",
+    r"(?<=kFewSamples = )32(?=;)": "3",
 }
 
 
@@ -59,8 +63,8 @@ class Mutation:
 DEVICE = r"(?!steps|policy|binding).*"  # the host's loops run over tables of kernels
 FOR = r"(for \([^;:\n]*"
 ARRAYS = (
-    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|scales|present|fp|tp|sums|of_class|columns?|coefficients"
-    r"|terms|job\.partial)"
+    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|scales|present|fp|tp|sums|of_class|columns?"
+    r"|job\.partial|job\.block_totals)"
 )
 
 
@@ -71,7 +75,6 @@ PATTERNS = (
     Pattern("first round", FOR + r" = )([^;,\n]+)(?=;)", r"\1\2 + 1", DEVICE),
     Pattern("last round", FOR + r";[^;\n]* < [^;\n]+)(?=;)", r"\1 - 1", DEVICE),
     Pattern("last round", FOR + r";[^;\n]* > [^;\n]+)(?=;)", r"\1 + 1", DEVICE),
-    Pattern("last round", r"\bk >= 0\b", "k > 0"),
     Pattern("stride", FOR + r";[^;\n]*; \w+ \+= [^()\n]+)(?=\))", r"\1 + 1", DEVICE),
     Pattern("walk", r"\bi \+= pixels;", "i += pixels + 1;"),
     Pattern("walk", r"\bc \+= classes;", "c += classes + 1;"),
@@ -80,7 +83,6 @@ PATTERNS = (
     Pattern("thread guard", r"(if \((?:int\()?threadIdx\.x\)? < )([^)\n]+)\)", r"\1\2 - 1)"),
     Pattern("tail", r"(?<!; )(\b(?:i|lane|base \+ lane|group\.i)) < ([\w.]*\bcount|here)\b", r"\1 <= \2"),
     Pattern("tail", r"i >= count", "i > count"),
-    Pattern("tail", r"(?<!; )(sample \+ groups|group) < (job\.problem\.samples)", r"\1 <= \2"),
     Pattern("tail of a group", r"kVector \* kUnroll > count", "kVector * kUnroll > count + kVector"),
     Pattern("tail of a tile", r"span\.count - base < shape\.pixels \? span\.count - base : ", ""),
     # Chunks.
@@ -91,8 +93,6 @@ PATTERNS = (
     Pattern("chunk", r"(span\.first \+ \(?)(base|i|lane)\b", r"\g<1>1 + \2"),
     Pattern("chunk", r"\(cut\.pixels \+ cut\.chunk - 1\)", "cut.pixels"),
     Pattern("chunk", r"(blockIdx\.x|chunk) \* ((?:job\.)?layout\.unit_sums\(\))", r"\1 * (\2 - 1)"),
-    Pattern("chunk", r"\(chunks - 1 - rank\) / blocks \* blocks", "(chunks - 1) / blocks * blocks"),
-    Pattern("chunk", r"sample \* (chunks|units)\b", r"sample * (\1 - 1)"),
     # Shared memory, and the workspace: arrays that overlap, too little of it.
     Pattern(
         "overlap", r"(\b" + ARRAYS + r" \+ )((?:[\w:.* ]+\(\)|[\w:.+* ]+?)(?=[;,)]))", r"\1\2 - 1", r".*\.h|steps\.cu"
@@ -100,21 +100,18 @@ PATTERNS = (
     Pattern("overlap", r"return pixels \+ 1;", "return pixels - 1;"),
     Pattern("overlap", r"staging\[(\w+) \* kCount", r"staging[\1 * (kCount - 1)"),
     Pattern("overlap", r"y\[k\] \* 2 \* kThreads", "y[k] * kThreads"),
-    Pattern("overlap", r"\b([ku]) \* n_sums", r"\1 * (n_sums - 1)"),
     Pattern("too small", r"\(kWarps \+ 1\)|\(1 \+ kWarps\)", "kWarps"),
     Pattern("too small", r"\+ 4 \* kThreads", "+ 3 * kThreads"),
     Pattern("too small", r"statistics \? 0 : 2 \* classes", "statistics ? 0 : classes"),
     Pattern("too small", r"statistics && regions \? 4 : 1", "statistics && regions ? 3 : 1"),
     Pattern("too small", r"kPixels \* kThreads \* 5", "kPixels * kThreads * 4"),
     Pattern("too small", r"\+ 2 \* kClasses \* kThreads\)", "+ (2 * kClasses - 1) * kThreads)"),
-    Pattern("too small", r"kWarps \+ 2 \* kMaxTerms", "kMaxTerms"),
     Pattern("too small", r"\(double\)\) \* kHeadThreads / kWarp", "(double)) * (kHeadThreads / kWarp - 1)"),
     # What was added before is added again, or lost.
     Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|first = false);", ";"),
     Pattern("no clear", r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[c\]|group_sums\[s\]|v) = 0\.0f;", ";"),
     Pattern("no clear", r"\b(?:totals\[threadIdx\.x\]|of_class\[s\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
-    Pattern("no clear", r"check\(cudaMemsetAsync\([^;]*;", ";"),
-    Pattern("lost", r"\bown \+= __ldcg\(", "own = __ldcg("),
+    Pattern("lost", r"\bown \+= (?=f\(i\)|job\.partial)", "own = "),
     Pattern("lost", r"first \? 0 : to\[threadIdx\.x\]", "0"),
     # Slopes.
     Pattern("slopes", r"\bkRegionSlopes \* c\b|\bc \* kRegionSlopes\b", "(kRegionSlopes - 1) * c"),
@@ -129,17 +126,23 @@ PATTERNS = (
     Pattern("alignment", r"\bis_dense_\w+\((?:t|p\.weight\.dtype)\)", "true", r".*\.cu"),
     Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.class_stride == 1"),
     Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.dims == 1"),
-    # Blocks that wait for one another, a gradient that is there already.
-    Pattern("wait", r"< unsigned\(blocks\)", "< unsigned(blocks) - 1", seeds=3),
-    Pattern("wait", r"blocks -= blocks % job\.serial_groups;", ";", seeds=3),
-    Pattern("ahead", r" && upstream == Real\(1\)| && \*job\.ahead == 1\.0f", ""),
-    Pattern("ahead", r" \|\| weight == job\.assumed_weight", " || true"),
+    # The head of many blocks, a gradient that is there already, numbers of the host.
+    Pattern("phase", r"\(first \? kTotal : 0\) \| middle", "middle"),
+    Pattern("phase", r"if \(!one_output\) go\(kReduce, job\.score_blocks\);", ";"),
+    Pattern("phase", r"go\(kSlopes, job\.score_blocks\);", ";"),
+    Pattern("phase", r"kPool \| (?=\(one_output)", ""),
+    Pattern("ahead", r"\* upstream_of<float>\(job, 0, 0\)", ""),
+    Pattern("ahead", r"static_cast<const float\*>\(job\.slopes\)\[job\.slope_count\(\)\] \* ", ""),
+    Pattern("ahead", r"factor - factor == 0\.0f", "true"),
+    Pattern("ahead", r"if \(i \+ u \* step >= vectors\) continue;", "if (u) continue;"),
+    Pattern("words", r"\bto \+ first\b", "to"),
+    Pattern("words", r"from \+ first(?=, from)", "from"),
+    Pattern("words", r"count - first\b", "count - first - 1"),
 )
 
 # Key -> why nothing can tell the difference.
 PADDING = "beyond the end, all weights are 0"
 FEW = "fewer than threads"
-TERMS = "no kernel of this scheme has as many terms"
 EQUIVALENT = {
     "device.h: first round: for (int lane = kWarp / 2; lane > 0; lane /= 2) "
     "v += __shfl_xor_sync(0xffffffffu, v, lane);": "17, 8, 4, 2 and 1 span the warp as 16, 8, 4, 2 and 1 do",
@@ -154,8 +157,6 @@ EQUIVALENT = {
     "label_map.h: stride: for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;": FEW,
     "row_source.h: tail: if (i < count) g[u][0] *= load_number<Real>(v, offset_of(v, n, c, first + i));": "the product "
     "is not stored; the address is the sanitizers' to find",
-    "serial.h: overlap: double* terms = coefficients + kMaxTerms;": TERMS,
-    "serial.h: overlap: double* workspace = terms + kMaxTerms;": TERMS,
     "policy.cu: alignment: (!p.has_upstream || is_array(p.upstream, group)) && (!writes(step) || is_array(p.output, "
     "group)); #2": "a gradient is a fresh tensor: an array where the logits are one",
     "tile.h: overlap: told[0] = reinterpret_cast<float*>(staging + kSums * kWarps);": "never in use at the same time",

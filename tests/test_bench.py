@@ -299,7 +299,7 @@ def test_the_table_is_whole_and_its_order_is_by_weight() -> None:
 def test_bytes_per_pixel(workload: str, dtype: str, target: str, two_pass: int, one_pass: int) -> None:
     case = cases.Case(workload, cases.WORKLOADS["cuda"][workload], "", dtype, target)
     assert case.bytes_per_pixel("two_pass") == two_pass
-    for scheme in ("gradient_in_forward", "sample_serial", "one_pass"):
+    for scheme in ("gradient_in_forward", "one_pass"):
         assert case.bytes_per_pixel(scheme) == one_pass
     assert case.pixels == (33554432 if workload == "D" else 4194304)
 

@@ -1,52 +1,41 @@
-"""The CUDA kernels: on a GPU if SEGFUSE_TEST_DEVICE=cuda, else their sources on the CPU, through the fiber shim.
+"""The CUDA engines: on a GPU if SEGFUSE_TEST_DEVICE=cuda, else their sources on the CPU, through the fiber shim.
 
 The other tests run on them as well (test_shim.py, bench/gpu.sh); here stands what only they have: vector loads and
-their tails, exact numbers of classes, tiles, chunks, NaN for labels out of range, streams, graphs.
+their tails, exact numbers of classes, tiles, chunks, NaN for labels out of range. test_cuda_steps.py has the rest.
 """
 
 import functools
 import operator
-from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-import segfuse
-from cases import TOLERANCE, Case, check_case, check_close, make_logits, make_target, make_weight, shape_of
-from conftest import DEVICE, THIN, cuda_engine
-from segfuse import _kernels, _native
+from cases import (
+    LABEL_MAPS,
+    PER_CLASS,
+    TOLERANCE,
+    Case,
+    check_case,
+    check_close,
+    make_logits,
+    make_target,
+    make_weight,
+    multiclass,
+    shape_of,
+)
+from conftest import LAUNCHED, THIN, cuda_engine
+from segfuse import _native
 from test_layout import channels_last, inner, inner_channels_last
 from test_values import PATHS
 
-needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: SEGFUSE_TEST_DEVICE=cuda")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CLASS_COUNTS = (2, 3, 4, 5, 6, 8, 16, 19, 21, 33, 65, 150, 1024)
 EXACT_COUNTS = (2, 3, 4, 5, 8, 16, 19, 21)  # label_map.cu
-LAUNCHED: Counter[str] = Counter()
+ENGINES = ("rows", "label_map", "tile", "any_joint")
 
-
-@pytest.fixture(autouse=True)
-def _cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if DEVICE == "cpu":
-        monkeypatch.setitem(_kernels.engines, "cpu", cuda_engine())
-        monkeypatch.setattr(_native, "_traced", [cuda_engine().module])
-    with _native.trace() as events:
-        yield
-    LAUNCHED.update(event.kernel for event in events)
-
-
-def multiclass(loss: str, **options: object) -> Case:
-    return Case(loss, "multiclass", options)
-
-
-LABEL_MAPS = [
-    multiclass("cross_entropy_loss"),
-    multiclass("tversky_loss", alpha=0.3, beta=0.7),
-    multiclass("focal_loss", gamma=2.0),
-]
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -107,9 +96,6 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
     if case.loss == "cross_entropy_loss" and classes in EXACT_COUNTS and dtype != torch.float16 and not spills:
         with _native.scheme("gradient_in_forward"):
             check_case(case, make_logits(shape, dtype), target, ignore_index=255)
-    if case.is_region and classes in EXACT_COUNTS[:4] and dtype != torch.float16:
-        with _native.scheme("sample_serial"):
-            check_case(case, make_logits(shape, dtype), target, ignore_index=255)
 
 
 @pytest.mark.parametrize("classes", [4, 6])
@@ -124,9 +110,9 @@ def test_many_rounds_of_sums(classes: int) -> None:
         for values in (logits, torch.zeros(shape) + torch.arange(classes).view(1, -1, 1, 1)):
             check_case(case, values, make_target("multiclass", shape))
     binary = Case("tversky_loss", "binary", {"alpha": 0.3, "beta": 0.7})
-    pixels = 9 * 2**15  # more chunks than a warp adds at a time
-    for logits in (make_logits((1, 1, pixels)), torch.full((1, 1, pixels), 0.3)):
-        check_case(binary, logits, make_target("binary", (1, 1, pixels)))
+    for pixels in (9 * 2**15, 33 * 2**15):  # chunks that a warp adds, and those that a block does
+        for logits in (make_logits((1, 1, pixels)), torch.full((1, 1, pixels), 0.3)):
+            check_case(binary, logits, make_target("binary", (1, 1, pixels)))
 
 
 TIES = (
@@ -227,7 +213,8 @@ def test_no_vectors_where_memory_is_not_aligned(case: Case, layout: Callable[[Te
     check_case(case, logits, target, layout(weight))
     for reduction in ("mean", "none"):
         leaf = logits.clone().requires_grad_()
-        value = case.module(reduction=reduction)(leaf, target)
+        with _native.scheme("two_pass"):
+            value = case.module(reduction=reduction)(leaf, target)
         upstream = torch.rand(value.shape) + 0.3
         spread = layout(upstream) if value.dim() > 1 else upstream
         (expected,) = torch.autograd.grad(value, leaf, upstream, retain_graph=True)
@@ -261,7 +248,7 @@ def test_as_many_terms_as_a_plan_holds(mode: str) -> None:
     tversky = {"alpha": 0.3, "beta": 0.7}
     pointwise = [Case("focal_loss", mode, {"gamma": 1.5}), Case("mse_loss", mode), Case("huber_loss", mode)]
     if mode == "multiclass":
-        weighted = {"label_smoothing": 0.2, "class_weight": PER_CLASS["class_weight"]}
+        weighted = {"label_smoothing": 0.2, "class_weight": PER_CLASS}
         pointwise.append(multiclass("cross_entropy_loss", **weighted))
     else:
         pointwise.append(Case("bce_with_logits_loss", mode, {"pos_weight": 2.5}))
@@ -389,247 +376,10 @@ def test_offsets_beyond_two_to_the_31(case: Case) -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_two_passes_and_a_head() -> None:
-    criterion = segfuse.DiceCELoss() + 20 * segfuse.FocalLoss("multiclass") + segfuse.JaccardLoss("multiclass")
-    shape = (2, 5, 32, 32)
-    with _native.trace() as events:
-        criterion(make_logits(shape).requires_grad_(), make_target("multiclass", shape)).backward()
-    assert [event.kernel.split("<")[0].split(".")[-1] for event in events] == ["statistics", "head", "gradient"]
-    read = 4 * 5 * 2048 + 8 * 2048
-    assert [(e.bytes_read, e.bytes_written) for e in events if "head" not in e.kernel] == [(read, 0), (read, 4 * 10240)]
-
-
-TVERSKY = {"alpha": 0.3, "beta": 0.7}
-PER_CLASS = {"class_weight": (0.2, 1.5, 0.7, 2.0, 1.1)}
-# Losses whose gradient the forward can write, by scheme.
-AHEAD = [
-    ("gradient_in_forward", Case("bce_with_logits_loss", "binary", {"pos_weight": 2.5})),
-    ("gradient_in_forward", Case("bce_with_logits_loss", "multilabel", {"pos_weight": PER_CLASS["class_weight"]})),
-    ("gradient_in_forward", multiclass("cross_entropy_loss")),
-    ("sample_serial", Case("tversky_loss", "binary", TVERSKY)),
-    ("sample_serial", Case("tversky_loss", "multilabel", {**TVERSKY, **PER_CLASS})),
-    ("sample_serial", Case("focal_tversky_loss", "binary", TVERSKY)),
-    ("sample_serial", multiclass("tversky_loss", **TVERSKY, **PER_CLASS, classes=[3, 1, 0, 2, 4])),
-    ("sample_serial", multiclass("jaccard_loss", pool_classes=True, shape="log")),
-]
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "sample"])
-@pytest.mark.parametrize(("scheme", "case"), AHEAD, ids=str)
-def test_gradient_ahead(scheme: str, case: Case, reduction: str) -> None:
-    """The schemes' traps: upstream gradients that are not 1, weights that could not be foreseen."""
-    for dtype in (torch.float32, torch.bfloat16):
-        shape = shape_of(case.mode, 72, 128)
-        for target in (make_target(case.mode, shape), make_target(case.mode, shape, torch.uint8)):
-            with _native.scheme(scheme):
-                logits, weight = make_logits(shape, dtype), make_weight(case.mode, shape)
-                check_case(case, logits, target, reduction=reduction)
-                check_case(case, logits, target, weight, reduction=reduction, ignore_index=1)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "sample"])
-@pytest.mark.parametrize(("scheme", "case"), AHEAD, ids=str)
-def test_gradient_ahead_is_that_of_two_passes(scheme: str, case: Case, reduction: str) -> None:
-    """To the bit; and a second backward gets one of its own."""
-    shape = shape_of(case.mode, 72, 128)
-    base, target = make_logits(shape), make_target(case.mode, shape)
-    found = {}
-    for name in ("two_pass", scheme):
-        logits = base.clone().requires_grad_()
-        with _native.scheme(name), _native.trace() as events:
-            loss = case.module(reduction=reduction)(logits, target)
-            found[name] = [torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0] for _ in range(2)]
-        first = {"two_pass": "statistics", "gradient_in_forward": "both", "sample_serial": "serial"}[name]
-        kernels = [event.kernel.split("<")[0].split(".")[-1] for event in events]
-        assert kernels == [first, "head", "gradient", "gradient"]
-    assert found[scheme][0].data_ptr() != found[scheme][1].data_ptr()
-    assert torch.equal(found[scheme][1], found["two_pass"][0])
-    if scheme == "gradient_in_forward" or reduction == "sum":
-        assert torch.equal(found[scheme][0], found["two_pass"][0])
-    else:  # a mean over rows is formed in another order there: the last bit of a slope
-        check_close(found[scheme][0], found["two_pass"][0].double(), 3e-7, "gradient")
-
-
-@pytest.mark.parametrize("samples", [1, 2, 7])
-@pytest.mark.parametrize("compound", [False, True])
-def test_sample_serial_with_any_number_of_samples(
-    samples: int, compound: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fewer and more blocks than chunks; compounds whose pointwise mean counts every pixel, or does not."""
-    loss = segfuse.DiceLoss("multiclass", ignore_index=-100) + (0.7 * segfuse.CrossEntropyLoss() if compound else 0)
-    for processors, classes, ignored in product((1, 3, 11), (2, 4), (False, True)):
-        monkeypatch.setenv("SEGFUSE_SHIM_SMS", str(processors))
-        target = make_target("multiclass", (samples, classes, 64, 128))
-        if ignored:
-            target[0, 5] = -100
-        base = make_logits((samples, classes, 64, 128))
-        found = []
-        for scheme in ("two_pass", "sample_serial"):
-            logits = base.clone().requires_grad_()
-            with _native.scheme(scheme):
-                value = loss(logits, target)
-            found.append((value.detach(), torch.autograd.grad(value, logits)[0]))
-        assert torch.equal(found[0][0], found[1][0])
-        check_close(found[1][1], found[0][1].double(), 3e-7, "gradient")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "loss", [segfuse.DiceBCELoss("binary"), segfuse.DiceBCELoss("multilabel")], ids=["binary", "multilabel"]
-)
-def test_sample_serial_compounds(loss: segfuse.Loss, dtype: torch.dtype) -> None:
-    shape = (5, 1 if loss.losses[0].mode == "binary" else 3, 80, 128)
-    base, target = make_logits(shape, dtype), make_target("multilabel", shape, torch.uint8)
-    found = []
-    for scheme in ("two_pass", "sample_serial"):
-        logits = base.clone().requires_grad_()
-        with _native.scheme(scheme):
-            value = loss(logits, target)
-        found.append((value.detach(), torch.autograd.grad(value, logits)[0]))
-    assert torch.equal(found[0][0], found[1][0])
-    check_close(found[1][1], found[0][1].double(), 3e-7 if dtype == torch.float32 else 1e-2, "gradient")
-
-
-def test_gradient_ahead_of_nothing_valid() -> None:
-    for scheme, loss in (
-        ("gradient_in_forward", segfuse.CrossEntropyLoss()),
-        ("sample_serial", segfuse.DiceLoss("multiclass", ignore_index=-100)),
-    ):
-        logits = make_logits((2, 5, 8, 16)).requires_grad_()
-        with _native.scheme(scheme):
-            value = loss(logits, torch.full((2, 8, 16), -100))
-        value.backward()
-        assert value == 0
-        assert not logits.grad.any()
-
-
-def test_gradient_ahead_is_refused_or_left() -> None:
-    """float16 would underflow; region losses need their sums first; a label that is ignored moves the mean."""
-    x, t = make_logits((2, 5, 8, 16)), make_target("multiclass", (2, 5, 8, 16))
-    refused = [
-        ("gradient_in_forward", segfuse.CrossEntropyLoss(), x.half()),
-        ("gradient_in_forward", segfuse.CrossEntropyLoss(class_weight=[1.0, 2.0, 3.0, 4.0, 5.0]), x),
-        ("sample_serial", segfuse.DiceLoss("multiclass"), x.half()),
-        ("sample_serial", segfuse.DiceLoss("multiclass", pool_batch=True), x),
-        ("sample_serial", segfuse.DiceLoss("multiclass", absent="skip"), x),
-        ("gradient_in_forward", segfuse.DiceLoss("multiclass"), x),
-        ("two_pass", segfuse.CrossEntropyLoss(reduction="none"), x),
-    ]
-    for scheme, loss, logits in refused:
-        forced = "gradient_in_forward" if scheme == "two_pass" else scheme
-        with _native.scheme(forced), pytest.raises(ValueError, match=scheme):
-            loss(logits.requires_grad_(), t)
-    left = [
-        (segfuse.CrossEntropyLoss(), x.half()),
-        (segfuse.DiceLoss("multiclass"), x),
-        (segfuse.CrossEntropyLoss(ignore_index=255), x),
-        (segfuse.CrossEntropyLoss(class_weight=[1.0, 2.0, 3.0, 4.0, 5.0]), x),
-    ]
-    for loss, logits in left:
-        with _native.trace() as events:
-            loss(logits.requires_grad_(), t).sum().backward()
-        assert "statistics" in events[0].kernel
-    with pytest.raises(ValueError, match="two_pass"), _native.scheme("fastest"):
-        pass
-
-
-def test_warmup_loads_every_kernel() -> None:
-    segfuse.warmup(DEVICE)
-    with pytest.raises(RuntimeError, match="segfuse has no kernels for mps"):
-        segfuse.warmup("mps")
-
-
-def test_a_plan_lives_as_long_as_its_engine() -> None:
-    """Lists of classes lie on the device, once per plan."""
-    shape = shape_of("multiclass", 16, 16)
-    case = multiclass("tversky_loss", **TVERSKY, classes=[4, 2])
-    for _ in range(3):
-        check_case(case, make_logits(shape), make_target("multiclass", shape))
-    cached = [classes for native, classes in cuda_engine()._plans.values() if native.classes == [4, 2]]
-    assert cached
-    assert all(classes.tolist() == [4, 2] for classes in cached)
-
-
-@needs_gpu
-@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
-def test_side_stream_and_graph(case: Case) -> None:
-    shape = shape_of(case.mode, 96, 128)
-    loss = case.module()
-    static = make_logits(shape).requires_grad_()
-    target = make_target(case.mode, shape)
-    segfuse.warmup(static.device)
-
-    def step() -> tuple[Tensor, Tensor]:
-        value = loss(static, target)
-        return value, torch.autograd.grad(value, static)[0]
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        value, gradient = step()
-    for _ in range(3):
-        with torch.no_grad():
-            static.copy_(make_logits(shape))
-        graph.replay()
-        expected = step()
-        assert torch.equal(value, expected[0])
-        assert torch.equal(gradient, expected[1])
-
-
-@needs_gpu
-@pytest.mark.parametrize("classes", [1, 4])
-def test_more_than_two_to_the_31_elements(classes: int) -> None:
-    """Equal predictions everywhere: a plain float sum of them would be off by 2.6e-4."""
-    pixels = (2**31 + 4096) // classes
-    mode = "binary" if classes == 1 else "multiclass"
-    logits = torch.full((1, classes, pixels), 0.3, dtype=torch.bfloat16)
-    logits[:, 0] = 0.5
-    target = torch.zeros((1, pixels), dtype=torch.uint8)
-    small = (1, classes, 4096)
-    loss = segfuse.DiceLoss(mode, smooth=0.0) + (segfuse.CrossEntropyLoss() if classes > 1 else 0)
-    value = loss(logits.requires_grad_(), target if classes > 1 else target[:, None])
-    (gradient,) = torch.autograd.grad(value, logits)
-    part = logits.detach()[..., :4096].contiguous().requires_grad_()
-    expected = loss(part, target[:, :4096] if classes > 1 else target[:, None, :4096])
-    (expected_gradient,) = torch.autograd.grad(expected, part)
-    check_close(value.detach(), expected.detach().double(), TOLERANCE[torch.float32][0], "loss")
-    scale = 4096 / pixels
-    for found in (gradient[..., :4096], gradient[..., -4096:]):
-        check_close(
-            found.reshape(small), expected_gradient.double() * scale, 3 * TOLERANCE[torch.bfloat16][1], "gradient"
-        )
-
-
-@needs_gpu
-@pytest.mark.parametrize("scheme", ["two_pass", "auto"])
-@pytest.mark.parametrize(
-    ("loss", "shape"),
-    [
-        (segfuse.DiceBCELoss("binary"), (4, 1, 1024, 1024)),
-        (segfuse.DiceCELoss(), (2, 19, 512, 512)),
-        (segfuse.CrossEntropyLoss(), (1, 150, 256, 256)),
-    ],
-    ids=str,
-)
-def test_memory_is_the_gradient_and_a_megabyte(loss: segfuse.Loss, shape: tuple[int, ...], scheme: str) -> None:
-    logits = torch.randn(shape, requires_grad=True)
-    target = make_target("binary" if shape[1] == 1 else "multiclass", shape)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    with _native.scheme(scheme):
-        torch.autograd.grad(loss(logits, target), logits)
-    assert torch.cuda.max_memory_allocated() - before <= 4 * logits.numel() + 2**20
-
-
 @pytest.mark.skipif(THIN > 1, reason="SEGFUSE_THIN leaves tests out")
-def test_every_kernel_was_launched(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_engine_was_launched(capsys: pytest.CaptureFixture[str]) -> None:
     """Last in the file: shows how often each kernel ran above, and finds those that did not."""
-    names = cuda_engine().module.kernel_names()
+    names = [name for name in cuda_engine().module.kernel_names() if name.split(".")[0] in ENGINES]
     print("\n".join(f"{LAUNCHED[name]:6} {name}" for name in names))
     with capsys.disabled():
         for family in dict.fromkeys(name.split("<")[0] for name in names):

@@ -49,7 +49,7 @@ void py_head(const PyPlan& plan, const std::vector<int64_t>& shape, bool label_m
 
 void py_backward(const PyPlan& plan, const py::object& logits, const py::object& target, const py::object& weight,
                  bool soft, uintptr_t tables, uintptr_t slopes, int64_t slope_count, uintptr_t scalar_upstream,
-                 const py::object& upstream, const py::object& gradient, uintptr_t ahead, int threads) {
+                 const py::object& upstream, const py::object& gradient, bool ahead, int threads) {
   const Problem problem =
       make_problem(plan, logits, target, weight, soft, upstream, gradient, plan.mode != Mode::binary);
   check_slopes(plan, problem, slopes, slope_count);
@@ -57,8 +57,8 @@ void py_backward(const PyPlan& plan, const py::object& logits, const py::object&
     throw std::invalid_argument("grad_output: has no storage");
   const Constants constants{pointer<const double>(tables), nullptr, plan.classes.data()};
   const py::gil_scoped_release release;
-  backward(plan.plan, problem, constants, pointer<const void>(slopes), pointer<const void>(scalar_upstream),
-           pointer<const float>(ahead), threads);
+  backward(plan.plan, problem, constants, pointer<const void>(slopes), pointer<const void>(scalar_upstream), ahead,
+           threads);
 }
 
 template <class T>

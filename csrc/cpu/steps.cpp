@@ -173,7 +173,7 @@ void finish(const Head& head, const Plan& plan, const Problem& problem, const Ou
   Real* slopes = static_cast<Real*>(outputs.slopes);
   head.finish(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms, slopes);
   const Layout layout(plan, problem);
-  slopes[layout.units * layout.unit_slopes()] = 0;  // a GPU says there whether it has written the gradient ahead
+  slopes[layout.units * layout.unit_slopes()] = 0;  // see `forward`
 }
 
 template <class Real>
@@ -343,11 +343,12 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, const float* ahead, int threads) {
+              const void* upstream, bool ahead, int threads) {
   Call call(plan, problem, constants);
   const Step first = ahead ? first_step(call) : Step::statistics;
   if (first == Step::both) {
-    const float factor = *ahead * *static_cast<const float*>(upstream);
+    const int64_t behind = call.layout.units * call.layout.unit_slopes();
+    const float factor = static_cast<const float*>(slopes)[behind] * *static_cast<const float*>(upstream);
     if (factor == 1) return;
     // By infinity or NaN pixels that do not count would turn NaN.
     if (factor - factor == 0) return multiply(problem, factor, threads);

@@ -54,9 +54,9 @@ void head(const Plan& plan, const Problem& problem, const Constants& constants, 
 // Else the powers or probabilities are there (Step::keep), which the gradient needs not compute again.
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs);
 
-// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). ahead: what stands behind the
-// slopes, if problem.output is what the forward has written, which is used up; else null.
+// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). ahead: problem.output is what
+// the forward has written, which is used up.
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, const float* ahead, int threads);
+              const void* upstream, bool ahead, int threads);
 
 }  // namespace segfuse

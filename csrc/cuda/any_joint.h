@@ -83,8 +83,8 @@ struct AnyJoint {
     Real* column = reinterpret_cast<Real*>(staging + kSums * kWarps) + threadIdx.x;
     const Span span = chunk_of(job.cut, blockIdx.x);
     const Layout& layout = job.layout;
-    double* out = job.partial + blockIdx.x * layout.unit_sums();
-    const auto bring = [&](const auto& value, int count, double* to, bool first) {
+    const ChunkSums out = sums_of_chunk(job, blockIdx.x);
+    const auto bring = [&](const auto& value, int count, const ChunkSums& to, bool first) {
       if (int(threadIdx.x) < count) totals[threadIdx.x] = first ? 0 : to[threadIdx.x];
       add_over_block(value, count, totals, staging);
       if (int(threadIdx.x) < count) to[threadIdx.x] = totals[threadIdx.x];
@@ -137,7 +137,7 @@ struct AnyJoint {
             });
           });
         if (layout.region_sums)
-          bring(region, layout.region_sums, out + layout.group_sums() + c * layout.region_sums, base == 0);
+          bring(region, layout.region_sums, out.from(layout.group_sums() + c * layout.region_sums), base == 0);
       }
       double wide[1 + 2 * kMaxPoints];
 #pragma unroll

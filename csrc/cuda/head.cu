@@ -1,31 +1,84 @@
-// The head on the device: one block adds the chunks of each unit, in their order, and runs csrc/head.h.
+// The sums of the chunks added, and the head (csrc/head.h) on the device: in one block, or in the phases of many.
 #include "kernels.h"
-#include "team.h"
 
 namespace segfuse {
 namespace {
 
 constexpr int kHeadThreads = 512;
 
+// The blocks of a grid as the team of csrc/head.h.
+template <int kSize>
+struct Blocks {
+  double* staging;  // one per warp
+  __device__ int64_t rank() const { return int64_t(blockIdx.x) * kSize + threadIdx.x; }
+  __device__ int64_t size() const { return int64_t(gridDim.x) * kSize; }
+  __device__ int64_t group() const { return blockIdx.x; }
+  __device__ int64_t groups() const { return gridDim.x; }
+  __device__ bool leads() const { return threadIdx.x == 0; }
+  __device__ void sync() const { __syncthreads(); }
+  template <class F>
+  __device__ double sum(int64_t n, const F& f) const {
+    double own = 0;
+    for (int64_t i = rank(); i < n; i += size()) own += f(i);
+    return block_sum(own);
+  }
+  template <class F>
+  __device__ double group_sum(int64_t n, const F& f) const {
+    double own = 0;
+    for (int64_t i = threadIdx.x; i < n; i += kSize) own += f(i);
+    return block_sum(own);
+  }
+  __device__ double block_sum(double own) const {
+    own = warp_sum(own);
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) staging[threadIdx.x / kWarp] = own;
+    __syncthreads();
+    double total = 0;
+    for (int w = 0; w < kSize / kWarp; ++w) total += staging[w];
+    return total;
+  }
+};
+
+// The sum of every unit from those of its chunks: a warp for each where they are few, else a block.
+struct AddChunks {
+  static constexpr int kBlock = kThreads, kBlocks = 4, kSharedBytes = int(sizeof(double)) * kWarps;
+
+  __device__ static void run(const Job& job) {
+    const int64_t chunks = job.cut.per_unit, count = job.layout.units * job.layout.unit_sums();
+    if (chunks > kFewChunks) {
+      const Blocks<kThreads> block{reinterpret_cast<double*>(shared_memory())};
+      const double* partial = job.partial + blockIdx.x * chunks;
+      const double sum = block.group_sum(chunks, [&](int64_t k) { return partial[k]; });
+      if (block.leads()) job.sums[blockIdx.x] = sum;
+      return;
+    }
+    const int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+    if (i >= count) return;
+    double own = 0;
+    for (int64_t k = threadIdx.x % kWarp; k < chunks; k += kWarp) own += job.partial[i * chunks + k];
+    own = warp_sum(own);
+    if (threadIdx.x % kWarp == 0) job.sums[i] = own;
+  }
+};
+
 template <class Real>
 struct HeadKernel {
   static constexpr int kBlock = kHeadThreads, kBlocks = 1, kSharedBytes = int(sizeof(double)) * kHeadThreads / kWarp;
 
-  __device__ static void statistics(const Job& job) {
-    if (job.head_parts & kAdd) {
-      add_chunks(job, 0, job.layout.units, job.sums);
-      __syncthreads();
-    }
-    if (!(job.head_parts & (kGather | kFinish))) return;
+  __device__ static void run(const Job& job) {
+    const int phases = job.head_phases;
     const Head head(job.plan, job.problem, job.constants, job.sums, job.head_workspace, job.vector);
-    const Block<kHeadThreads> block{reinterpret_cast<double*>(shared_memory())};
-    if (job.head_parts & kGather) head.gather(block);
-    if (!(job.head_parts & kFinish)) return;
-    head.finish(block, static_cast<Real*>(job.loss), job.terms, static_cast<Real*>(job.slopes));
-    const double weight = job.vector[0];
-    // In the slopes' type, behind them; the gradient pass reads it of float32 only.
-    if (threadIdx.x == 0)
-      *reinterpret_cast<Real*>(job.ahead) = Real(job.assumed_weight == 0 || weight == job.assumed_weight ? 1 : 0);
+    const Blocks<kHeadThreads> team{reinterpret_cast<double*>(shared_memory())};
+    Real* slopes = static_cast<Real*>(job.slopes);
+    if (phases & kScore) head.score(team, job.block_totals + blockIdx.x * Head::totals_size(job.plan));
+    if (phases & kTotal) head.total(team, job.block_totals, job.score_blocks);
+    if (phases & kPool) head.pool(team);
+    if (phases & kReduce) head.reduce(team, static_cast<Real*>(job.loss), job.terms);
+    if (!(phases & kSlopes)) return;
+    team.sync();
+    head.write_slopes(team, slopes);
+    if (team.rank() == 0)
+      slopes[job.slope_count()] = job.foreseen == 0 ? Real(0) : Real(head.scale_of(0, 0) / job.foreseen);
   }
 };
 
@@ -34,6 +87,7 @@ constexpr Kernel kKernels[] = {
                                          true),
     entry<HeadKernel<double>, Step::head>("head<double>", Engine::head, Dtype::f64, LinkKind::sigmoid, PointSet::any,
                                           true),
+    entry<AddChunks, Step::add>("head.add", Engine::head, Dtype::f64, LinkKind::sigmoid, PointSet::any, true),
 };
 
 }  // namespace

@@ -13,8 +13,8 @@ struct Cut {
   int64_t pixels, chunk, per_unit, count;
 };
 
-// What a launch of the head does: add the chunks to sums, and its two halves.
-constexpr int kGather = 1, kFinish = 2, kAdd = 4;
+// The phases of the head (head.h) that a launch runs, as bits.
+constexpr int kScore = 1, kTotal = 2, kPool = 4, kReduce = 8, kSlopes = 16;
 
 struct Job {
   Plan plan;
@@ -24,30 +24,21 @@ struct Job {
   Cut cut;
   bool can_ignore;  // the target's type can hold ignore_index
   int tile_pixels;  // of tile.h
-  double* partial;  // per chunk: the sums of its unit
+  double* partial;  // the sums of every chunk, as ChunkSums
   double* sums;     // per unit
   double* head_workspace;
-  double* vector;  // between the halves of the head
-  int head_parts;  // of kAdd, kGather, kFinish
-  // Sample after sample (serial.h): groups of blocks, and per sample how many blocks have brought their sums.
-  int serial_groups;
-  unsigned* arrived;
-  // A gradient written in the forward: the sum of weights that it takes for granted (0: none), and whether that proved
-  // right (1 or 0). If so, and where the upstream gradient is 1, the gradient pass has nothing left to do.
-  double assumed_weight;
-  float* ahead;
+  double* vector;        // between the halves of the head
+  double* block_totals;  // per block of kScore: what it adds to the vector
+  int score_blocks;      // how many that are
+  int head_phases;
+  // A gradient written in the forward: the factor of the mean that it takes for granted (0: there is none).
+  double foreseen;
   void* loss;  // of the loss's type; null: unreduced
   double* terms;
-  void* slopes;
+  void* slopes;          // behind them: the factor of the mean over the foreseen one, 0 without one
   const void* upstream;  // gradient of the loss, of its type; null: ones, or problem.upstream
 
-  // The factor of the mean if every pixel counts: what the head would find.
-  HD double foreseen_scale() const {
-    const double pixels = double(problem.pixels * (plan.joint ? 1 : problem.classes));
-    return plan.reduction == Reduction::mean     ? 1 / (pixels * problem.samples)
-           : plan.reduction == Reduction::sample ? 1 / pixels
-                                                 : 1;
-  }
+  HD int64_t slope_count() const { return layout.units * layout.unit_slopes(); }
 };
 
 namespace {
@@ -61,7 +52,21 @@ __device__ inline Span chunk_of(const Cut& cut, int64_t i) {
   return {unit, first, cut.pixels - first < cut.chunk ? cut.pixels - first : cut.chunk};
 }
 
-// The slopes of unit u's pointwise terms, with the mean's factor as foreseen: what the head would leave.
+// Where a chunk leaves the sums of its unit. They lie as [unit][sum][chunk]: who adds the chunks reads neighbours, and
+// of a unit of one chunk they are its sums.
+struct ChunkSums {
+  double* first;
+  int64_t stride;
+  __device__ double& operator[](int64_t s) const { return first[s * stride]; }
+  __device__ ChunkSums from(int64_t s) const { return {first + s * stride, stride}; }
+};
+
+__device__ inline ChunkSums sums_of_chunk(const Job& job, int64_t chunk) {
+  const int64_t unit = chunk / job.cut.per_unit, rank = chunk - unit * job.cut.per_unit;
+  return {job.partial + unit * job.layout.unit_sums() * job.cut.per_unit + rank, job.cut.per_unit};
+}
+
+// The slopes of unit u's pointwise term, with the mean's factor as foreseen: what the head would leave.
 __device__ inline void foresee_slopes(const Job& job, int64_t u, float* slopes) {
   if (int(threadIdx.x) >= job.plan.term_count) return;
   const Term& term = job.plan.terms[threadIdx.x];
@@ -70,7 +75,7 @@ __device__ inline void foresee_slopes(const Job& job, int64_t u, float* slopes) 
   double positive, negative;
   fixed_balance(job.plan, job.plan.points[term.index], job.constants, classes, job.plan.joint ? 0 : u % classes,
                 positive, negative);
-  const double factor = coefficient_of(job.plan, job.constants, threadIdx.x) * job.foreseen_scale();
+  const double factor = coefficient_of(job.plan, job.constants, threadIdx.x) * job.foreseen;
   slopes[2 * term.index] = float(factor * positive);
   slopes[2 * term.index + 1] = float(factor * negative);
 }
@@ -81,12 +86,6 @@ __device__ inline Real upstream_of(const Job& job, int64_t n, int64_t c) {
   if (!job.upstream) return Real(1);
   const OutputMap map{job.plan, job.problem, job.constants.classes};
   return static_cast<const Real*>(job.upstream)[map.of(n, c)];
-}
-
-// Whether the forward has left the gradient of a row as it is to be.
-template <class Real>
-__device__ inline bool is_done(const Job& job, Real upstream) {
-  return job.ahead && *job.ahead == 1.0f && upstream == Real(1);
 }
 
 }  // namespace

@@ -7,11 +7,11 @@
 
 namespace segfuse {
 
-// both: statistics and gradient in one read; serial: sample after sample (serial.h).
-enum class Step : int { statistics, head, values, gradient, both, serial };
+// add: the chunks of a unit; both: statistics and gradient in one read; rescale: that gradient, in place.
+enum class Step : int { statistics, add, head, values, gradient, both, rescale };
 // rows: planes that are arrays; strided_rows: any; any_joint: any multiclass plan; label_map: softmax and class indices
 // with all classes of a pixel in registers; tile: the same through shared memory.
-enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile };
+enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile, rescale };
 enum class PointSet : int { none, bce, cross_entropy, focal_square, any };
 
 struct Key {
@@ -35,7 +35,7 @@ struct Kernel {
   Key key;
   const char* name;
   Function function;
-  int threads, shared_bytes;  // `tile` and Step::serial: and what policy.h says
+  int threads, shared_bytes;  // of `tile`: see tile_bytes
 };
 
 struct KernelTable {
@@ -43,12 +43,15 @@ struct KernelTable {
   size_t count;
 };
 
+constexpr int64_t kFewChunks = 256;  // of a unit, which a warp adds; more than those a block
+
 // rows.cu, any_joint.cu, head.cu, ...
 KernelTable rows_kernels();
 KernelTable any_joint_kernels();
 KernelTable label_map_kernels();
 KernelTable tile_kernels();
 KernelTable head_kernels();
+KernelTable rescale_kernels();
 
 // The largest tile (tile.h) that `shared_bytes` hold, the same for both passes; 0 if even the smallest is too large.
 constexpr int kFewestTilePixels = 4;
@@ -61,14 +64,16 @@ namespace {
 // need the registers of one block more.
 template <class E, Step kStep>
 constexpr int resident_blocks() {
-  return kStep == Step::serial ? 1 : kStep == Step::both && E::kBlocks > 1 ? E::kBlocks - 1 : E::kBlocks;
+  return kStep == Step::both && E::kBlocks > 1 ? E::kBlocks - 1 : E::kBlocks;
 }
 
 // One kernel per engine and step, and its entry in the tables.
 template <class E, Step kStep>
 __global__ void __launch_bounds__(E::kBlock, (resident_blocks<E, kStep>())) kernel(const __grid_constant__ Job job) {
-  if constexpr (kStep == Step::statistics || kStep == Step::head)
+  if constexpr (kStep == Step::statistics)
     E::statistics(job);
+  else if constexpr (kStep == Step::add || kStep == Step::head || kStep == Step::rescale)
+    E::run(job);
   else if constexpr (kStep == Step::values)
     E::values(job);
   else if constexpr (kStep == Step::both)

@@ -1,6 +1,5 @@
 #include "kernels.h"
 #include "label_map.h"
-#include "serial.h"
 
 namespace segfuse {
 namespace {
@@ -19,17 +18,10 @@ namespace {
 #define SEGFUSE_BOTH(Element, name, dtype, classes)                                                                 \
   entry<LabelMap<Element, classes>, Step::both>("label_map.both<" name ", " #classes ">", Engine::label_map, dtype, \
                                                 LinkKind::softmax, PointSet::cross_entropy, false, classes)
-#define SEGFUSE_SERIAL(Element, name, dtype, classes)                                                  \
-  entry<Serial<LabelMap<Element, classes>>, Step::serial>("label_map.serial<" name ", " #classes ">",  \
-                                                          Engine::label_map, dtype, LinkKind::softmax, \
-                                                          PointSet::cross_entropy, false, classes)
 #define SEGFUSE_BOTHS(classes) \
   SEGFUSE_BOTH(float, "float32", Dtype::f32, classes), SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16, classes)
-#define SEGFUSE_SERIALS(classes) \
-  SEGFUSE_SERIAL(float, "float32", Dtype::f32, classes), SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, classes)
 
-// The numbers of classes that are met most: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC. Sample after
-// sample: those of volumes, of which the rest of a batch does not fit into a cache.
+// The numbers of classes that are met most: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC.
 constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENTS(2),  SEGFUSE_ELEMENTS(3),
     SEGFUSE_ELEMENTS(4),  SEGFUSE_ELEMENTS(5),
@@ -39,8 +31,6 @@ constexpr Kernel kKernels[] = {
     SEGFUSE_BOTHS(4),     SEGFUSE_BOTHS(5),
     SEGFUSE_BOTHS(8),     SEGFUSE_BOTHS(16),
     SEGFUSE_BOTHS(19),    SEGFUSE_BOTH(float, "float32", Dtype::f32, 21),  // bfloat16 would spill
-    SEGFUSE_SERIALS(2),   SEGFUSE_SERIALS(3),
-    SEGFUSE_SERIALS(4),   SEGFUSE_SERIALS(5),
 };
 
 }  // namespace

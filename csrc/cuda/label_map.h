@@ -214,11 +214,11 @@ struct LabelMap {
     }
     flush();
     // In the order of Layout.
-    double* out = job.partial + chunk * job.layout.unit_sums();
+    const ChunkSums out = sums_of_chunk(job, chunk);
     const int group_count = int(job.layout.group_sums());
     if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
     for (int c = threadIdx.x; regions && c < kClasses; c += kThreads) {
-      double* own = out + group_count + c * job.layout.region_sums;
+      const ChunkSums own = out.from(group_count + c * job.layout.region_sums);
       own[0] = of_class[2 * c];
       own[1] = of_class[2 * kClasses + c];
       own[2] = of_class[2 * c + 1];
@@ -276,18 +276,11 @@ struct LabelMap {
 
   __device__ static void gradient(const Job& job) {
     // The chunks that the statistics read last are those that the second cache still holds.
-    const int64_t chunk = int64_t(gridDim.x) - 1 - blockIdx.x, unit = chunk_of(job.cut, chunk).unit;
-    // Only an unreduced region loss has more than one upstream gradient in a sample, and no gradient ahead.
-    if (is_done(job, upstream_of<float>(job, unit, 0))) return;
-    write_chunk(job, chunk, static_cast<const float*>(job.slopes) + unit * job.layout.unit_slopes());
-  }
-
-  // slopes: of the chunk's unit.
-  __device__ static void write_chunk(const Job& job, int64_t chunk, const float* slopes) {
+    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
+    const float* slopes = static_cast<const float*>(job.slopes) + span.unit * job.layout.unit_slopes();
     float* scales = reinterpret_cast<float*>(shared_memory());
     float* present = scales + kClasses;
     float* absent = present + kClasses;
-    const Span span = chunk_of(job.cut, chunk);
     const Dense<kVector> dense{job, span.unit, span.first, span.count};
     const bool regions = job.plan.region_count > 0;
     load_scales(job, scales);

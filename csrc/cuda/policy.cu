@@ -7,8 +7,8 @@
 namespace segfuse {
 
 const std::vector<KernelTable>& tables() {
-  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(), label_map_kernels(), tile_kernels(),
-                                            any_joint_kernels()};
+  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(),      label_map_kernels(),
+                                            tile_kernels(), any_joint_kernels(), rescale_kernels()};
   return all;
 }
 
@@ -20,9 +20,6 @@ const Kernel* find(const Key& key) {
       if (table.begin[i].key == key) return &table.begin[i];
   return nullptr;
 }
-
-// Whether a step writes the gradient.
-bool writes(Step step) { return step == Step::gradient || step == Step::both || step == Step::serial; }
 
 // Whether positions are neighbours in memory, and groups of `group` of them can be loaded at once.
 bool is_array(const View& v, int64_t group) {
@@ -40,7 +37,7 @@ bool all_arrays(const Problem& p, Step step) {
   return p.pixels % group == 0 && (is_dense_label(t) || soft) && is_array(p.logits, group) &&
          is_array(p.target, group) &&
          (!p.has_weight || (is_dense_weight(p.weight.dtype) && is_array(p.weight, group))) &&
-         (!p.has_upstream || is_array(p.upstream, group)) && (!writes(step) || is_array(p.output, group));
+         (!p.has_upstream || is_array(p.upstream, group)) && (step == Step::statistics || is_array(p.output, group));
 }
 
 PointSet points_of(const Plan& plan) {
@@ -74,23 +71,12 @@ int64_t tile_memory() {
   return most < 81920 ? most : 81920;
 }
 
-// Whether the gradient can be written before the mean is known: if every pixel counts, one over their number.
+// Whether the gradient can be written before the mean is known: one factor is left for all pixels.
 bool is_foreseeable(const Plan& plan, const Problem& p) {
   for (int k = 0; k < plan.point_count; ++k)
     if (plan.points[k].balance == Balance::balanced || plan.points[k].weighs_the_mean) return false;
-  return plan.region_count == 0 && !plan.unreduced() && p.logits.dtype != Dtype::f16 && p.samples * p.pixels > 0;
-}
-
-// Whether the gradient of a sample depends on the sums of that sample alone (and the rows' weights on none).
-bool samples_stand_alone(const Job& job) {
-  const Plan& plan = job.plan;
-  const Problem& p = job.problem;
-  for (int k = 0; k < plan.region_count; ++k)
-    if (plan.regions[k].pool_batch || plan.regions[k].absent == Absent::skip) return false;
-  for (int k = 0; k < plan.point_count; ++k)
-    if (plan.points[k].weighs_the_mean) return false;
-  return plan.region_count && plan.reduction != Reduction::none && p.logits.dtype != Dtype::f16 &&
-         p.samples * p.pixels > 0 && p.classes <= 64;
+  const bool one = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
+  return plan.region_count == 0 && one && p.logits.dtype != Dtype::f16 && p.samples * p.pixels > 0;
 }
 
 // Whether every pixel is likely to count, so that the gradient will not have to be computed again.
@@ -100,15 +86,67 @@ bool is_likely(const Job& job) {
   return !job.problem.has_weight && !soft_ignore && (!job.can_ignore || job.plan.ignore_index == -100);
 }
 
+// What a call reports of kernels that were launched before it. It stays until the process ends.
+bool is_fault(cudaError_t status) {
+  switch (status) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// What will be so for as long as the process runs: no code for the device, or no driver that takes it.
+bool is_lasting(cudaError_t status) {
+  switch (status) {
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoDevice:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilationDisabled:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
+  const std::string error = cudaGetErrorString(status);
+  if (is_fault(status))
+    throw std::runtime_error("segfuse: a kernel that ran before on this device failed, of whatever library: " + error +
+                             ". CUDA_LAUNCH_BLOCKING=1 shows which");
   cudaGetLastError();  // take it back: the next call of anybody must not find it
-  std::string message = std::string("segfuse: ") + what + ": " + cudaGetErrorString(status);
+  throw std::runtime_error(std::string("segfuse: ") + what + ": " + error);
+}
+
+std::string unusable() {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, tables().front().begin->function);
+  if (!is_lasting(status)) {
+    check(status, "device");
+    return "";
+  }
+  cudaGetLastError();
+  std::string reason = cudaGetErrorString(status);
   if (status == cudaErrorNoKernelImageForDevice)
-    message += " (this build holds no code for the device; python -m segfuse lists its architectures)";
-  throw std::runtime_error(message);
+    reason += " (this build holds no code for the device; python -m segfuse lists its architectures)";
+  return reason;
 }
 
 // Partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
@@ -122,18 +160,26 @@ Cut cut_of(const Layout& layout, int64_t pixels) {
   return cut;
 }
 
+int head_blocks(const Sizes& sizes) {
+  constexpr int64_t kRowsPerBlock = 512, kMostBlocks = 256;
+  const int64_t rows = sizes.samples * sizes.classes;
+  return rows <= kFewRows ? 1 : int(std::min((rows + kRowsPerBlock - 1) / kRowsPerBlock, kMostBlocks));
+}
+
 const Kernel* kernel_for(Step step, const Job& job) {
   const Plan& plan = job.plan;
   const Problem& p = job.problem;
   const Dtype real = p.wide ? Dtype::f64 : Dtype::f32;
+  if (step == Step::add) return find({step, Engine::head, Dtype::f64, LinkKind::sigmoid, PointSet::any, true, 0});
   if (step == Step::head) return find({step, Engine::head, real, LinkKind::sigmoid, PointSet::any, true, 0});
+  if (step == Step::rescale)
+    return find({step, Engine::rescale, p.logits.dtype, LinkKind::sigmoid, PointSet::any, true, 0});
   const PointSet own = points_of(plan);
   if (is_plain_label_map(plan, p) && (own == PointSet::none || own == PointSet::cross_entropy) && all_arrays(p, step))
     if (const Kernel* k =
             find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
       return k;
-  const bool optional = step == Step::both || step == Step::serial;
-  if (optional && plan.joint) return nullptr;
+  if (step == Step::both && plan.joint) return nullptr;
   if (job.tile_pixels && step != Step::values)
     return find({step, Engine::tile, p.logits.dtype, plan.link, PointSet::any, false, 0});
   if (plan.joint) return find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
@@ -141,47 +187,27 @@ const Kernel* kernel_for(Step step, const Job& job) {
     for (const PointSet points : {own, PointSet::any})
       for (const bool extra : {plan.sums_extra(), true})
         if (const Kernel* k = find({step, Engine::rows, p.logits.dtype, plan.link, points, extra, 0})) return k;
-  return optional ? nullptr : find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
+  if (step == Step::both) return nullptr;
+  return find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
 }
 
 Scheme scheme_for(const Job& job, Scheme wanted) {
-  if (job.plan.unreduced() && wanted != Scheme::two_pass && wanted != Scheme::automatic)
+  if (job.plan.unreduced() && wanted == Scheme::gradient_in_forward)
     throw std::invalid_argument("scheme: a loss per element has its gradient in a pass of its own (two_pass)");
   if (wanted == Scheme::two_pass || !job.problem.output.data || job.plan.unreduced()) return Scheme::two_pass;
   const bool can_foresee = is_foreseeable(job.plan, job.problem) && kernel_for(Step::both, job);
   if (wanted == Scheme::gradient_in_forward && !can_foresee)
     throw std::invalid_argument(
-        "scheme: gradient_in_forward is for BCE and cross-entropy in float32 and bfloat16, in planes");
-  if (wanted == Scheme::sample_serial) {
-    if (!samples_stand_alone(job) || !kernel_for(Step::serial, job))
-      throw std::invalid_argument(
-          "scheme: sample_serial is for region losses of each sample in float32 and bfloat16, in planes");
-    return wanted;
-  }
-  if (!can_foresee) return Scheme::two_pass;
-  return wanted == Scheme::gradient_in_forward || is_likely(job) ? Scheme::gradient_in_forward : Scheme::two_pass;
+        "scheme: gradient_in_forward is for a mean or a sum of BCE or cross-entropy in float32 and bfloat16, in "
+        "planes");
+  return can_foresee && (wanted == Scheme::gradient_in_forward || is_likely(job)) ? Scheme::gradient_in_forward
+                                                                                  : Scheme::two_pass;
 }
 
-int64_t serial_bytes(const Job& job, const Kernel& kernel) {
-  const Sizes one{1, job.problem.classes, job.problem.pixels};
-  const int64_t units = job.layout.units / job.problem.samples;
-  const int64_t doubles = units * job.layout.unit_sums() + kWarps + 2 * kMaxTerms +
-                          Head::workspace_size(job.plan, one, 1) + Head::vector_size(job.plan, one);
-  return kernel.shared_bytes + int64_t(sizeof(double)) * doubles +
-         int64_t(sizeof(float)) * units * job.layout.unit_slopes();
-}
-
-// As many samples at once as half of the second cache holds, if each has enough chunks for its blocks.
-int serial_groups(const Job& job, int64_t blocks) {
-  int device = 0, cache = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "device attribute");
+double foreseen_scale(const Job& job) {
   const Problem& p = job.problem;
-  const int64_t bytes = p.pixels * (p.classes * size_of(p.logits.dtype) + size_of(p.target.dtype));
-  const int64_t chunks = job.layout.units / p.samples * job.cut.per_unit;
-  int64_t groups = cache / 2 / (bytes + 1);
-  groups = std::max(groups, (blocks + chunks - 1) / chunks);
-  return int(std::max<int64_t>(1, std::min({groups, p.samples, blocks})));
+  const int64_t pixels = p.samples * p.pixels * (job.plan.joint ? 1 : p.classes);
+  return job.plan.reduction == Reduction::mean ? 1 / double(pixels) : 1;
 }
 
 Job make_job(const Plan& plan, const Problem& problem, const Constants& constants) {

@@ -15,18 +15,21 @@ void check(cudaError_t status, const char* what);
 
 Cut cut_of(const Layout& layout, int64_t pixels);
 
+// The blocks of the head's phases that go over all rows: by their number alone. 1: all phases in one launch.
+int head_blocks(const Sizes& sizes);
+
 // All of a job but the addresses of its outputs.
 Job make_job(const Plan& plan, const Problem& problem, const Constants& constants);
 
-// The kernel for a step: the most special one that there is. Null: none, which only Step::both and Step::serial may
-// meet.
+// The kernel for a step: the most special one that there is. Null: none, which only Step::both may meet.
 const Kernel* kernel_for(Step step, const Job& job);
+
+void load_words_kernel();  // words.cu
 
 // The scheme of a call that has been given its gradient (job.problem.output); throws if the wanted one cannot be.
 Scheme scheme_for(const Job& job, Scheme wanted);
 
-// Of Step::serial: its shared memory, and how many samples are in work at once.
-int64_t serial_bytes(const Job& job, const Kernel& kernel);
-int serial_groups(const Job& job, int64_t blocks);
+// The factor of the mean if every pixel counts: what the head would find.
+double foreseen_scale(const Job& job);
 
 }  // namespace segfuse

@@ -1,6 +1,5 @@
 #include "kernels.h"
 #include "rows.h"
-#include "serial.h"
 
 namespace segfuse {
 namespace {
@@ -35,23 +34,12 @@ using FocalPoint = OnePoint<FocalSquare, 2>;
 #define SEGFUSE_BOTH(Element, name, dtype)                                                                          \
   SEGFUSE_ENTRY(both, name ", bce", SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, OnePoint<BceWithLogits>, false), rows, \
                 dtype, sigmoid, bce, false)
-#define SEGFUSE_SERIAL(Element, name, dtype, points, Points)                            \
-  entry<Serial<SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, Points, false)>, Step::serial>( \
-      "rows.serial<" name ", " #points ">", Engine::rows, dtype, LinkKind::sigmoid, PointSet::points, false)
 
 constexpr Kernel kKernels[] = {
-    SEGFUSE_ELEMENT(float, "float32", Dtype::f32),
-    SEGFUSE_ELEMENT(Half, "float16", Dtype::f16),
-    SEGFUSE_ELEMENT(Bfloat16, "bfloat16", Dtype::bf16),
-    SEGFUSE_BOTH(float, "float32", Dtype::f32),
-    SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16),
-    SEGFUSE_SERIAL(float, "float32", Dtype::f32, none, NoPoints),
-    SEGFUSE_SERIAL(float, "float32", Dtype::f32, bce, OnePoint<BceWithLogits>),
-    SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, none, NoPoints),
-    SEGFUSE_SERIAL(Bfloat16, "bfloat16", Dtype::bf16, bce, OnePoint<BceWithLogits>),
-    SEGFUSE_STRIDED(float, Dtype::f32, Sigmoid, sigmoid),
-    SEGFUSE_STRIDED(float, Dtype::f32, Identity, identity),
-    SEGFUSE_STRIDED(double, Dtype::f64, Sigmoid, sigmoid),
+    SEGFUSE_ELEMENT(float, "float32", Dtype::f32),           SEGFUSE_ELEMENT(Half, "float16", Dtype::f16),
+    SEGFUSE_ELEMENT(Bfloat16, "bfloat16", Dtype::bf16),      SEGFUSE_BOTH(float, "float32", Dtype::f32),
+    SEGFUSE_BOTH(Bfloat16, "bfloat16", Dtype::bf16),         SEGFUSE_STRIDED(float, Dtype::f32, Sigmoid, sigmoid),
+    SEGFUSE_STRIDED(float, Dtype::f32, Identity, identity),  SEGFUSE_STRIDED(double, Dtype::f64, Sigmoid, sigmoid),
     SEGFUSE_STRIDED(double, Dtype::f64, Identity, identity),
 };
 

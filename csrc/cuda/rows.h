@@ -111,11 +111,12 @@ struct Rows {
     add_over_block(sums.value, Totals::kCount, totals, staging);
     if (threadIdx.x != 0) return;
     // In the order of Layout.
-    double* out = job.partial + chunk * job.layout.unit_sums();
-    *out++ = totals[0];
-    for (int i = 0; i < 2 * job.plan.point_count; ++i) *out++ = totals[Totals::kPoint + i];
-    if (job.plan.sums_labels()) *out++ = totals[1];
-    for (int s = 0; s < job.layout.region_sums; ++s) *out++ = totals[2 + s];
+    const ChunkSums out = sums_of_chunk(job, chunk);
+    int next = 0;
+    out[next++] = totals[0];
+    for (int i = 0; i < 2 * job.plan.point_count; ++i) out[next++] = totals[Totals::kPoint + i];
+    if (job.plan.sums_labels()) out[next++] = totals[1];
+    for (int s = 0; s < job.layout.region_sums; ++s) out[next++] = totals[2 + s];
   }
 
   // The loss of each pixel (kGradient = false) or its gradient.
@@ -157,30 +158,16 @@ struct Rows {
     source.template store<kWeighted>(base, out);
   }
 
-  // For serial.h: the gradient of a chunk, its unit's slopes being final.
-  __device__ static void write_chunk(const Job& job, int64_t chunk, const Real* slopes) {
-    write_chunk<true>(job, chunk, slopes, Real(1));
-  }
-
   __device__ static void values(const Job& job) { write<false>(job); }
   __device__ static void gradient(const Job& job) { write<true>(job); }
 
   template <bool kGradient>
   __device__ static void write(const Job& job) {
     // The chunks that the statistics read last are those that the second cache still holds.
-    const int64_t chunk = int64_t(gridDim.x) - 1 - blockIdx.x, classes = job.problem.classes;
-    const int64_t unit = chunk_of(job.cut, chunk).unit;
-    const Real upstream = kGradient ? upstream_of<Real>(job, unit / classes, unit % classes) : Real(1);
-    if (kGradient && is_done(job, upstream)) return;
-    write_chunk<kGradient>(job, chunk, static_cast<const Real*>(job.slopes) + unit * job.layout.unit_slopes(),
-                           upstream);
-  }
-
-  // slopes: of the chunk's unit.
-  template <bool kGradient>
-  __device__ static void write_chunk(const Job& job, int64_t chunk, const Real* slopes, Real upstream) {
-    const Span span = chunk_of(job.cut, chunk);
+    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
     const int64_t classes = job.problem.classes;
+    const Real upstream = kGradient ? upstream_of<Real>(job, span.unit / classes, span.unit % classes) : Real(1);
+    const Real* slopes = static_cast<const Real*>(job.slopes) + span.unit * job.layout.unit_slopes();
     const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
     RowSlopes<Real> row{};
     if (kGradient && job.plan.region_count) {

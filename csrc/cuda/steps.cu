@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <limits>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 
 #include "policy.h"
@@ -6,54 +10,87 @@
 namespace segfuse {
 namespace {
 
-constexpr double kNeverTheWeight = -1;  // no sum of weights is: nothing has been written ahead
+// A kernel may have more than 48 KB of shared memory once it is told so. Once per device, to all that a block can have:
+// each call's own size, set by two threads, could be lowered between the one's setting and launch.
+void allow_shared_memory(const Kernel& kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<int, const Kernel*>> allowed;
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({device, &kernel})) return;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device attribute");
+  check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, most), kernel.name);
+  allowed.insert({device, &kernel});
+}
 
-void launch(Step step, const Kernel& kernel, const Job& job, int64_t blocks, int64_t shared_bytes, bool cooperative,
-            cudaStream_t stream) {
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
-          kernel.name);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
+void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
+  if (blocks == 0) return;
+  if (blocks > std::numeric_limits<int32_t>::max())
+    throw std::invalid_argument("logits: " + std::to_string(job.layout.units) +
+                                " rows of pixels are too many for a GPU");
+  const Kernel& kernel = *kernel_for(step, job);
+  const int64_t shared_bytes = kernel.key.engine == Engine::tile
+                                   ? tile_bytes(job.plan, job.problem, job.tile_pixels, step == Step::statistics)
+                                   : kernel.shared_bytes;
+  if (shared_bytes > 48 * 1024) allow_shared_memory(kernel);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(unsigned(kernel.threads));
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cooperative ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel.function, job), kernel.name);
-  const bool reads = step != Step::head, writes = step != Step::head && step != Step::statistics;
-  trace().pass(kernel.name, "cuda", job.plan, job.problem, reads, writes);
+  if (step == Step::rescale) {  // if there is anything to multiply by
+    const int64_t bytes = Trace::output_bytes(job.plan, job.problem);
+    return trace().event(kernel.name, "cuda", bytes, bytes);
+  }
+  const bool reads = step != Step::head && step != Step::add;
+  trace().pass(kernel.name, "cuda", job.plan, job.problem, reads, reads && step != Step::statistics);
 }
 
-void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
-  if (blocks == 0) return;
-  const Kernel& kernel = *kernel_for(step, job);
-  const int64_t shared_bytes = kernel.key.engine == Engine::tile
-                                   ? tile_bytes(job.plan, job.problem, job.tile_pixels, step == Step::statistics)
-                                   : kernel.shared_bytes;
-  launch(step, kernel, job, blocks, shared_bytes, false, stream);
+void add_chunks(const Job& job, cudaStream_t stream) {
+  if (job.cut.per_unit <= 1) return;  // the chunks' sums are the units'
+  const int64_t sums = job.layout.units * job.layout.unit_sums();
+  launch(Step::add, job, job.cut.per_unit > kFewChunks ? sums : (sums + kWarps - 1) / kWarps, stream);
 }
 
-// As many blocks as are resident at once, for they wait for one another.
-void launch_serial(Job& job, cudaStream_t stream) {
-  const Kernel& kernel = *kernel_for(Step::serial, job);
-  const int64_t shared_bytes = serial_bytes(job, kernel);
-  int device = 0, processors = 0, resident = 0;
+// Of kGather and kFinish.
+void run_head(Job& job, int parts, cudaStream_t stream) {
+  const bool one_output = OutputMap{job.plan, job.problem, nullptr}.count() == 1;
+  const int first = parts & kGather ? kScore : 0, middle = parts & kFinish ? kPool | (one_output ? kReduce : 0) : 0;
+  const auto go = [&](int phases, int blocks) {
+    job.head_phases = phases;
+    launch(Step::head, job, blocks, stream);
+  };
+  if (job.score_blocks == 1) {
+    job.block_totals = job.vector;
+    return go(first | (parts & kFinish ? kPool | kReduce | kSlopes : 0), 1);
+  }
+  if (first) go(first, job.score_blocks);
+  if (first || middle) go((first ? kTotal : 0) | middle, 1);
+  if (!(parts & kFinish)) return;
+  if (!one_output) go(kReduce, job.score_blocks);
+  go(kSlopes, job.score_blocks);
+}
+
+void set_head(Job& job, const Outputs& outputs, double* workspace, double* vector) {
+  job.head_workspace = workspace;
+  job.score_blocks = head_blocks(job.problem);
+  job.block_totals =
+      workspace + head_workspace_size(job.plan, job.problem) - job.score_blocks * Head::totals_size(job.plan);
+  job.vector = vector;
+  job.loss = outputs.loss;
+  job.terms = outputs.terms;
+  job.slopes = outputs.slopes;
+}
+
+// A few blocks per processor, which take turns: mostly there is nothing to do.
+int64_t rescale_blocks(const Problem& p) {
+  int device = 0, processors = 0;
   check(cudaGetDevice(&device), "device");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device attribute");
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
-          kernel.name);
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel.function, kernel.threads, size_t(shared_bytes)),
-        kernel.name);
-  int64_t blocks = int64_t(processors) * resident;
-  if (blocks == 0) throw std::runtime_error("segfuse: sample_serial needs more shared memory than the device has");
-  job.serial_groups = serial_groups(job, blocks);
-  blocks -= blocks % job.serial_groups;
-  launch(Step::serial, kernel, job, blocks, shared_bytes, true, stream);
+  const int64_t elements = p.samples * p.classes * p.pixels, per_block = 64 * kThreads / size_of(p.output.dtype);
+  return std::min<int64_t>((elements + per_block - 1) / per_block, 4 * processors);
 }
 
 }  // namespace
@@ -65,11 +102,13 @@ Trace& trace() {
 
 int64_t partial_size(const Plan& plan, const Problem& problem) {
   const Layout layout(plan, problem);
-  return cut_of(layout, problem.pixels).count * layout.unit_sums();
+  const Cut cut = cut_of(layout, problem.pixels);
+  return cut.per_unit > 1 ? cut.count * layout.unit_sums() : 0;
 }
 
 int64_t head_workspace_size(const Plan& plan, const Problem& problem) {
-  return Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count());
+  return Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count()) +
+         head_blocks(problem) * Head::totals_size(plan);
 }
 
 int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vector_size(plan, problem); }
@@ -77,34 +116,23 @@ int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vec
 int64_t workspace_size(const Plan& plan, const Problem& problem) {
   const Layout layout(plan, problem);
   return partial_size(plan, problem) + layout.units * layout.unit_sums() + head_workspace_size(plan, problem) +
-         vector_size(plan, problem) + problem.samples;
+         vector_size(plan, problem);
 }
 
 bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
              double* workspace, Scheme wanted, cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
-  job.partial = workspace;
-  job.sums = job.partial + partial_size(plan, problem);
-  job.head_workspace = job.sums + job.layout.units * job.layout.unit_sums();
-  job.vector = job.head_workspace + head_workspace_size(plan, problem);
-  job.head_parts = kAdd | kGather | kFinish;
-  job.loss = plan.unreduced() ? nullptr : outputs.loss;
-  job.terms = outputs.terms;
-  job.slopes = outputs.slopes;
+  job.sums = workspace;
+  double* const behind = job.sums + job.layout.units * job.layout.unit_sums();
+  job.partial = job.cut.per_unit > 1 ? behind : job.sums;
+  double* const head_workspace = behind + partial_size(plan, problem);
+  set_head(job, outputs, head_workspace, head_workspace + head_workspace_size(plan, problem));
+  if (plan.unreduced()) job.loss = nullptr;
   const Scheme scheme = scheme_for(job, wanted);
-  job.ahead = outputs.ahead;
-  if (scheme == Scheme::two_pass)
-    job.assumed_weight = kNeverTheWeight;
-  else if (plan.point_count && plan.reduction != Reduction::sum)
-    job.assumed_weight = double(problem.samples * (plan.joint ? 1 : problem.classes) * problem.pixels);
-  if (scheme == Scheme::sample_serial) {
-    job.arrived = reinterpret_cast<unsigned*>(workspace + workspace_size(plan, problem) - problem.samples);
-    check(cudaMemsetAsync(job.arrived, 0, size_t(problem.samples) * sizeof(unsigned), stream), "arrived");
-    launch_serial(job, stream);
-  } else {
-    launch(scheme == Scheme::two_pass ? Step::statistics : Step::both, job, job.cut.count, stream);
-  }
-  launch(Step::head, job, 1, stream);
+  if (scheme == Scheme::gradient_in_forward) job.foreseen = foreseen_scale(job);
+  launch(scheme == Scheme::two_pass ? Step::statistics : Step::both, job, job.cut.count, stream);
+  add_chunks(job, stream);
+  run_head(job, kGather | kFinish, stream);
   if (plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
   return scheme != Scheme::two_pass;
 }
@@ -112,11 +140,10 @@ bool forward(const Plan& plan, const Problem& problem, const Constants& constant
 void statistics(const Plan& plan, const Problem& problem, const Constants& constants, double* sums, double* partial,
                 cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
-  job.partial = partial;
   job.sums = sums;
-  job.head_parts = kAdd;
+  job.partial = job.cut.per_unit > 1 ? partial : sums;
   launch(Step::statistics, job, job.cut.count, stream);
-  launch(Step::head, job, 1, stream);
+  add_chunks(job, stream);
 }
 
 void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, double* sums,
@@ -127,35 +154,23 @@ void head(const Plan& plan, const Problem& problem, const Constants& constants, 
   job.constants = constants;
   job.layout = Layout(plan, problem);
   job.sums = sums;
-  job.head_workspace = workspace;
-  job.vector = vector;
-  job.head_parts = parts;
-  job.loss = outputs.loss;
-  job.terms = outputs.terms;
-  job.slopes = outputs.slopes;
-  job.ahead = outputs.ahead;
-  job.assumed_weight = kNeverTheWeight;
-  launch(Step::head, job, 1, stream);
+  set_head(job, outputs, workspace, vector);
+  run_head(job, parts, stream);
 }
 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, const float* ahead, cudaStream_t stream) {
+              const void* upstream, bool ahead, cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
   job.slopes = const_cast<void*>(slopes);
   job.upstream = upstream;
-  job.ahead = const_cast<float*>(ahead);
-  launch(Step::gradient, job, job.cut.count, stream);
-}
-
-std::string unusable() {
-  cudaFuncAttributes attributes;
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, head_kernels().begin->function);
-  if (status == cudaSuccess) return "";
-  cudaGetLastError();
-  return cudaGetErrorString(status);
+  if (ahead)
+    launch(Step::rescale, job, rescale_blocks(problem), stream);
+  else
+    launch(Step::gradient, job, job.cut.count, stream);
 }
 
 void warmup() {
+  load_words_kernel();
   for (const KernelTable& table : tables())
     for (size_t i = 0; i < table.count; ++i) {
       cudaFuncAttributes attributes;

@@ -158,7 +158,7 @@ struct Tile {
     constexpr int kSums = 1 + 2 * kMaxPoints;
     const bool regions = job.plan.region_count > 0;
     const int group_count = int(job.layout.group_sums());
-    double* out = job.partial + blockIdx.x * job.layout.unit_sums();
+    const ChunkSums out = sums_of_chunk(job, blockIdx.x);
     float *fp = sums, *tp = fp + shape.plane(), *fn = tp + shape.plane();
     if (int(threadIdx.x) < kSums) totals[threadIdx.x] = 0;
     if (regions)
@@ -169,7 +169,7 @@ struct Tile {
     bool first = true;
     const auto flush = [&] {
       add_over_block(group, group_count, totals, staging);
-      if (regions) add_classes(out + group_count, first);
+      if (regions) add_classes(out.from(group_count), first);
       for (float& v : group) v = 0.0f;
       first = false;
       adds = 0;
@@ -199,7 +199,7 @@ struct Tile {
 
   // The row of each class in `out` += I, FP, FN over the pixels; they become 0. A barrier stands before, and in load()
   // or at the end of the kernel after.
-  __device__ void add_classes(double* out, bool first) {
+  __device__ void add_classes(const ChunkSums& out, bool first) {
     const int of_warp = int(threadIdx.x) % kWarp;
     for (int r = int(threadIdx.x) / kWarp; r < 3 * shape.classes; r += kWarps) {
       const int c = r / 3, which = r % 3;
@@ -211,7 +211,7 @@ struct Tile {
       }
       sum = warp_sum(sum);
       if (of_warp != 0) continue;
-      double* own = out + c * job.layout.region_sums;
+      const ChunkSums own = out.from(c * job.layout.region_sums);
       own[which] = first ? sum : own[which] + sum;
       if (job.layout.region_sums > kRegionSums) own[kRegionSums] = 0;  // a label map needs no sum of negatives: head.h
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from segfuse._native import DTYPE_CODE
 from segfuse._plan import Plan
+from segfuse._transfer import bring
 
 _LOGITS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MAX_CLASSES = 65536
@@ -41,7 +42,7 @@ def check_inputs(
         if name != "logits" and tensor.requires_grad:
             raise ValueError(f"{name} requires grad, but a loss gives it no gradient: detach it")
         if name == "weight" and tensor.dim() == 0 and tensor.is_cpu:
-            weight = tensor = tensor.to(logits.device)  # a number, in effect
+            weight = tensor = bring(tensor, logits.device)  # a number, in effect
         if name != "logits" and tensor.device != logits.device:
             raise ValueError(f"{name} is on {tensor.device}, logits are on {logits.device}")
         if tensor.dtype not in DTYPE_CODE or (name == "logits" and tensor.dtype not in _LOGITS):

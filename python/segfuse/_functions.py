@@ -21,17 +21,22 @@ class LossFunction(Protocol):
 
 
 @lru_cache(maxsize=256, typed=True)  # typed: 1 is not True
-def _made(cls: Any, **options: Any) -> Loss:
-    loss: Loss = cls(**options)
+def _made(cls: Any, types: tuple[type, ...], **options: Any) -> Loss:
+    with torch.device("cpu"):  # whichever device is the default at the first call
+        loss: Loss = cls(**options)
     return loss
 
 
 def cached(cls: type[Loss], **options: Any) -> Loss:
-    """A loss of these options, made once if they are plain numbers and names."""
+    """A loss of these options, made once if they are plain numbers, lists of them, and names."""
     options = named_group(options)
-    constant = all(isinstance(v, (int, float, str, type(None))) for v in options.values())
-    if constant and not torch.compiler.is_compiling():
-        return _made(cast(Hashable, cls), **options)
+    if torch.compiler.is_compiling():
+        return cls(**options)
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    listed = [number for v in plain.values() if isinstance(v, tuple) for number in v]
+    constant = all(isinstance(v, (int, float, str, tuple, type(None))) for v in plain.values())
+    if constant and all(isinstance(number, (int, float)) for number in listed):
+        return _made(cast(Hashable, cls), tuple(map(type, listed)), **plain)
     return cls(**options)
 
 

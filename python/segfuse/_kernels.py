@@ -54,16 +54,24 @@ class HeadSizes(NamedTuple):
 class Engine(Protocol):
     """The kernels of a device. ``inputs``: logits, target, weight, softness; ``constants``: addresses."""
 
+    joins_samples: bool
+    """Whether samples that no term tells apart are read as one (`Plan.joined`)."""
+
+    def constant(self, numbers: Tensor, device: torch.device) -> Tensor:
+        """A few numbers of the widest type, where the kernels read them; they may lie on the host."""
+
     def forward(
         self,
         plan: Plan,
         inputs: _Inputs,
         constants: tuple[int, int],
         outputs: tuple[Tensor, Tensor, Tensor],
-        differentiated: Tensor | None,
-    ) -> Tensor | None:
-        """Fill loss, terms and slopes. Perhaps give the place of the gradient in the differentiated logits, with the
-        gradient or what `backward` makes it of."""
+        gradient: Tensor | None,
+    ) -> bool:
+        """Fill loss, terms and slopes; and perhaps the gradient, or what `backward` makes it of: then say so."""
+
+    def may_write_ahead(self, plan: Plan, logits: Tensor) -> bool:
+        """Whether `forward` may have a use for the gradient's place; the native side decides."""
 
     def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
         """For logits of a shape."""
@@ -106,19 +114,26 @@ def _doubles(count: int, device: torch.device) -> Tensor:
 class CpuEngine:
     """segfuse._C."""
 
+    joins_samples = False
+
+    def constant(self, numbers: Tensor, device: torch.device) -> Tensor:
+        """See `Engine`."""
+        return numbers.contiguous()
+
     def warmup(self, device: torch.device) -> None:
         """See `Engine`."""
 
-    def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
-        """See `Engine`. Whether the gradient's place is written to, csrc/cpu/steps.cpp decides."""
+    def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, gradient: Tensor | None) -> bool:
+        """See `Engine`."""
         loss, terms, slopes = outputs
-        ahead = not plan.unreduced and scheme.get() != "two_pass"
-        wanted = ahead and differentiated is not None and differentiated.dtype == torch.float32
-        gradient = torch.empty_like(differentiated) if wanted else None
         output = _native(loss) if plan.unreduced else _optional(gradient)
         addresses = loss.data_ptr(), terms.data_ptr(), slopes.data_ptr(), slopes.numel() - 1
         arguments: Any = *inputs, *constants, output, *addresses, torch.get_num_threads()
-        return gradient if _C.forward(plan.native, *arguments) else None
+        return bool(_C.forward(plan.native, *arguments))
+
+    def may_write_ahead(self, plan: Plan, logits: Tensor) -> bool:
+        """See `Engine`. csrc/cpu/steps.cpp decides."""
+        return not plan.unreduced and scheme.get() != "two_pass" and logits.dtype == torch.float32
 
     def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
         """See `Engine`."""
@@ -150,8 +165,7 @@ class CpuEngine:
     ) -> None:
         """See `Engine`."""
         addresses = slopes.data_ptr(), slopes.numel() - 1
-        written = _last(slopes) if ahead else 0
-        arguments: Any = *inputs, tables, *addresses, *upstream, _native(gradient), written, torch.get_num_threads()
+        arguments: Any = *inputs, tables, *addresses, *upstream, _native(gradient), ahead, torch.get_num_threads()
         _C.backward(plan.native, *arguments)
 
 
@@ -171,32 +185,48 @@ def _head_arguments(constants: Any, memory: HeadMemory, outputs: Any) -> tuple[i
 
 
 class CudaEngine:
-    """segfuse._cuda, on the tensors' device and its current stream."""
+    """segfuse._cuda, on the tensors' device and its current stream.
+
+    It keeps nothing there: what a call needs is made in the call, so that it may lie in the memory of a graph, and is
+    given back on the stream that used it.
+    """
+
+    joins_samples = True
 
     def __init__(self, module: ModuleType) -> None:
         self.module: Any = module
-        # Per plan and device: the native plan, and the address of its lists of classes there.
-        self._plans: dict[tuple[str, torch.device], tuple[Any, Tensor | None]] = {}
 
-    def _plan(self, plan: Plan, device: torch.device) -> tuple[Any, Tensor | None]:
-        found = self._plans.get((plan.spec, device))
-        if found is None:
-            native = self.module.Plan(plan.lowered)
-            classes = torch.tensor(native.classes, dtype=torch.int64, device=device) if native.classes else None
-            found = self._plans[plan.spec, device] = native, classes
+    def constant(self, numbers: Tensor, device: torch.device) -> Tensor:
+        """See `Engine`. From the host they travel as the arguments of a kernel: a copy would wait for the device."""
+        numbers = numbers.detach()
+        if not numbers.is_cpu:
+            return numbers.contiguous()
+        numbers = numbers.double().contiguous()
+        found = torch.empty_like(numbers, device=device)
+        with _on(device):
+            self.module.write_words(found.data_ptr(), numbers.data_ptr(), numbers.numel(), _stream(device))
         return found
 
-    def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, differentiated: Any) -> Tensor | None:
+    def _classes(self, plan: Plan, device: torch.device) -> Tensor | None:
+        """The terms' lists of classes."""
+        if not plan.listed_classes:
+            return None
+        found = torch.empty(plan.listed_classes, dtype=torch.int64, device=device)
+        with _on(device):
+            self.module.write_classes(plan.native_of(self.module), found.data_ptr(), _stream(device))
+        return found
+
+    def may_write_ahead(self, plan: Plan, logits: Tensor) -> bool:
+        """See `Engine`. csrc/cuda/policy.cu decides."""
+        return not plan.unreduced and not (scheme.get() == "auto" and plan.regions)
+
+    def forward(self, plan: Plan, inputs: Any, constants: Any, outputs: Any, gradient: Tensor | None) -> bool:
         """See `Engine`. The workspace is torch's, of the current stream: freed on return, used until then."""
         loss, terms, slopes = outputs
         device = slopes.device
-        native, classes = self._plan(plan, device)
+        native, classes = plan.native_of(self.module), self._classes(plan, device)
         count = self.module.workspace_size(native, inputs[0][2])
         workspace = _doubles(count, device)
-        wanted = scheme.get()
-        # Whether a gradient written ahead may be of use; csrc/cuda/policy.cu decides.
-        ahead = differentiated is not None and not plan.unreduced and not (wanted == "auto" and plan.regions)
-        gradient = torch.empty_like(differentiated) if ahead else None
         with _on(device):
             written: bool = self.module.forward(
                 native,
@@ -208,28 +238,26 @@ class CudaEngine:
                 terms.data_ptr(),
                 slopes.data_ptr(),
                 slopes.numel() - 1,
-                _last(slopes),
                 workspace.data_ptr(),
                 count,
-                SCHEMES.index(wanted),
+                SCHEMES.index(scheme.get()),
                 _stream(device),
             )
-        return gradient if written else None
+        return written
 
     def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
         """See `Engine`."""
-        module, (native, _) = self.module, self._plan(plan, device)
+        module, native = self.module, plan.native_of(self.module)
         kept = module.head_workspace_size(native, shape), module.vector_size(native, shape)
         return HeadSizes(module.sum_count(native, shape), *kept)
 
     def statistics(self, plan: Plan, inputs: Any, tables: int, sums: Tensor) -> None:
         """See `Engine`."""
-        device = sums.device
-        native, classes = self._plan(plan, device)
+        device, native = sums.device, plan.native_of(self.module)
         partial = _doubles(self.module.partial_size(native, inputs[0][2]), device)
         sizes = sums.data_ptr(), sums.numel(), partial.data_ptr(), partial.numel()
         with _on(device):
-            self.module.statistics(native, *inputs, tables, _address(classes), *sizes, _stream(device))
+            self.module.statistics(native, *inputs, tables, *sizes, _stream(device))
 
     def head(
         self,
@@ -244,9 +272,9 @@ class CudaEngine:
         """See `Engine`."""
         slopes = outputs[2]
         device, wide = slopes.device, outputs[0].dtype == torch.float64
-        native, classes = self._plan(plan, device)
+        native, classes = plan.native_of(self.module), self._classes(plan, device)
         tables, coefficients, *rest = _head_arguments(constants, memory, outputs)
-        arguments = tables, coefficients, _address(classes), *rest, _last(slopes), parts
+        arguments = tables, coefficients, _address(classes), *rest, parts
         with _on(device):
             self.module.head(native, shape, label_map, wide, *arguments, _stream(device))
 
@@ -254,9 +282,9 @@ class CudaEngine:
         self, plan: Plan, inputs: Any, tables: int, slopes: Tensor, upstream: Any, gradient: Tensor, ahead: bool
     ) -> None:
         """See `Engine`."""
-        device = slopes.device
-        native, classes = self._plan(plan, device)
-        arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient), _last(slopes) if ahead else 0
+        device, native = slopes.device, plan.native_of(self.module)
+        classes = self._classes(plan, device) if plan.reduction == "none" else None
+        arguments = slopes.data_ptr(), slopes.numel() - 1, *upstream, _native(gradient), ahead
         with _on(device):
             self.module.backward(native, *inputs, tables, _address(classes), *arguments, _stream(device))
 
@@ -266,13 +294,8 @@ class CudaEngine:
             self.module.warmup()
 
 
-def _last(slopes: Tensor) -> int:
-    """The address of the number after the slopes: whether a gradient that was written ahead is right as it is."""
-    return slopes.data_ptr() + (slopes.numel() - 1) * slopes.element_size()
-
-
 # How the gradient comes about on CUDA (csrc/cuda/steps.h), for tests and benches: `segfuse._native.scheme`.
-SCHEMES = ("auto", "two_pass", "gradient_in_forward", "sample_serial")
+SCHEMES = ("auto", "two_pass", "gradient_in_forward")
 scheme: ContextVar[str] = ContextVar("scheme", default="auto")
 
 
@@ -342,13 +365,19 @@ def required_engine(device: torch.device) -> Engine:
     return engine
 
 
-def _inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> _Inputs:
-    soft = plan.mode == "multiclass" and is_soft(logits, target)
+def _inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, joined: bool = False) -> _Inputs:
+    soft, multilabel = plan.mode == "multiclass" and is_soft(logits, target), plan.mode == "multilabel"
+    if joined:
+        logits, target = _join(plan, logits, plan.mode != "binary", True), _join(plan, target, multilabel or soft, True)
+        weight = None if weight is None else _join(plan, weight, multilabel, True)
     return _native(logits), _native(target), _optional(weight), soft
 
 
-def _outputs(plan: Plan, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(
+    plan: Plan, shape: torch.Size, dtype: torch.dtype, device: torch.device, joined: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, terms and slopes, to be filled. The device is named, for `with torch.device(...)` would choose another."""
+    shape = plan.joined(shape) if joined else shape
     loss_shape = plan.loss_shape(shape)
     loss = torch.empty(loss_shape, dtype=dtype, device=device)
     terms = torch.empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64, device=device)
@@ -371,27 +400,38 @@ def forward(
         label_map = plan.mode == "multiclass" and not is_soft(logits, target)
         dtype = plan.loss_dtype(logits)
         return *head(plan, logits.shape, dtype, label_map, sums, tables, coefficients), None
-    outputs = _outputs(plan, logits.shape, plan.loss_dtype(logits), logits.device)
-    tables, coefficients = _contiguous(tables), _contiguous(coefficients)
-    gradient = required_engine(logits.device).forward(
+    engine, device = required_engine(logits.device), logits.device
+    joined = engine.joins_samples and plan.joined(logits.shape) != logits.shape
+    outputs = _outputs(plan, logits.shape, plan.loss_dtype(logits), device, joined)
+    tables, coefficients = _constant(engine, tables, device), _constant(engine, coefficients, device)
+    gradient = torch.empty_like(logits) if wants_gradient and engine.may_write_ahead(plan, logits) else None
+    written = engine.forward(
         plan,
-        _inputs(plan, logits, target, weight),
+        _inputs(plan, logits, target, weight, joined),
         (_address(tables), _address(coefficients)),
         outputs,
-        logits if wants_gradient else None,
+        None if gradient is None else _join(plan, gradient, plan.mode != "binary", joined),
     )
-    return *outputs, gradient
+    return *outputs, gradient if written else None
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _constant(engine: Engine, numbers: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if numbers is None else engine.constant(numbers, device)
+
+
+def _join(plan: Plan, tensor: Tensor, has_classes: bool, joined: bool) -> Tensor:
+    """A view of a tensor in which the samples of a batch are one (`Plan.joined`)."""
+    if not joined:
+        return tensor
+    return (tensor.movedim(1, 0) if has_classes else tensor).unsqueeze(0)
 
 
 def statistics(
     plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, tables: Tensor | None = None
 ) -> Tensor:
     """The sums of every unit (csrc/problem.h), float64 and flat: what calls over parts of the same samples add."""
-    engine, tables = required_engine(logits.device), _contiguous(tables)
+    engine = required_engine(logits.device)
+    tables = _constant(engine, tables, logits.device)
     sums = _doubles(engine.head_sizes(plan, logits.shape, logits.device).sums, logits.device)
     engine.statistics(plan, _inputs(plan, logits, target, weight), _address(tables), sums)
     return sums
@@ -414,7 +454,7 @@ def head(
     engine, outputs = required_engine(device), _outputs(plan, shape, dtype, device)
     sizes = engine.head_sizes(plan, shape, device)
     memory = HeadMemory(sums, _doubles(sizes.workspace, device), _doubles(sizes.vector, device))
-    tables, coefficients = _contiguous(tables), _contiguous(coefficients)
+    tables, coefficients = _constant(engine, tables, device), _constant(engine, coefficients, device)
     constants = _address(tables), _address(coefficients)
     group = None if plan.process_group is None else resolved_group(plan.process_group)
     if group is not None and plan.shard == "space":
@@ -452,14 +492,17 @@ def backward(
     gradient = torch.empty_like(logits) if ahead is None else ahead
     if not plan.unreduced:
         grad_loss = grad_loss.contiguous()
-    tables = _contiguous(tables)
-    required_engine(logits.device).backward(
+    engine, shape = required_engine(logits.device), logits.shape
+    # Slopes of one sample are those of `forward`; of all samples, those of `head`.
+    joined = plan.joined(shape) != shape and slopes.numel() == plan.slope_count(plan.joined(shape))
+    tables = _constant(engine, tables, logits.device)
+    engine.backward(
         plan,
-        _inputs(plan, logits, target, weight),
+        _inputs(plan, logits, target, weight, joined),
         _address(tables),
         slopes,
         (0, _native(grad_loss)) if plan.unreduced else (grad_loss.data_ptr(), None),
-        gradient,
+        _join(plan, gradient, plan.mode != "binary", joined),
         ahead is not None,
     )
     return gradient
@@ -491,6 +534,6 @@ def region_stats_slopes(plan: Plan, grad: Tensor, slope_count: int) -> Tensor:
     return torch.cat([slopes, slopes.new_zeros(slope_count - slopes.numel())])
 
 
-def coefficient_gradient(grad_loss: Tensor, terms: Tensor) -> Tensor:
-    """The gradient in the coefficients, from the terms (one row per term)."""
-    return (terms * grad_loss).reshape(terms.shape[0], -1).sum(1)
+def coefficient_gradient(grad_loss: Tensor, terms: Tensor, device: torch.device) -> Tensor:
+    """The gradient in the coefficients, where they lie, from the terms (one row per term)."""
+    return (terms * grad_loss).reshape(terms.shape[0], -1).sum(1).to(device)

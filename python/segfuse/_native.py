@@ -47,8 +47,21 @@ def number_dtype(device: torch.device) -> torch.dtype:
     return torch.float64 if device.type in FLOAT64_DEVICES else torch.float32
 
 
-# A private name of torch, read with a safe default.
+# Private names of torch, read with a safe default: without them the slower routes are taken.
 functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", lambda: None)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether what lies at their addresses is their values, and nobody has to see the call."""
+    if _dispatch_modes() != 0 or _tracing_state() is not None:
+        return False
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in PLAIN or tensor.is_neg() or tensor._is_zerotensor()):
+            return False
+    return True
 
 
 @lru_cache(maxsize=1)

@@ -48,10 +48,11 @@ for _device in ("CPU", "CUDA"):
 def _(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
     plan = plan_of(spec)
     dtype, loss_shape = plan.loss_dtype(logits), plan.loss_shape(logits.shape)
+    shape = plan.joined(logits.shape) if logits.is_cuda and plan.process_group is None else logits.shape
     return (
         logits.new_empty(loss_shape, dtype=dtype),
         logits.new_empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64),
-        logits.new_empty([plan.slope_count(logits.shape)], dtype=dtype),
+        logits.new_empty([plan.slope_count(shape)], dtype=dtype),
     )
 
 
@@ -77,7 +78,7 @@ def _backward_formula(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor |
     if ctx.needs_input_grad[0]:
         gradient = torch.ops.segfuse.backward(grad_loss, logits, target, weight, tables, slopes, ctx.spec)
     if ctx.needs_input_grad[4]:
-        of_coefficients = coefficient_gradient(grad_loss, terms)
+        of_coefficients = coefficient_gradient(grad_loss, terms, coefficients.device)
     return gradient, None, None, None, of_coefficients, None
 
 
@@ -218,7 +219,9 @@ class Functorch(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
         gradient = _FunctorchGradient.apply(coefficients, grad_loss, logits, target, weight, tables, slopes, ctx.spec)
-        of_coefficients = None if coefficients is None else _FunctorchTerms.apply(grad_loss, terms, logits)
+        of_coefficients = None
+        if coefficients is not None:
+            of_coefficients = _FunctorchTerms.apply(grad_loss, terms, logits, coefficients.device)
         return gradient, None, None, None, of_coefficients, None
 
     @staticmethod
@@ -288,5 +291,5 @@ class _FunctorchTerms(_FirstOrderOnly):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad_loss: Tensor, terms: Tensor, logits: Tensor) -> Tensor:
-        return coefficient_gradient(grad_loss, terms)
+    def forward(grad_loss: Tensor, terms: Tensor, logits: Tensor, device: torch.device) -> Tensor:
+        return coefficient_gradient(grad_loss, terms, device)

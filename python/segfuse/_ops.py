@@ -29,15 +29,12 @@ from segfuse import _kernels
 from segfuse._checks import check_inputs
 from segfuse._dtensor import apply_to_parts, is_dtensor
 from segfuse._kernels import coefficient_gradient
-from segfuse._native import functorch_active
+from segfuse._native import PLAIN, functorch_active, is_plain
 from segfuse._operators import Functorch, FunctorchStats, reference_gradient
 from segfuse._plan import Plan
 
-# Private names of torch, read with a safe default: without them the slower routes are taken.
-_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", lambda: None)
+# A private name of torch, read with a safe default.
 _has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda _: True)
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def apply(
@@ -65,7 +62,7 @@ def apply(
     if functorch_active():
         loss, terms, _ = Functorch.apply(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
-    if _plain(logits, target, weight, tables, coefficients):
+    if is_plain(logits, target, weight, tables, coefficients):
         if not logits.is_meta and _kernels.engine_of(logits.device) is not None:
             wants_grad = logits.requires_grad or (coefficients is not None and coefficients.requires_grad)
             if wants_grad and torch.is_grad_enabled():
@@ -112,19 +109,9 @@ def _dual_level() -> int:
     return getattr(forward_ad, "_current_level", -1)
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether what lies at their addresses is their values, and nobody has to see the call."""
-    if _dispatch_modes() != 0 or _tracing_state() is not None:
-        return False
-    for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or tensor._is_zerotensor()):
-            return False
-    return True
-
-
 def _unwrap(tensor: Any) -> Any:
     """A subclass that only wraps ``__torch_function__`` (MONAI's MetaTensor) is a plain tensor to the kernels."""
-    if type(tensor) in _PLAIN or not isinstance(tensor, Tensor):
+    if type(tensor) in PLAIN or not isinstance(tensor, Tensor):
         return tensor
     if type(tensor).__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
         return tensor.as_subclass(Tensor)
@@ -184,7 +171,7 @@ class _Loss(torch.autograd.Function):
             None,
             None,
             None,
-            coefficient_gradient(grad_loss, terms) if wants_coefficients else None,
+            coefficient_gradient(grad_loss, terms, coefficients.device) if wants_coefficients else None,
             None,
         )
 
@@ -201,6 +188,6 @@ def _gradient(
 ) -> Tensor:
     """`_kernels.backward` by the route that fits: a backward may be batched (is_grads_batched), traced, or compiled."""
     saved = logits, target, weight, tables, slopes
-    if not torch.compiler.is_compiling() and _has_storage(grad_loss) and _plain(grad_loss, *saved):
+    if not torch.compiler.is_compiling() and _has_storage(grad_loss) and is_plain(grad_loss, *saved):
         return _kernels.backward(plan, grad_loss, *saved, ahead)
     return torch.ops.segfuse.backward(grad_loss, *saved, plan.spec)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from segfuse._native import number_dtype
 
 # name -> the native term (csrc/cpu/binding.cpp) for its options and the mode. Filled by the loss modules.
 LOWER: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {}
+
+
+# Of `Plan.joined`: pixels of a sample, and dimensions that the kernels take.
+FEW_PIXELS, MOST_DIMS = 256, 15
 
 
 def is_table(option: object) -> bool:
@@ -49,12 +54,26 @@ class Plan:
         lowered = [{**LOWER[t["name"]](t["options"], self.mode), "coefficient": t["coefficient"]} for t in self.terms]
         self.lowered: dict[str, Any] = {**content, "terms": lowered}
         self.native = _C.Plan(self.lowered)
+        self._natives: dict[ModuleType, Any] = {}
         self.regions = [t for t in lowered if t["family"] == "region"]
         self.points = len(lowered) - len(self.regions)
         self.last_class = max((c for r in self.regions for c in r["classes"]), default=-1)
+        self.listed_classes = sum(len(r["classes"]) for r in self.regions)
         self.unreduced = self.reduction == "none" and not self.regions
         # Whether the loss is one of all ranks, not of each rank's own samples.
         self.is_global = self.reduction in ("mean", "sum") or any(r["pool_batch"] for r in self.regions)
+        # Whether no term tells the samples of a batch apart.
+        self.joins_samples = (
+            self.reduction in ("mean", "sum")
+            and all(r["pool_batch"] for r in self.regions)
+            and not any(t.get("balance") == "balanced" for t in lowered)
+        )
+
+    def native_of(self, module: ModuleType) -> Any:
+        """The plan of another native module, which lives as long as this one."""
+        if module not in self._natives:
+            self._natives[module] = module.Plan(self.lowered)
+        return self._natives[module]
 
     def sharded(self, process_group: str, shard: str) -> Plan:
         """The same over the ranks of a group, each of which gets its own part of the gradient, not averaged."""
@@ -84,6 +103,15 @@ class Plan:
             ]
         )
 
+    def joined(self, shape: torch.Size) -> torch.Size:
+        """The shape as a GPU reads it: the samples as one, where they have fewer pixels than a row has numbers beside
+        its gradient (statistics, slopes) and no term tells them apart; else as it is."""
+        first = 1 if self.mode == "binary" else 2
+        pixels = shape[first:].numel()
+        if not self.joins_samples or shape[0] < 2 or len(shape) > MOST_DIMS or not 0 < pixels <= FEW_PIXELS:
+            return shape
+        return torch.Size([1, *shape[1:first], shape[0], *shape[first:]])
+
     def slope_count(self, shape: torch.Size) -> int:
         """Floats that the head leaves for the gradient pass (Layout in csrc/problem.h), and one more (steps.h)."""
         classes = 1 if self.mode == "binary" else shape[1]
@@ -103,6 +131,7 @@ class Plan:
                 "segfuse: with a process_group there is only the first derivative, by the kernels, in reverse mode"
             )
         values = []
+        tables = None if tables is None else tables.to(logits.device)
         with torch.autocast(logits.device.type, enabled=False):
             for term in self.terms:
                 options = {
@@ -145,7 +174,7 @@ def plan_of(spec: str) -> Plan:
 
 # Of what the operators take and give (slopes, terms). A compiled graph that was kept on disk knows their sizes, and is
 # found again by the spec: a change of sizes must change the spec.
-LAYOUT = 2
+LAYOUT = 3
 
 
 @torch.compiler.assume_constant_result

@@ -14,6 +14,7 @@ from segfuse._native import number_dtype
 from segfuse._ops import apply
 from segfuse._options import DATA_DEFAULTS, check_data, check_number, plain, refuse_unknown
 from segfuse._plan import LOWER, plan_for
+from segfuse._transfer import bring, may_stay
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,12 +38,13 @@ class Term(NamedTuple):
         tensors = tuple([(getattr(owner, t) if isinstance(t, str) else t, power) for t, power in self.tensors])
         return Term(self.loss, self.constant, tensors)
 
-    def coefficient(self, owner: Loss, device: torch.device) -> Tensor:
-        """As a scalar of the widest type, with the graph of its tensors."""
-        value = torch.tensor(self.constant, dtype=number_dtype(device), device=device)
+    def coefficient(self, owner: Loss, dtype: torch.dtype) -> float | Tensor:
+        """A number, or a scalar of a type where its tensors lie, with their graph."""
+        value: float | Tensor = self.constant
         for tensor, power in self.resolved(owner).tensors:
             assert isinstance(tensor, Tensor)
-            factor = tensor.to(device=device, dtype=value.dtype).reshape(())
+            factor = tensor.to(dtype).reshape(())
+            value = value if isinstance(value, Tensor) else torch.full_like(factor, value, requires_grad=False)
             value = value * factor if power == 1 else value / factor
         return value
 
@@ -102,7 +104,8 @@ class Loss(nn.Module):
         loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
         values = loss.detach().unsqueeze(0) if self.plan.unreduced else terms
         if self._scales_outside:
-            loss = loss * self._terms[0].coefficient(self, logits.device).to(loss.dtype)
+            scale = self._terms[0].coefficient(self, number_dtype(logits.device))
+            loss = loss * (scale.to(loss.dtype) if isinstance(scale, Tensor) else scale)
         if not return_terms:
             return loss
         return loss, dict(zip(self.term_names(), values.to(loss.dtype).unbind(0), strict=True))
@@ -130,13 +133,21 @@ class Loss(nn.Module):
         return [name if count == 0 else f"{name}_{count + 1}" for name, count in zip(names, before, strict=True)]
 
     def coefficients(self, device: torch.device) -> Tensor | None:
-        """One number per term, with the graph of its tensors; None if the plan has them all."""
+        """One number per term, with the graph of its tensors; None if the plan has them all. On the device or, if all
+        tensors are there, on the host."""
         if not self._reads_coefficients:
             return None
-        return torch.stack([term.coefficient(self, device) for term in self._terms])
+        dtype = number_dtype(device)
+        values = [term.coefficient(self, dtype) for term in self._terms]
+        on_host = may_stay([v for v in values if isinstance(v, Tensor)], device)
+        place = torch.device("cpu") if on_host else device
+        return torch.stack(
+            [bring(v, place) if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=place) for v in values]
+        )
 
     def tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
-        """The rows of values per class that the plan's terms name, of the widest type."""
+        """The rows of values per class that the plan's terms name, of the widest type. On the device of the logits or,
+        if all are there, on the host."""
         if not self._table_count:
             return None
         classes = 1 if self.plan.mode == "binary" else logits.shape[1] if logits.dim() > 1 else 0
@@ -150,8 +161,10 @@ class Loss(nn.Module):
                         f"{name} of {type(loss).__name__} has {table.shape[0]} values, "
                         f"but the logits have {classes} class(es)"
                     )
-                rows.append(table.to(device=logits.device, dtype=number_dtype(logits.device)))
-        return torch.stack(rows)
+                rows.append(table.to(number_dtype(logits.device)))
+        if may_stay(rows, logits.device):
+            return torch.stack(rows)
+        return torch.stack([bring(row, logits.device) for row in rows])
 
     def __add__(self, other: object) -> Loss:
         if isinstance(plain(other), (int, float)) and other == 0:  # sum() starts at 0

@@ -13,15 +13,17 @@
 // filled with 0xFF before every block: NaN in every floating type, -1 as an index, so that reading too early shows.
 // ASan and UBSan see every access, shared memory being a heap block of exactly the size asked for.
 //
-// Stricter than CUDA: exited threads do not count as arrived at a barrier; a mask may name only lanes that the block
-// has; __activemask() is the caller's own bit; a spin-wait must call __ldcg, __nanosleep or an atomic, else it hangs. A
-// crash without a report is a wild address or a stack over 64 KiB (guard page).
+// Stricter than CUDA: a limit of dynamic shared memory may not be lowered; exited threads do not count as arrived at a
+// barrier; a mask may name only lanes that the block has; __activemask() is the caller's own bit; a spin-wait must call
+// __ldcg, __nanosleep or an atomic, else it hangs. A crash without a report is a wild address or a stack over 64 KiB
+// (guard page).
 //
 // Not seen: the memory model (a fence orders nothing here), races that no drawn order exposes or that fall between two
 // synchronisation points, accuracy of approximate instructions, occupancy, registers, speed.
 //
 // Environment: SEGFUSE_SHIM_SEED (0; every launch draws a new order from it), SEGFUSE_SHIM_SMS (3 multiprocessors),
-// SEGFUSE_SHIM_PATIENCE (2^26: scheduling points without a thread's end after which a spin-wait is called endless).
+// SEGFUSE_SHIM_PATIENCE (2^26: scheduling points without a thread's end after which a spin-wait is called endless),
+// SEGFUSE_SHIM_FAULT (0: the number of an error that the device reports, without doing what it is asked for).
 #pragma once
 
 #include <tuple>
@@ -43,12 +45,25 @@ enum cudaError {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorECCUncorrectable = 214,
+  cudaErrorJitCompilerNotFound = 221,
+  cudaErrorUnsupportedPtxVersion = 222,
+  cudaErrorJitCompilationDisabled = 223,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
+  cudaErrorLaunchTimeout = 702,
+  cudaErrorAssert = 710,
+  cudaErrorHardwareStackError = 714,
+  cudaErrorIllegalInstruction = 715,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorInvalidAddressSpace = 717,
+  cudaErrorInvalidPc = 718,
   cudaErrorLaunchFailure = 719,
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotSupported = 801,
+  cudaErrorSystemDriverMismatch = 803,
+  cudaErrorCompatNotSupportedOnDevice = 804,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorUnknown = 999
 };
@@ -149,6 +164,11 @@ inline const char* cudaGetErrorName(cudaError_t error) {
     SEGFUSE_SHIM_NAME(cudaErrorInvalidValue)
     SEGFUSE_SHIM_NAME(cudaErrorInvalidConfiguration)
     SEGFUSE_SHIM_NAME(cudaErrorInvalidDevice)
+    SEGFUSE_SHIM_NAME(cudaErrorMemoryAllocation)
+    SEGFUSE_SHIM_NAME(cudaErrorInsufficientDriver)
+    SEGFUSE_SHIM_NAME(cudaErrorNoKernelImageForDevice)
+    SEGFUSE_SHIM_NAME(cudaErrorIllegalAddress)
+    SEGFUSE_SHIM_NAME(cudaErrorLaunchOutOfResources)
     SEGFUSE_SHIM_NAME(cudaErrorCooperativeLaunchTooLarge)
     SEGFUSE_SHIM_NAME(cudaErrorNotSupported)
 #undef SEGFUSE_SHIM_NAME
@@ -218,6 +238,7 @@ cudaError_t cudaFuncSetAttribute(T* function, cudaFuncAttribute attribute, int v
 }
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
+  if (const int error = segfuse_shim::fault()) return segfuse_shim::keep(cudaError_t(error));
   *attributes = {};
   attributes->maxThreadsPerBlock = 1024;
   attributes->numRegs = 64;
@@ -237,6 +258,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T, int bl
 
 template <class... Expected, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...), Actual&&... arguments) {
+  if (const int error = segfuse_shim::fault()) return segfuse_shim::keep(cudaError_t(error));
   const std::tuple<Expected...> held(std::forward<Actual>(arguments)...);  // every thread copies from here
   const auto call = [&] { std::apply(kernel, held); };
   return segfuse_shim::keep(cudaError_t(segfuse_shim::launch(

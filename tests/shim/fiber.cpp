@@ -266,6 +266,7 @@ uint64_t collective(Op op, unsigned mask, uint64_t value, int argument, int widt
 // --------------------------------------------------------------------------------------------------- called by the
 // host
 
+int fault() { return int(from_environment("SEGFUSE_SHIM_FAULT", 0)); }
 int multiprocessors() { return int(from_environment("SEGFUSE_SHIM_SMS", 3)); }
 
 int occupancy(int block_size, size_t bytes) {
@@ -279,7 +280,9 @@ int dynamic_shared_limit(const void* function) {
 }
 void set_dynamic_shared_limit(const void* function, int bytes) {
   const std::lock_guard<std::mutex> lock(one_launch);
-  dynamic_limits[function] = bytes;
+  int& limit = dynamic_limits.try_emplace(function, 48 << 10).first->second;
+  if (bytes < limit) give_up("a limit of dynamic shared memory was lowered: another thread may be about to launch");
+  limit = bytes;
 }
 
 int launch(const cudaLaunchConfig_t& config, const void* function, void (*call)(const void*), const void* argument) {

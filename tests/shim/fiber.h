@@ -57,6 +57,7 @@ int dynamic_shared_limit(const void* function);
 void set_dynamic_shared_limit(const void* function, int bytes);
 int occupancy(int block_size, size_t dynamic_bytes);  // blocks of a multiprocessor
 int multiprocessors();
+int fault();
 
 // Runs the grid to its end. call(argument) is one thread's run of the kernel. Returns a cudaError_t.
 int launch(const cudaLaunchConfig_st& config, const void* function, void (*call)(const void*), const void* argument);

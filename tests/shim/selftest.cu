@@ -258,6 +258,11 @@ int main() {
   EXPECT(launch(nothing, 1, 32, 100000, 0) == cudaSuccess);
   expect_abort("allowed are 49152", [] { _exit(launch(trap, 1, 32, 49153, 0) == cudaErrorInvalidValue); });
 
+  expect_abort("was lowered", [] {
+    for (const int bytes : {100000, 99999})
+      cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  });
+
   const auto expect_report = [](const char* message, auto kernel, auto argument) {
     expect_abort(message, [=] { launch(kernel, 2, 64, 256, argument); });
   };

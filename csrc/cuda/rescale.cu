@@ -1,0 +1,76 @@
+// A gradient that the forward wrote, times what could not be known then: the upstream gradient, and the factor of the
+// mean where not every pixel counted. Both are mostly 1: then a small grid reads one number and leaves.
+#include "kernels.h"
+#include "source.h"
+
+namespace segfuse {
+namespace {
+
+template <class Element>
+struct Rescale {
+  static constexpr int kBlock = kThreads, kBlocks = 4, kSharedBytes = 0;
+  // Per turn of a thread: elements of a vector, and vectors, so that 64 bytes are on their way at once.
+  static constexpr int kVector = 16 / int(sizeof(Element)), kUnroll = 4;
+
+  __device__ static void run(const Job& job) {
+    const float factor = static_cast<const float*>(job.slopes)[job.slope_count()] * upstream_of<float>(job, 0, 0);
+    if (factor == 1.0f) return;
+    if (factor - factor == 0.0f)
+      multiply(job, factor);
+    else
+      multiply_valid(job, factor);
+  }
+
+  // The gradient is dense, in whatever order its dimensions lie: a tensor of the forward's own.
+  __device__ static void multiply(const Job& job, float factor) {
+    const Problem& p = job.problem;
+    const int64_t vectors = p.samples * p.classes * p.pixels / kVector, step = int64_t(gridDim.x) * kThreads;
+    uint4* data = static_cast<uint4*>(p.output.data);
+    for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += kUnroll * step) {
+      union {
+        uint4 word;
+        Element element[kVector];
+      } group[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+        if (i + u * step < vectors) group[u].word = data[i + u * step];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (i + u * step >= vectors) continue;
+#pragma unroll
+        for (Element& x : group[u].element) x = Number<Element>::narrowed(factor * Number<Element>::widened(x));
+        data[i + u * step] = group[u].word;
+      }
+    }
+  }
+
+  // By infinity or NaN: pixels that do not count keep their 0.
+  __device__ static void multiply_valid(const Job& job, float factor) {
+    const Problem& p = job.problem;
+    const int64_t count = p.samples * p.classes * p.pixels, step = int64_t(gridDim.x) * kThreads;
+    for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += step) {
+      const int64_t row = j / p.pixels, i = j - row * p.pixels, n = row / p.classes, c = row - n * p.classes;
+      float w = load_weight<float>(job, n, c, i);
+      if (p.label_map)
+        load_class<float>(job, n, i, w);
+      else
+        load_label<float>(job, n, c, i, w);
+      Element& x = static_cast<Element*>(p.output.data)[offset_of(p.output, n, c, i)];
+      x = Number<Element>::narrowed(w == 0.0f ? 0.0f : factor * Number<Element>::widened(x));
+    }
+  }
+};
+
+// The types of which a gradient is written in the forward.
+constexpr Kernel kKernels[] = {
+    entry<Rescale<float>, Step::rescale>("rescale<float32>", Engine::rescale, Dtype::f32, LinkKind::sigmoid,
+                                         PointSet::any, true),
+    entry<Rescale<Bfloat16>, Step::rescale>("rescale<bfloat16>", Engine::rescale, Dtype::bf16, LinkKind::sigmoid,
+                                            PointSet::any, true),
+};
+
+}  // namespace
+
+KernelTable rescale_kernels() { return {kKernels, sizeof(kKernels) / sizeof(Kernel)}; }
+
+}  // namespace segfuse

@@ -1,0 +1,34 @@
+"""The case table on the CUDA sources under sanitizers. A file of its own, so that it may run beside test_shim.py."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from conftest import DEVICE, ROOT, SHIM
+from mutate import shrunk
+from test_shim import HOSTILE, MORE, VALUES, run, run_tests
+
+pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the other tests on the shim by itself")
+
+
+def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
+    """AddressSanitizer and UBSan abort at their first report. Chunks are small here, so that all loops go round."""
+    from build import build
+
+    module = build(ROOT / "build" / "shim", sanitize=True, csrc=shrunk(tmp_path))
+    assert b"__asan_report_load4" in module.read_bytes()
+    libraries = [f"lib{name}.so" for name in ("asan", "ubsan", "stdc++")]  # Python itself knows nothing of them
+    environment = {
+        "SEGFUSE_SHIM": str(module),
+        "LD_PRELOAD": " ".join(run(["g++", f"-print-file-name={name}"]).strip() for name in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:intercept_tls_get_addr=0",  # the latter is slow
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(run_tests, ("test_cuda.py", "test_cuda_steps.py"), **environment)
+        thin = pool.submit(
+            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="5", **environment
+        )
+        whole.result(), thin.result()
+    run_tests(HOSTILE[:1], HOSTILE[1:], SEGFUSE_THIN="20", **environment)
