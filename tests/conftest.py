@@ -4,6 +4,7 @@ SEGFUSE_SEED=n              other random inputs
 SEGFUSE_THIN=n              one test of n
 SEGFUSE_SHIM=module.so      the CUDA sources, run on the CPU (tests/shim/build.py), take the CPU kernels' place
 SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
+SEGFUSE_REQUIRE_CUDA=1      where the CUDA kernels, or a tool that checks them, are missing, a test fails
 """
 
 import gc
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ DEVICE = os.environ.get("SEGFUSE_TEST_DEVICE", "cpu")
 SHIM = os.environ.get("SEGFUSE_SHIM")
 SEED = int(os.environ.get("SEGFUSE_SEED", "0"))
 THIN = int(os.environ.get("SEGFUSE_THIN", "1"))
+REQUIRED = os.environ.get("SEGFUSE_REQUIRE_CUDA") == "1"
 
 # On small tensors the oracle spends its time waking threads; test_engine.py runs the kernels on several.
 torch.set_num_threads(1)
@@ -62,6 +65,13 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with _native.trace() as events:
         yield
     LAUNCHED.update(event.kernel for event in events)
+
+
+def leave_out(reason: str) -> NoReturn:
+    """A test of the CUDA kernels that cannot run here."""
+    if REQUIRED:
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 if SHIM:

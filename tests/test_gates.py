@@ -1,9 +1,5 @@
-"""What the CUDA kernels were compiled to, without a GPU: every architecture, no spills, few instructions.
+"""What the CUDA kernels were compiled to, without a GPU: every architecture, no spills, few instructions."""
 
-SEGFUSE_REQUIRE_CUDA=1      a package without the kernels fails here, it is not skipped
-"""
-
-import os
 import re
 import zlib
 from pathlib import Path
@@ -11,15 +7,9 @@ from pathlib import Path
 import pytest
 
 import gates
+from conftest import REQUIRED, leave_out
 
-REQUIRED = os.environ.get("SEGFUSE_REQUIRE_CUDA") == "1"
 LARGEST_WHEEL = 20_000_000  # of the module, compressed as in a wheel
-
-
-def leave_out(reason: str) -> None:
-    if REQUIRED:
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ LEFT_OUT = {
     "test_mutations.py": "builds the CUDA sources",
     "test_shim.py": "builds the CUDA sources",
     "test_style.py": "checks the sources, with the pinned tools and the pinned torch's types",
+    "test_toolkits.py": "compiles the CUDA sources",
     "test_versions.py": "compares this page",
 }
 # Tests, by their names, that need a later torch than the oldest: which, and what that lacks. There they must fail.
