@@ -17,10 +17,9 @@ SHRUNK = {
     r"(?<=kAddsPerFlush = )64(?=;)": "20",
     r"(?<=kSmallest = )4096(?=, )": "7168",
     r"(?<=kPartials = )65536(?=;)": "300",
-    r"(?<=kFewChunks = )256(?=;)": "3",
+    r"(?<=kFewChunks = )256(?=;)": "45",
     r"(?<=kFewRows = )2048(?=;)": "5",
     r"(?<=kRowsPerBlock = )512(?=,)": "3",
-    r"(?<=kFewSamples = )32(?=;)": "3",
 }
 
 
@@ -92,7 +91,8 @@ PATTERNS = (
     Pattern("chunk", r"(gridDim\.x\)?) - 1 - ", r"\1 - "),
     Pattern("chunk", r"(span\.first \+ \(?)(base|i|lane)\b", r"\g<1>1 + \2"),
     Pattern("chunk", r"\(cut\.pixels \+ cut\.chunk - 1\)", "cut.pixels"),
-    Pattern("chunk", r"(blockIdx\.x|chunk) \* ((?:job\.)?layout\.unit_sums\(\))", r"\1 * (\2 - 1)"),
+    Pattern("chunk", r"\* job\.cut\.per_unit \+ rank", "* (job.cut.per_unit - 1) + rank"),
+    Pattern("chunk", r"\* job\.cut\.per_unit \+ rank", "* job.cut.per_unit"),
     # Shared memory, and the workspace: arrays that overlap, too little of it.
     Pattern(
         "overlap", r"(\b" + ARRAYS + r" \+ )((?:[\w:.* ]+\(\)|[\w:.+* ]+?)(?=[;,)]))", r"\1\2 - 1", r".*\.h|steps\.cu"
@@ -157,8 +157,8 @@ EQUIVALENT = {
     "label_map.h: stride: for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;": FEW,
     "row_source.h: tail: if (i < count) g[u][0] *= load_number<Real>(v, offset_of(v, n, c, first + i));": "the product "
     "is not stored; the address is the sanitizers' to find",
-    "policy.cu: alignment: (!p.has_upstream || is_array(p.upstream, group)) && (!writes(step) || is_array(p.output, "
-    "group)); #2": "a gradient is a fresh tensor: an array where the logits are one",
+    "policy.cu: alignment: (!p.has_upstream || is_array(p.upstream, group)) && (step == Step::statistics || "
+    "is_array(p.output, group)); #2": "a gradient is a fresh tensor: an array where the logits are one",
     "tile.h: overlap: told[0] = reinterpret_cast<float*>(staging + kSums * kWarps);": "never in use at the same time",
     "tile.h: overlap: sums = e + shape.plane();": "a plane ends with padding",
     "tile.h: tail: if (job.problem.has_upstream && base + lane < span.count) {": "a pixel of weight 0, whose upstream "

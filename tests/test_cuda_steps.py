@@ -107,6 +107,18 @@ def test_what_rescaling_moves() -> None:
     moved = {e.kernel.split("<")[0].split(".")[-1]: (e.bytes_read, e.bytes_written) for e in events}
     assert moved["both"] == (whole + 8 * target.numel(), whole)
     assert moved["rescale"] == (whole, whole)
+    shape = (
+        1,
+        1,
+        4 * (4 * 12 * 256 + 1),
+    )  # one vector more than the blocks of the shim's three processors take at once
+    base, target, found = make_logits(shape), make_target("binary", shape), []
+    for name in ("two_pass", "gradient_in_forward"):
+        logits = base.clone().requires_grad_()
+        with _native.scheme(name):
+            (4 * segfuse.BCEWithLogitsLoss("binary")(logits, target)).backward()
+        found.append(logits.grad)
+    assert torch.equal(*found)
 
 
 def test_gradient_ahead_of_nothing_valid() -> None:
@@ -158,9 +170,9 @@ ROWS = [
 
 
 def many_rows(mode: str) -> tuple[int, ...]:
-    """A shape of more rows than one block has in the head (csrc/cuda/policy.cu), and few pixels."""
+    """A shape of few pixels and of more rows than one block has in the head; of one class, more than its threads."""
     rows = cuda_engine().module.few_rows + 30
-    return {"binary": (rows, 1, 5), "multilabel": (rows // 5, 5, 3), "multiclass": (rows // 5, 5, 2, 2)}[mode]
+    return {"binary": (max(rows, 530), 1, 5), "multilabel": (rows // 5, 5, 3), "multiclass": (rows // 5, 5, 2, 2)}[mode]
 
 
 def turned(x: Tensor) -> Tensor:
