@@ -55,8 +55,9 @@ class Loss(nn.Module):
     ``loss(logits, target, weight=None)`` gives the loss; with ``return_terms=True`` also a dict of its detached,
     unscaled terms, for logging. Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or
     by tensors and Parameters of one element (shape ``()`` or ``(1,)``), which are read at each call and get their
-    gradient. Class weights and coefficients may lie on the host while the logits are on a GPU: no call waits for it, but
-    the gradient of a coefficient that lies on the host is copied there, which does. A compound holds at most 4 pointwise and 8 region losses. It computes them together: a term that overrides
+    gradient. Class weights and coefficients may lie on the host while the logits are on a GPU: no call waits for that,
+    but the gradient of a coefficient on the host is copied there, which does. A compound holds at most 4 pointwise and
+    8 region losses. It computes them together: a term that overrides
     ``forward`` or has hooks is a TypeError when it is added, scaled or tiled, and hooks that a term is given later are
     not called. Tables that you give (``class_weight``, ``pos_weight``, ``alpha``) are persistent buffers: they are in
     the state_dict, and ``half()`` rounds them.
