@@ -36,12 +36,12 @@ SLACK = 1.05  # what a build may cost more than the table
 
 # Kernels that must not spill: those with a loop over pixels in 16-byte accesses, and others.
 STREAMING = re.compile(
-    r"(Serial<)?(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \d>), false>"
-    r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>)>? (?P<step>\w+)"
+    r"(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \d>), false>"
+    r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>) (?P<step>\w+)"
 )
-OTHERS = re.compile(r"(Tile<\w+>|HeadKernel<\w+>) \w+")
+OTHERS = re.compile(r"(Tile<\w+>|HeadKernel<\w+>|AddChunks|Rescale<\w+>) \w+")
 # Loops of each step: whether they write.
-LOOPS = {"statistics": {False}, "gradient": {True}, "both": {True}, "serial": {False, True}}
+LOOPS = {"statistics": {False}, "gradient": {True}, "both": {True}}
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def test_two_passes_and_a_head() -> None:
     shape = (2, 5, 32, 32)
     with _native.trace() as events:
         criterion(make_logits(shape).requires_grad_(), make_target("multiclass", shape)).backward()
-    assert [event.kernel.split("<")[0].split(".")[-1] for event in events] == ["statistics", "head", "gradient"]
+    kernels = [event.kernel.split("<")[0].split(".")[-1] for event in events]
+    assert list(dict.fromkeys(kernels)) == ["statistics", "head", "gradient"]  # of many rows the head has phases
     read = 4 * 5 * 2048 + 8 * 2048
     assert [(e.bytes_read, e.bytes_written) for e in events if "head" not in e.kernel] == [(read, 0), (read, 4 * 10240)]
 
