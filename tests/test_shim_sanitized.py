@@ -21,6 +21,7 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
     libraries = [f"lib{name}.so" for name in ("asan", "ubsan", "stdc++")]  # Python itself knows nothing of them
     environment = {
         "SEGFUSE_SHIM": str(module),
+        "SEGFUSE_SEED": "1",
         "LD_PRELOAD": " ".join(run(["g++", f"-print-file-name={name}"]).strip() for name in libraries),
         "ASAN_OPTIONS": "detect_leaks=0:intercept_tls_get_addr=0",  # the latter is slow
         "UBSAN_OPTIONS": "print_stacktrace=1",
