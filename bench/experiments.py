@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from harness import Contender, Replay, Step, set_count
-from machine import Clock, copy_rate, median_seconds
+from machine import Clock, copy_rate, median_seconds, write_whole
 from peers import EAGER
 
 from cases import WORKLOADS, Case
@@ -206,8 +206,7 @@ def main() -> int:
 def save(path: Path, answers: dict[str, Any]) -> None:
     """Beside what run.py wrote."""
     results = json.loads(path.read_text()) if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**results, "experiments": answers}, indent=1) + "\n")
+    write_whole(path, json.dumps({**results, "experiments": answers}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

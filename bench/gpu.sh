@@ -1,59 +1,68 @@
 #!/usr/bin/env bash
-# Builds, checks and measures segfuse on a machine with an NVIDIA GPU, in under ten minutes, without touching its
-# installation; no network is needed where scikit-build-core, pybind11 and pytest are installed.
+# Checks and measures segfuse on a machine with an NVIDIA GPU in two short runs, for such machines are lent by the minute;
+# nothing is installed there, and no network is needed.
 #
-#     bench/gpu.sh [--dry-run]
+#     bench/gpu.sh first     at most 240 s: does it import, is every kernel right, what do the headlines take
+#     bench/gpu.sh second    at most 420 s: what failed in the first, the table, a scaled loss, scaling, a training step
 #
-# Wanted: nvcc, g++, python3 with torch; what is missing of the rest is taken from WHEELS, a folder of wheels.
-# Steps: environment build tests sanitize bench scaling ncu. Each has a time limit and leaves OUT/STEP.log; a step that
-# fails does not stop those after it, but the exit status is 1. OUT/README.md comes last (and pictures, if there is
-# matplotlib).
+# Wanted: python3 with torch and pytest, and a wheel for it (bench/build_wheels.py; without one that imports, segfuse is
+# built here, for this GPU alone, in at most 300 s more). compute-sanitizer and ncu are used where they are there.
 #
-#   OUT      folder of the results            (bench/results/DEVICE)
-#   WORK     folder of the build              (build/gpu)
-#   STEPS    the steps to do                  (all of them)
-#   TOTAL    seconds for everything           (570)
-#   LIMIT_ENVIRONMENT, LIMIT_BUILD ...        seconds for a step (see `limit_of`)
-#   PYTHON, WHEELS, CUDAARCHS, TEST_WORKERS   python3, none, the device's, 4
-#   TESTS                                     the files of the tests (see `gpu_tests`)
-#   DEVICE                                    cuda
-#   BENCH_ARGS, SCALING_ARGS                  more arguments of run.py, for the cases and for the rest
-#   EXPERIMENT_ARGS, SANITIZE_ARGS            of experiments.py, sanitize.py
+# Each part is a process with a time limit: one that hangs or dies takes no other along. What is known is in OUT at once:
+# log.txt (what the parts printed), DEVICE.json (numbers, after each row), steps.md (how each part went), README.md (the
+# report), ncu.csv, failed.json (tests), inductor.tar.gz (what torch.compile made, for the second run). The end of the
+# output is a digest of 12,000 characters.
+#
+#   OUT        folder of the results                    (runs/gpu/first, runs/gpu/second)
+#   PREVIOUS   OUT of the first run, for the second     (runs/gpu/first)
+#   WHEEL      the wheel                                (what is there in dist/)
+#   WORK       folder of what is made on the way        (build/gpu)
+#   PYTHON     the interpreter                          (python3)
+#   PARTS      the parts to do                          (those of the run)
+#   TOTAL, LIMIT_TESTS ...                              seconds for all, for a part (see `limit_of`)
+#   DEVICE     cuda, or cpu to rehearse; with SEGFUSE_SHIM (tests/conftest.py) on the CUDA sources
+#   TESTS, TEST_ARGS, CASE_ARGS, WARM_ARGS, ENGINE_ARGS, EXPERIMENT_ARGS    more arguments of the parts' programs
 set -uo pipefail
 self=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")
 cd "$(dirname "$self")/.." || exit 2
 
-export PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} DRY_RUN=${DRY_RUN:-}
+absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$PWD" "$1" ;; esac; }
+say() { printf '%s\n' "$*"; }
+
+PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} WORK=$(absolute "${WORK:-build/gpu}")
+export PYTHON DEVICE WORK
 export SEGFUSE_STRICT=1 PYTHONUNBUFFERED=1 # plain PyTorch under segfuse's name is an error
-WORK=${WORK:-build/gpu}
-case $WORK in /*) ;; *) WORK=$PWD/$WORK ;; esac
-export WORK
-gpu_tests="tests/test_cuda.py tests/test_values.py tests/test_layout.py"
-all_steps="environment build tests sanitize bench scaling ncu"
+export TORCHINDUCTOR_CACHE_DIR=$WORK/inductor
+module=${SEGFUSE_SHIM:+--module $SEGFUSE_SHIM}
+headlines='(?i)^[abcd]/dice_(bce|ce)/(float32/(float32|int64)|bfloat16/uint8)$'
+table="$headlines|^(b/(ce|focal)|d/bce)/float32/(float32|int64)\$"
+sanitizers="memcheck racecheck synccheck initcheck"
+can_fail="engines tests $sanitizers ncu" # what the second run does again if it failed
+# Of the kernels that are looked at with ncu: bytes, how busy the issue slots are, waits for instructions, time.
+metrics=dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum
+metrics+=,smsp__issue_active.avg.pct_of_peak_sustained_active
+metrics+=,smsp__average_warps_issue_stalled_no_instruction_per_issue_active.ratio
 
 limit_of() {
+  local name=LIMIT_${1^^}
   case $1 in
-    environment) echo "${LIMIT_ENVIRONMENT:-40}" ;; # importing torch for the first time may take half of it
-    build) echo "${LIMIT_BUILD:-240}" ;;
-    tests) echo "${LIMIT_TESTS:-120}" ;;
-    sanitize) echo "${LIMIT_SANITIZE:-60}" ;;
-    bench) echo "$((${LIMIT_BENCH:-150} + 60))" ;; # of run.py, and what its last row and experiments.py take
-    scaling) echo "${LIMIT_SCALING:-60}" ;;
-    ncu) echo "${LIMIT_NCU:-40}" ;;
+    install) say "${!name:-40}" ;; # importing torch for the first time may take half of it
+    build) say "${!name:-300}" ;;
+    engines) say "${!name:-35}" ;;
+    headlines) say "${!name:-40}" ;;
+    tests | warm) say "${!name:-70}" ;;
+    table) say "${!name:-230}" ;;
+    scaling | training) say "${!name:-55}" ;;
+    *) say "${!name:-45}" ;;
   esac
 }
 
-say() { printf '%s\n' "$*"; }
-
-# Show a command, and do it unless only the steps are asked for.
 run() {
   printf '+'
   printf ' %q' "$@"
   printf '\n'
-  [ -n "$DRY_RUN" ] || "$@"
+  "$@"
 }
-
-has_module() { "$PYTHON" -c "import $1" 2>/dev/null; }
 
 # The path of a CUDA tool, on PATH or where toolkits put it.
 tool() {
@@ -61,194 +70,272 @@ tool() {
   for place in "$(command -v "$1")" "${CUDA_HOME:-/usr/local/cuda}/bin/$1" "/usr/local/cuda/compute-sanitizer/$1"; do
     [ -n "$place" ] && [ -x "$place" ] && { say "$place"; return 0; }
   done
+  say "there is no $1" >&2
   return 1
 }
 
-# A step without its tool is skipped; only when the steps are listed it is shown all the same.
-absent() {
-  say "there is no $1: skipped"
-  [ -n "$DRY_RUN" ]
-}
+# ---------------------------------------------------------------------------------------------------- the parts
+# Status 77: cannot be done here. STEP_LIMIT: what a part has, in seconds.
 
-# Install distributions for this run only: from WHEELS if given, else from the index, if there is a network.
-carry() {
-  local from=(--timeout 5 --retries 0)
-  [ -z "${WHEELS:-}" ] || from=(--no-index --find-links "$WHEELS")
-  run "$PYTHON" -m pip install --disable-pip-version-check --quiet --upgrade --target "$WORK/tools" "${from[@]}" "$@" &&
-    return 0
-  say "Not installed here and not to be had: $*. Where there is a network and the same Python and platform, run"
-  say "    python3 -m pip download --dest wheels $*"
-  say "carry the folder here, and set WHEELS to it."
-  return 1
-}
-
-architectures() {
-  if [ -n "${CUDAARCHS:-}" ]; then
-    say "$CUDAARCHS"
-  else
-    "$PYTHON" -c 'import torch; print("%d%d-real" % torch.cuda.get_device_capability())' 2>/dev/null
+part_install() {
+  local name tag wheel=${WHEEL:-}
+  for name in nvidia-smi "nvcc --version" "g++ --version"; do
+    # shellcheck disable=SC2086
+    if tool "${name%% *}" >/dev/null; then run $name; fi
+  done
+  if [ -z "$wheel" ]; then
+    tag=$("$PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+    wheel=$(find dist -name "segfuse-*-$tag-*.whl" 2>/dev/null | sort | tail -n 1)
   fi
+  [ -n "$wheel" ] || { say "there is no wheel in dist/ for $tag"; return 1; }
+  run "$PYTHON" -m zipfile -e "$wheel" "$WORK/site" && usable
 }
 
-step_environment() {
-  local status=0
-  run nvidia-smi || status=1
-  run "$(tool nvcc || echo nvcc)" --version || status=1
-  run "${CXX:-g++}" --version || status=1
-  run "$PYTHON" bench/machine.py --device "$DEVICE" || status=1 # versions, attributes, copy and read rates
-  return "$status"
+usable() {
+  run "$PYTHON" -m segfuse && run "$PYTHON" -c '
+import sys, torch
+from segfuse import _kernels
+_kernels.required_engine(torch.device(sys.argv[1]))' "${DEVICE/cuda/cuda:0}"
 }
 
-step_build() {
-  local missing=() archs
-  has_module scikit_build_core || missing+=(scikit-build-core)
-  has_module pybind11 || missing+=("pybind11>=3.0,<4")
-  command -v cmake >/dev/null || has_module cmake || missing+=(cmake)
-  command -v ninja >/dev/null || command -v make >/dev/null || has_module ninja || missing+=(ninja)
-  [ "${#missing[@]}" -eq 0 ] || carry "${missing[@]}" || return 1
-  archs=$(architectures)
-  [ -n "$archs" ] || archs=${DRY_RUN:+DEVICE}
-  [ -n "$archs" ] || { say "torch sees no GPU: set CUDAARCHS (for example 90-real) to build all the same"; return 1; }
-  CUDACXX=$(tool nvcc) || [ -n "$DRY_RUN" ] || { say "no nvcc on PATH or in \$CUDA_HOME/bin"; return 1; }
+part_build() {
+  local archs
+  CUDACXX=$(tool nvcc) || return 1
   export CUDACXX CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(nproc)}"
-  run rm -rf "$WORK/wheels" "$WORK/site"
+  archs=$("$PYTHON" -c 'import torch; print("%d%d-real" % torch.cuda.get_device_capability())') || return 1
   run "$PYTHON" -m pip wheel . --disable-pip-version-check --no-deps --no-index --no-build-isolation \
     --wheel-dir "$WORK/wheels" "--config-settings=build-dir=$WORK/cmake" \
     --config-settings=cmake.define.SEGFUSE_CUDA=ON \
     "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=$archs" || return 1
-  run "$PYTHON" -m pip install --disable-pip-version-check --no-deps --no-index \
-    --target "$WORK/site" "$WORK"/wheels/segfuse-*.whl || return 1
-  run "$PYTHON" -m segfuse
+  rm -rf "$WORK/site"
+  run "$PYTHON" -m zipfile -e "$WORK"/wheels/segfuse-*.whl "$WORK/site" && usable
 }
 
-step_tests() {
-  local workers=()
-  has_module pytest || carry pytest || return 1
-  has_module expecttest || carry expecttest || say "torch's operator checks may want expecttest"
+part_engines() {
+  local record=()
+  rm -f "$WORK/calls.pickle"
+  if [ "$DEVICE" = cuda ] || [ -n "$module" ]; then record=(--record "$WORK/calls.pickle"); fi
+  # shellcheck disable=SC2086
+  run "$PYTHON" bench/engines.py --device "$DEVICE" $module ${record[@]+"${record[@]}"} ${ENGINE_ARGS:-}
+}
+
+cases() {
+  # shellcheck disable=SC2086
+  run "$PYTHON" bench/run.py --device "$DEVICE" --out "$OUT" --seconds "$((STEP_LIMIT - 15))" "$@" ${CASE_ARGS:-}
+}
+
+part_headlines() { cases --what cases --quick --cases "$headlines" --peers '^eager$'; }
+part_table() { cases --what cases --cases "$table" --peers '^(eager|compile|monai|nnunet)$'; }
+part_scaling() { cases --what scaling --quick; }
+part_training() { cases --what end_to_end --quick; }
+
+part_scaled() {
+  # shellcheck disable=SC2086
+  run "$PYTHON" bench/experiments.py --device "$DEVICE" --out "$OUT" --only '^scaled_loss$' \
+    --seconds "$((STEP_LIMIT - 15))" ${EXPERIMENT_ARGS:-}
+}
+
+# An interrupt, which a hanging test gets, leaves the results of those before it; what was the matter with it is printed.
+part_tests() {
+  local again=() workers=() status cache=$WORK/pytest/v/cache
+  "$PYTHON" -c 'import pytest' || return 77
   # A file stays in one process: the last test of test_cuda.py looks back at those before it.
-  if [ "${TEST_WORKERS:-4}" -gt 0 ] && has_module xdist; then workers=(-n "${TEST_WORKERS:-4}" --dist loadfile); fi
-  # shellcheck disable=SC2086
-  run env SEGFUSE_TEST_DEVICE="$DEVICE" "$PYTHON" -m pytest ${TESTS:-$gpu_tests} -q -p no:cacheprovider \
-    --maxfail=40 ${workers[@]+"${workers[@]}"}
-}
-
-# One tool of compute-sanitizer over every family of kernels.
-watch() {
-  # shellcheck disable=SC2086
-  run timeout -k 2 "$((${STEP_LIMIT:-60} - 5))" "$1" --tool "$2" --target-processes all --error-exitcode 9 \
-    "$PYTHON" bench/sanitize.py --device "$DEVICE" ${SANITIZE_ARGS:-} 2>&1
-}
-
-# The three tools beside each other: most of their time is the start of Python.
-step_sanitize() {
-  local sanitizer name status=0
-  local -A pids
-  sanitizer=$(tool compute-sanitizer) || absent compute-sanitizer || return 77
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # else a neighbour's memory would hide what lies outside
-  [ -n "$DRY_RUN" ] || mkdir -p "$WORK"
-  for name in memcheck racecheck synccheck; do
-    if [ -n "$DRY_RUN" ]; then
-      watch "${sanitizer:-compute-sanitizer}" "$name"
-    else
-      watch "$sanitizer" "$name" >"$WORK/$name.log" &
-      pids[$name]=$!
-    fi
-  done
-  [ -z "$DRY_RUN" ] || return 0
-  for name in memcheck racecheck synccheck; do
-    if wait "${pids[$name]}"; then say "$name: passed"; else say "$name: failed, status $?"; status=1; fi
-    tail -n 60 "$WORK/$name.log"
-  done
-  return "$status"
-}
-
-step_bench() {
-  local status=0 budget=$((${STEP_LIMIT:-210} - 30)) left
-  [ "$budget" -lt "${LIMIT_BENCH:-150}" ] || budget=${LIMIT_BENCH:-150}
-  # shellcheck disable=SC2086
-  run "$PYTHON" bench/run.py --device "$DEVICE" --what cases --seconds "$budget" --out "$OUT" ${BENCH_ARGS:-} || status=1
-  left=$((${STEP_LIMIT:-210} - SECONDS))
-  if [ "$left" -lt 20 ]; then
-    say "no time left for bench/experiments.py"
-  else
-    # shellcheck disable=SC2086
-    run "$PYTHON" bench/experiments.py --device "$DEVICE" --seconds $((left - 15)) --out "$OUT" \
-      ${EXPERIMENT_ARGS:-} || status=1
+  if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 3 --dist loadfile); fi
+  mkdir -p "$cache"
+  rm -f "$cache/lastfailed"
+  if [ -s "${FAILED:-}" ]; then
+    cp "$FAILED" "$cache/lastfailed"
+    again=(--lf)
   fi
+  # shellcheck disable=SC2086
+  run timeout -s INT -k 5 "$((STEP_LIMIT - 8))" env SEGFUSE_TEST_DEVICE="$DEVICE" "$PYTHON" -m pytest \
+    ${TESTS:-tests/test_cuda.py tests/test_values.py tests/test_layout.py} -q --maxfail=40 -o "cache_dir=$WORK/pytest" \
+    -o "faulthandler_timeout=$((STEP_LIMIT / 3))" ${workers[@]+"${workers[@]}"} ${again[@]+"${again[@]}"} ${TEST_ARGS:-}
+  status=$?
+  if [ -s "$cache/lastfailed" ]; then cp "$cache/lastfailed" "$OUT/failed.json"; fi
   return "$status"
 }
 
-step_scaling() {
+# For the table of the second run, beside the tests.
+part_warm() {
+  local share status=0 pids=()
+  for share in 1 2 3 4; do
+    # shellcheck disable=SC2086
+    run "$PYTHON" bench/warm.py --device "$DEVICE" --cases "$table" --share "$share/4" ${WARM_ARGS:-} &
+    pids+=($!)
+  done
+  for share in "${pids[@]}"; do wait "$share" || status=$?; done
+  return "$status"
+}
+
+# A sanitizer on the calls that the engines part has left, in a process without torch: it watches our kernels alone.
+watch() {
+  local sanitizer padding=() status
+  sanitizer=$(tool compute-sanitizer) || return 77
+  [ -s "$WORK/calls.pickle" ] || { say "the part engines has recorded no calls"; return 77; }
+  if [ "$1" = memcheck ]; then padding=(--padding 4096); fi
   # shellcheck disable=SC2086
-  run "$PYTHON" bench/run.py --device "$DEVICE" --what scaling end_to_end --quick \
-    --seconds "$((${STEP_LIMIT:-60} - 25))" --out "$OUT" ${SCALING_ARGS:-}
+  run "$sanitizer" --tool "$1" --kernel-name kernel_substring=segfuse --error-exitcode 9 \
+    ${padding[@]+"${padding[@]}"} "$PYTHON" bench/replay.py "$WORK/calls.pickle" --seconds "$((STEP_LIMIT - 15))" $module |
+    tee "$WORK/$1.txt"
+  status=${PIPESTATUS[0]}
+  grep -q '^replaying on' "$WORK/$1.txt" || { say "compute-sanitizer does not work on this machine"; return 77; }
+  return "$status"
 }
 
-step_ncu() {
-  local ncu
-  ncu=$(tool ncu) || absent ncu || return 77
-  run "${ncu:-ncu}" --clock-control none --cache-control none --profile-from-start off --target-processes all \
-    --csv --print-units base --print-kernel-base function \
-    --metrics dram__bytes_read.sum,dram__bytes_write.sum,lts__t_sector_hit_rate.pct,gpu__time_duration.sum \
-    "$PYTHON" bench/run.py --device "$DEVICE" --once \
-    --cases 'B/(dice_)?ce/float32/int64|D/(dice|bce)/float32/float32|A/dice_bce/bfloat16/uint8'
+part_memcheck() { watch memcheck; }
+part_racecheck() { watch racecheck; }
+part_synccheck() { watch synccheck; }
+part_initcheck() { watch initcheck; }
+
+# Our kernels are all called `kernel`: their template arguments tell them apart.
+part_ncu() {
+  local ncu status
+  ncu=$(tool ncu) || return 77
+  rm -f "$WORK/ncu.csv"
+  run "$ncu" --clock-control none --cache-control none --profile-from-start off --target-processes all \
+    --kernel-name-base mangled --kernel-name regex:segfuse --print-kernel-base demangled \
+    --csv --print-units base --log-file "$WORK/ncu.csv" --metrics "$metrics" \
+    "$PYTHON" bench/run.py --device "$DEVICE" --once --seconds "$((STEP_LIMIT - 20))" \
+    --cases '(?i)^([bd]/dice_(bce|ce)/(float32/(float32|int64)|bfloat16/uint8)|(b/ce|d/bce)/float32/(float32|int64))$' \
+    ${CASE_ARGS:-}
+  status=$?
+  [ -s "$WORK/ncu.csv" ] || { say "ncu has written nothing"; return "$((status ? status : 1))"; }
+  grep '^==ERROR==' "$WORK/ncu.csv"
+  if grep -q ERR_NVGPUCTRPERM "$WORK/ncu.csv"; then return 77; fi
+  grep '^"' "$WORK/ncu.csv" >"$OUT/ncu.csv" || { rm -f "$OUT/ncu.csv"; return "$((status ? status : 1))"; }
+  return "$status"
 }
 
-device_name() {
-  local name
-  name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
-  say "${name:-no-gpu}" | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' '-'
+# ---------------------------------------------------------------------------------------------------- how they are run
+
+declare -A began pid
+built=0 # seconds of a build, which do not count
+
+left() { say "$((TOTAL + built - SECONDS - 10))"; } # the end of it takes some
+
+start() {
+  local limit=$(($2 < 1 ? 1 : $2))
+  began[$1]=$SECONDS
+  STEP_LIMIT=$limit timeout -k 3 "$limit" "$BASH" "$self" --part "$1" >"$WORK/$1.log" 2>&1 </dev/null &
+  pid[$1]=$!
+}
+
+# A line of steps.md and what the part printed.
+note() {
+  local verdict seconds=$((SECONDS - began[$1])) last
+  case $2 in
+    0) verdict=passed ;;
+    77) verdict=skipped ;;
+    124 | 137) verdict="out of time" ;;
+    143) verdict=interrupted ;;
+    *) verdict="failed, status $2" ;;
+  esac
+  last=$(grep -v '^[[:space:]]*$' "$WORK/$1.log" | tail -n 1 | tr '|' '/' | cut -c 1-140)
+  say "| $1 | $verdict | $seconds | $last |" >>"$OUT/steps.md"
+  { say "== $1: $verdict, $seconds s"; cat "$WORK/$1.log"; } | tail -c 1000000 >>"$OUT/log.txt"
+  say "== $1: $verdict, $seconds s: $last"
+  unset "began[$1]" "pid[$1]"
+  [ "$verdict" = passed ] || [ "$verdict" = skipped ] || failed=1
+}
+
+# Parts beside each other, of those that are wanted.
+together() {
+  local part limit status names=()
+  for part in "$@"; do
+    [[ " $PARTS " == *" $part "* ]] || continue
+    names+=("$part")
+    limit=$(limit_of "$part")
+    start "$part" "$((limit < $(left) ? limit : $(left)))"
+  done
+  for part in ${names[@]+"${names[@]}"}; do
+    wait "${pid[$part]}"
+    status=$?
+    note "$part" "$status"
+  done
+  [ "${#names[@]}" -eq 0 ] || timeout 20 "$PYTHON" bench/report.py --tables "$OUT" >/dev/null
+}
+
+# Whatever ends the run.
+finish() {
+  local part
+  trap - EXIT
+  for part in "${!pid[@]}"; do
+    kill -- "-${pid[$part]}" 2>/dev/null
+    note "$part" 143
+  done
+  if [ "$mode" = first ] && [ -n "$(ls -A "$WORK/inductor" 2>/dev/null)" ]; then
+    tar -czf "$OUT/inductor.tar.gz" -C "$WORK" inductor
+    if [ "$(wc -c <"$OUT/inductor.tar.gz")" -gt 16000000 ]; then
+      rm "$OUT/inductor.tar.gz"
+      say "what torch.compile made is larger than 16 MB: not kept" | tee -a "$OUT/log.txt"
+    fi
+  fi
+  timeout 20 "$PYTHON" bench/report.py --tables "$OUT" >/dev/null
+  timeout 20 "$PYTHON" bench/digest.py "$OUT"
+  exit "$failed"
+}
+
+# What of the first run is to be done again: its failures, and for a sanitizer the calls that it watches.
+to_repeat() {
+  local part again=""
+  for part in $can_fail; do
+    grep -qE "^\| $part \| (failed|out of time|interrupted)" "$PREVIOUS/steps.md" 2>/dev/null && again+=" $part"
+  done
+  for part in $sanitizers; do
+    if [[ "$again " == *" $part "* ]]; then again+=" engines"; fi
+  done
+  say "$again"
 }
 
 main() {
-  local step limit left status begin failed=0 rows=()
-  OUT=${OUT:-bench/results/$(device_name)}
-  case $OUT in /*) ;; *) OUT=$PWD/$OUT ;; esac
-  export OUT
-  export PATH="$WORK/tools/bin:$PATH" PYTHONPATH="$WORK/site:$WORK/tools${PYTHONPATH:+:$PYTHONPATH}"
-  [ -n "$DRY_RUN" ] || mkdir -p "$OUT" || exit 2
-  for step in ${STEPS:-$all_steps}; do
-    if ! declare -F "step_$step" >/dev/null; then
-      say "there is no step $step; the steps are: $all_steps" >&2
-      exit 2
-    fi
-    limit=$(limit_of "$step")
-    left=$((${TOTAL:-570} - SECONDS - 10))
-    [ "$limit" -le "$left" ] || limit=$left
-    say "== $step (at most $limit s)"
-    if [ -n "$DRY_RUN" ]; then
-      STEP_LIMIT=$limit "step_$step"
-      continue
-    fi
-    begin=$SECONDS
-    if [ "$limit" -lt 5 ]; then
-      status=124
-    else
-      STEP_LIMIT=$limit timeout -k 5 "$limit" "$BASH" "$self" --step "$step" 2>&1 | tee "$OUT/$step.log"
-      status=${PIPESTATUS[0]}
-    fi
-    case $status in
-      0) rows+=("| $step | passed | $((SECONDS - begin)) |") ;;
-      77) rows+=("| $step | skipped | $((SECONDS - begin)) |") ;;
-      124 | 137) rows+=("| $step | out of time | $((SECONDS - begin)) |") failed=1 ;;
-      *) rows+=("| $step | failed, status $status | $((SECONDS - begin)) |") failed=1 ;;
-    esac
-  done
-  [ -z "$DRY_RUN" ] || return 0
-  printf '%s\n' "| step | | seconds |" "| --- | --- | --- |" ${rows[@]+"${rows[@]}"} | tee "$OUT/steps.md"
-  "$PYTHON" bench/report.py "$OUT" && cat "$OUT/README.md"
-  return "$failed"
+  local again=""
+  set -m # each part is a group of processes, and an interrupt reaches it
+  mode=$1 failed=0
+  OUT=$(absolute "${OUT:-runs/gpu/$mode}") PREVIOUS=$(absolute "${PREVIOUS:-runs/gpu/first}")
+  export OUT PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
+  rm -rf "$WORK/site" "$WORK/inductor"
+  mkdir -p "$OUT" "$WORK" || exit 2
+  rm -f "$OUT"/{log.txt,"$DEVICE.json",README.md,ncu.csv,failed.json,inductor.tar.gz}
+  printf '%s\n' "| $mode run | | seconds | |" "| --- | --- | --- | --- |" >"$OUT/steps.md"
+  trap finish EXIT
+  trap 'exit 143' INT TERM HUP
+  if [ "$mode" = first ]; then
+    TOTAL=${TOTAL:-240} PARTS=${PARTS:-$can_fail headlines warm}
+  else
+    again=$(to_repeat)
+    TOTAL=${TOTAL:-420} PARTS=${PARTS:-$again table scaled scaling training}
+    if [ -s "$PREVIOUS/failed.json" ]; then export FAILED=$PREVIOUS/failed.json; fi
+    [ ! -s "$PREVIOUS/inductor.tar.gz" ] || tar -xzf "$PREVIOUS/inductor.tar.gz" -C "$WORK"
+    [ -s "$PREVIOUS/steps.md" ] || say "$PREVIOUS has no first run: nothing is done again" | tee -a "$OUT/log.txt"
+  fi
+  PARTS+=" install"
+  together install
+  if [ "$failed" = 1 ]; then
+    PARTS+=" build" failed=0 built=-$SECONDS TOTAL=$((TOTAL + 300))
+    together build
+    TOTAL=$((TOTAL - 300)) built=$((built + SECONDS))
+    [ "$failed" = 0 ] || exit 1
+  fi
+  together engines
+  together headlines
+  together tests warm
+  # shellcheck disable=SC2086
+  together $sanitizers
+  together ncu
+  if [ "$mode" = second ]; then
+    together table
+    together scaled
+    together scaling
+    together training
+  fi
 }
 
 case ${1:-} in
-  --dry-run)
-    DRY_RUN=1
-    main
-    ;;
-  --step) "step_$2" ;;
-  "") main ;;
+  first | second) main "$1" ;;
+  --part) "part_$2" ;;
   *)
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$self"
-    [ "$1" = "-h" ] || [ "$1" = "--help" ]
+    [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]
     ;;
 esac

@@ -86,6 +86,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
+def write_whole(path: Path, text: str) -> None:
+    """So that whatever interrupts it leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".tmp")
+    half.write_text(text)
+    half.replace(path)
+
+
 class Clock:
     """Seconds per call of a device: by events on a GPU (the work of the host included, if that is longer)."""
 

@@ -31,7 +31,7 @@ import end_to_end
 import scaling
 import torch
 from harness import Contender, Setting, check_equal, measure, set_count, under_autocast
-from machine import copy_rate, describe, median_seconds, slug
+from machine import copy_rate, describe, median_seconds, slug, write_whole
 from peers import peers_of, versions
 
 import report
@@ -58,7 +58,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few cases and rounds: two minutes on two cores")
     parser.add_argument("--cases", default="", metavar="REGEX", help="of WORKLOAD/LOSS/DTYPE/TARGET")
     parser.add_argument("--peers", default="", metavar="REGEX", help="of eager, compile, monai, nnunet, smp, ...")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after that long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row (--once: no case) after that long")
     parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: all; 1 as well for the headlines)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/bench/DEVICE)")
     parser.add_argument("--shrink", type=int, default=1, help="divide the spatial sizes, to try the harness")
@@ -183,10 +183,7 @@ class Bench:
         return time.monotonic() - self.start > self.options.seconds
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        half = self.path.with_suffix(".tmp")
-        half.write_text(json.dumps(self.results, indent=1) + "\n")
-        half.replace(self.path)  # an interrupted run leaves a whole file
+        write_whole(self.path, json.dumps(self.results, indent=1) + "\n")
 
     def say(self, text: str) -> None:
         if tqdm is not None:
@@ -334,7 +331,8 @@ class Bench:
             self.begin_cases(jobs)
         for case, count in tqdm(jobs, disable=None) if tqdm is not None else jobs:
             if self.options.once:
-                self.once(case)
+                if not self.late():
+                    self.once(case)
             elif self.late():
                 self.not_run("cases", case.name, "out of time")
             else:

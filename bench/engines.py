@@ -1,0 +1,243 @@
+"""Small calls of every family of kernels, forward and backward, each held against the CPU's kernels in float64.
+
+    python bench/engines.py [--device cuda] [--module FILE] [--record FILE] [--stride N]
+
+With --record, the calls that the CUDA engine makes are left for compute-sanitizer to watch (replay.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from record import Recorder
+from replay import load
+from torch import Tensor
+
+import segfuse
+from segfuse import _kernels, _native
+
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+SMALLEST = 2.0**-24  # of float16: a mean's gradient has no digits there
+FLOATS = tuple(TOLERANCE)
+LAYOUTS = ("contiguous", "channels_last", "slice")
+LABELS = (torch.uint8, torch.int64, torch.int32, torch.int16)
+EXACT_COUNTS = (2, 3, 4, 5, 8, 16, 19, 21)  # csrc/cuda/label_map.cu
+# Some of these, the kernel for any number of classes, and more classes than one warp's lanes hold.
+CLASS_COUNTS = (2, 4, 17, 19, 33, 70, 150)
+# Of a call that cannot have its gradient ahead, "auto" means two passes.
+SCHEMES = ("auto", "gradient_in_forward", "two_pass")
+
+
+class Call(NamedTuple):
+    """A loss on tensors of the CPU; `layout` is given to the logits where they are used."""
+
+    family: str
+    loss: segfuse.Loss
+    logits: Tensor
+    target: Tensor
+    weight: Tensor | None
+    layout: str
+
+
+def strided(x: Tensor, layout: str) -> Tensor:
+    """The same values in another layout."""
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    if layout == "slice":  # odd strides, and an address that is not aligned
+        wide = x.new_zeros((*x.shape[:-1], x.shape[-1] + 3))
+        wide[..., 1:-2] = x
+        return wide[..., 1:-2]
+    return x
+
+
+def plain() -> Iterator[Call]:
+    """What is read by 16 bytes and has a kernel of its own, in every type that it is compiled for."""
+    rows = (segfuse.DiceLoss, segfuse.BCEWithLogitsLoss, segfuse.DiceBCELoss, segfuse.FocalLoss, segfuse.MSELoss)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x = (2 * torch.randn(2, 3, 64, 64)).to(dtype)
+        target = (torch.rand(x.shape) < 0.3).to(torch.uint8)
+        for loss in rows:
+            yield Call("rows, plain", loss("multilabel"), x, target, None, "contiguous")
+        for classes in EXACT_COUNTS:
+            x = (2 * torch.randn(2, classes, 64, 64)).to(dtype)
+            family = f"label map, {classes}, plain"
+            yield Call(family, segfuse.DiceCELoss(ignore_index=255), x, labels(x, 255), None, "contiguous")
+            yield Call(family, segfuse.CrossEntropyLoss(), x, labels(x, None), None, "contiguous")
+
+
+def probabilities() -> Iterator[Call]:
+    """Without a link, in float32 and float64; a loss per element too."""
+    for dtype in (torch.float32, torch.float64):
+        for reduction in ("mean", "none"):
+            options: dict[str, Any] = {"from_logits": False, "reduction": reduction}
+            x = torch.rand(2, 3, 37, 29).clamp(0.01, 0.99).to(dtype)
+            bce = segfuse.BCEWithLogitsLoss("multilabel", **options)
+            yield Call("rows, probabilities", bce, x, (torch.rand(x.shape) < 0.3).to(torch.uint8), None, "contiguous")
+            x = (2 * torch.randn(2, 5, 37, 29)).softmax(1).to(dtype)
+            cross_entropy = segfuse.CrossEntropyLoss(**options)
+            yield Call("label map, probabilities", cross_entropy, x, labels(x, -100), None, "contiguous")
+        x = 2 * torch.randn(2, 3, 37, 29, dtype=torch.float64)
+        target = (torch.rand(x.shape) < 0.3).to(torch.uint8)
+        yield Call("rows", segfuse.BCEWithLogitsLoss("multilabel", reduction="none"), x, target, None, "contiguous")
+
+
+def labels(x: Tensor, ignored: int | None) -> Tensor:
+    """A class index of each pixel, or this in place of one of ten."""
+    drawn = torch.randint(0, x.shape[1], (x.shape[0], *x.shape[2:]))
+    if ignored is not None:
+        drawn[torch.rand(drawn.shape) < 0.1] = ignored
+    return drawn
+
+
+def mixed() -> Iterator[Call]:
+    """Odd sizes, so that every tail runs; types and layouts drawn, so that they mix."""
+    spaces = ((37, 29), (64, 64), (5, 7, 9))
+    draw = random.Random(0)
+
+    def logits(*shape: int) -> Tensor:
+        return (2 * torch.randn(shape)).to(draw.choice(FLOATS))
+
+    def call(family: str, loss: segfuse.Loss, x: Tensor, target: Tensor, weight: Tensor | None = None) -> Call:
+        return Call(family, loss, x, target, weight, draw.choice(LAYOUTS))
+
+    rows = (
+        segfuse.DiceBCELoss("multilabel"),
+        segfuse.DiceLoss("multilabel", soft_label=True),
+        segfuse.BCEWithLogitsLoss("multilabel", ignore_index=255),
+        segfuse.BCEWithLogitsLoss("multilabel", reduction="none"),
+        segfuse.FocalLoss("multilabel", gamma=1.5, reduction="sample"),
+        segfuse.TverskyLoss("multilabel", squared=True, pool_batch=True),
+    )
+    for space in spaces:
+        for loss in rows:
+            x = logits(2, draw.choice((1, 3)), *space)
+            yield call("rows", loss, x, (torch.rand(x.shape) < 0.3).to(draw.choice(LABELS)))
+            yield call("rows, soft", loss, x, torch.rand(x.shape), torch.rand(x.shape))
+    for classes in CLASS_COUNTS:
+        for loss in (
+            segfuse.DiceCELoss(ignore_index=255),
+            segfuse.CrossEntropyLoss(label_smoothing=0.1, reduction="none", ignore_index=255),
+            segfuse.FocalLoss("multiclass", ignore_index=255),
+        ):
+            x = logits(2, classes, *(draw.choice(spaces) if classes < 30 else spaces[0]))
+            yield call(f"label map, {classes}", loss, x, labels(x, 255).to(draw.choice(LABELS)))
+    for classes in (2, 5, 19, 40):
+        x = logits(2, classes, 37, 29)
+        soft = torch.rand(x.shape).softmax(1)
+        yield call(f"soft labels, {classes}", segfuse.DiceCELoss(), x, soft, torch.rand(2, 37, 29))
+
+
+class Device:
+    """Where the calls run: the CPU's kernels, a GPU's, or a module of the CUDA sources in the CPU's place."""
+
+    def __init__(self, name: str, module: Path | None, record: Path | None) -> None:
+        self.name, self.engine, self.recorder = name, None, None
+        native: Any = None
+        self.missing: set[str] = set()  # kernels that nothing has launched yet
+        if module:
+            native = load(module)
+            _native._traced.append(native)
+        elif name == "cuda":
+            _kernels.required_engine(torch.device("cuda:0"))
+            native = _native.cuda_module()
+        if record and native is None:
+            raise ValueError("--record wants --device cuda or a --module: the CPU's kernels are not recorded")
+        if record:
+            self.recorder = Recorder(native, record.open("wb"))
+        if native is not None:
+            self.engine = _kernels.CudaEngine(self.recorder or native)
+            self.missing = set(native.kernel_names())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """With this engine; the CPU's own is wanted for what is expected."""
+        key = "cuda:0" if self.name == "cuda" else "cpu"
+        before = _kernels.engines[key]
+        _kernels.engines[key] = self.engine or before
+        try:
+            yield
+        finally:
+            _kernels.engines[key] = before
+
+    def run(self, call: Call, scheme: str) -> tuple[Tensor, Tensor]:
+        """Loss and gradient."""
+        x = strided(call.logits.to(self.name), call.layout).detach()  # .to() would not keep the layout
+        weight = None if call.weight is None else call.weight.to(self.name)
+        target = call.target.to(self.name)
+        name = f"{call.family}, {scheme}: {call.loss}: {described(call)}"
+        with ExitStack() as stack:
+            stack.enter_context(self.in_place())
+            stack.enter_context(_native.scheme(scheme) if scheme != "auto" else nullcontext())
+            stack.enter_context(self.recorder.sequence(name) if self.recorder else nullcontext())
+            return outcome(call.loss, x, target, weight)
+
+    def check(self, call: Call, scheme: str) -> Iterator[str]:
+        """What is wrong with a call."""
+        weight = None if call.weight is None else call.weight.double()
+        expected = outcome(call.loss, call.logits.double(), call.target, weight)
+        found = self.run(call, scheme)
+        dtype = call.logits.dtype
+        for what, actual, wanted in zip(("loss", "gradient"), found, expected, strict=True):
+            error, largest = float((actual.cpu() - wanted).abs().max()), float(wanted.abs().max())
+            allowed = TOLERANCE[dtype] * largest + (SMALLEST if dtype == torch.float16 else 0)
+            if not error <= allowed:
+                yield f"{what} off by {error:.3g} of {largest:.3g}"
+            if self.recorder:
+                self.recorder.expect(what, actual, wanted, allowed)
+
+
+def described(call: Call) -> str:
+    return f"{call.logits.dtype}, {tuple(call.logits.shape)}, {call.layout}, {call.target.dtype}"
+
+
+def outcome(loss: segfuse.Loss, x: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a call."""
+    x.requires_grad_()
+    value = loss(x, target, weight)
+    (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value))
+    return value.detach(), gradient
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--module", type=Path, help="of the CUDA sources for the CPU (tests/shim/build.py)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="leave the calls of the CUDA engine there")
+    parser.add_argument("--stride", type=int, default=1, help="every n-th call only")
+    options = parser.parse_args()
+    os.environ.setdefault("SEGFUSE_STRICT", "1")  # plain PyTorch under our name must not pass
+    torch.manual_seed(0)
+    device = Device(options.device, options.module, options.record)
+    chosen = [*plain(), *probabilities(), *mixed()][:: options.stride]
+    random.Random(1).shuffle(chosen)  # so that every family comes soon, if the time is short
+    done = wrong = 0
+    for call in chosen:
+        for scheme in SCHEMES if device.engine else SCHEMES[:1]:
+            with _native.trace() as events:
+                try:
+                    problems = list(device.check(call, scheme))
+                except ValueError:
+                    if scheme != "gradient_in_forward":
+                        raise
+                    break
+            device.missing -= {event.kernel for event in events}
+            done += 1
+            wrong += bool(problems)
+            for problem in problems:
+                print(f"{call.family}, {scheme}: {call.loss}: {described(call)}: {problem}")
+    if device.missing:
+        print(f"not launched: {', '.join(sorted(device.missing))}")
+    print(f"{done} calls on {options.device}, {wrong} wrong")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
