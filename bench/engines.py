@@ -62,12 +62,12 @@ def plain() -> Iterator[Call]:
     """What is read by 16 bytes and has a kernel of its own, in every type that it is compiled for."""
     rows = (segfuse.DiceLoss, segfuse.BCEWithLogitsLoss, segfuse.DiceBCELoss, segfuse.FocalLoss, segfuse.MSELoss)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        x = (2 * torch.randn(2, 3, 64, 64)).to(dtype)
+        x = (2 * torch.randn(2, 3, 32, 32)).to(dtype)
         target = (torch.rand(x.shape) < 0.3).to(torch.uint8)
         for loss in rows:
             yield Call("rows, plain", loss("multilabel"), x, target, None, "contiguous")
         for classes in EXACT_COUNTS:
-            x = (2 * torch.randn(2, classes, 64, 64)).to(dtype)
+            x = (2 * torch.randn(2, classes, 32, 32)).to(dtype)
             family = f"label map, {classes}, plain"
             yield Call(family, segfuse.DiceCELoss(ignore_index=255), x, labels(x, 255), None, "contiguous")
             yield Call(family, segfuse.CrossEntropyLoss(), x, labels(x, None), None, "contiguous")
@@ -98,8 +98,8 @@ def labels(x: Tensor, ignored: int | None) -> Tensor:
 
 
 def mixed() -> Iterator[Call]:
-    """Odd sizes, so that every tail runs; types and layouts drawn, so that they mix."""
-    spaces = ((37, 29), (64, 64), (5, 7, 9))
+    """Odd sizes and several chunks (csrc/cuda/policy.cu), for every tail; types and layouts drawn: they mix."""
+    spaces = ((37, 29), (72, 130), (5, 7, 9))
     draw = random.Random(0)
 
     def logits(*shape: int) -> Tensor:
@@ -215,6 +215,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.setdefault("SEGFUSE_STRICT", "1")  # plain PyTorch under our name must not pass
     torch.manual_seed(0)
+    print("\n".join(f"{name}: {value}" for name, value in segfuse.build_info().items()))
     device = Device(options.device, options.module, options.record)
     chosen = [*plain(), *probabilities(), *mixed()][:: options.stride]
     random.Random(1).shuffle(chosen)  # so that every family comes soon, if the time is short

@@ -9,9 +9,9 @@
 # built here, for this GPU alone, in at most 300 s more). compute-sanitizer and ncu are used where they are there.
 #
 # Each part is a process with a time limit: one that hangs or dies takes no other along. What is known is in OUT at once:
-# log.txt (what the parts printed), DEVICE.json (numbers, after each row), steps.md (how each part went), README.md (the
-# report), ncu.csv, failed.json (tests), inductor.tar.gz (what torch.compile made, for the second run). The end of the
-# output is a digest of 12,000 characters.
+# log.txt (what the parts printed), DEVICE.json (numbers, after each row), steps.md (how each part went), README.md, ncu.csv,
+# failed.json (tests), inductor.tar.gz (what torch.compile made, for the second run). The output ends with a digest of
+# 12,000 characters.
 #
 #   OUT        folder of the results                    (runs/gpu/first, runs/gpu/second)
 #   PREVIOUS   OUT of the first run, for the second     (runs/gpu/first)
@@ -21,7 +21,8 @@
 #   PARTS      the parts to do                          (those of the run)
 #   TOTAL, LIMIT_TESTS ...                              seconds for all, for a part (see `limit_of`)
 #   DEVICE     cuda, or cpu to rehearse; with SEGFUSE_SHIM (tests/conftest.py) on the CUDA sources
-#   TESTS, TEST_ARGS, CASE_ARGS, WARM_ARGS, ENGINE_ARGS, EXPERIMENT_ARGS    more arguments of the parts' programs
+#   TESTS, WARM_PROCESSES                               files of tests, what torch.compile is given to (4)
+#   TEST_ARGS, CASE_ARGS, WARM_ARGS, ENGINE_ARGS, EXPERIMENT_ARGS    more arguments of the parts' programs
 set -uo pipefail
 self=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")
 cd "$(dirname "$self")/.." || exit 2
@@ -46,9 +47,9 @@ metrics+=,smsp__average_warps_issue_stalled_no_instruction_per_issue_active.rati
 limit_of() {
   local name=LIMIT_${1^^}
   case $1 in
-    install) say "${!name:-40}" ;; # importing torch for the first time may take half of it
+    install) say "${!name:-20}" ;;
     build) say "${!name:-300}" ;;
-    engines) say "${!name:-35}" ;;
+    engines) say "${!name:-45}" ;; # importing torch for the first time may take half of it
     headlines) say "${!name:-40}" ;;
     tests | warm) say "${!name:-70}" ;;
     table) say "${!name:-230}" ;;
@@ -91,22 +92,30 @@ part_install() {
   run "$PYTHON" -m zipfile -e "$wheel" "$WORK/site" && usable
 }
 
+# The native modules by themselves, for torch takes ten seconds to start.
 usable() {
-  run "$PYTHON" -m segfuse && run "$PYTHON" -c '
-import sys, torch
-from segfuse import _kernels
-_kernels.required_engine(torch.device(sys.argv[1]))' "${DEVICE/cuda/cuda:0}"
+  run "$PYTHON" -c '
+import sys
+sys.path.insert(0, "bench")
+from replay import installed, load
+load(installed("_C"))
+print("the CPU kernels load")
+if sys.argv[1] == "cuda":
+    cuda = load(installed("_cuda"))
+    print("CUDA kernels for", cuda.architectures)
+    sys.exit(cuda.unusable() or 0)' "$DEVICE"
 }
 
 part_build() {
   local archs
   CUDACXX=$(tool nvcc) || return 1
   export CUDACXX CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(nproc)}"
-  archs=$("$PYTHON" -c 'import torch; print("%d%d-real" % torch.cuda.get_device_capability())') || return 1
+  archs=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+  [ -n "$archs" ] || { say "nvidia-smi names no GPU to build for"; return 1; }
   run "$PYTHON" -m pip wheel . --disable-pip-version-check --no-deps --no-index --no-build-isolation \
     --wheel-dir "$WORK/wheels" "--config-settings=build-dir=$WORK/cmake" \
     --config-settings=cmake.define.SEGFUSE_CUDA=ON \
-    "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=$archs" || return 1
+    "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=$archs-real" || return 1
   rm -rf "$WORK/site"
   run "$PYTHON" -m zipfile -e "$WORK"/wheels/segfuse-*.whl "$WORK/site" && usable
 }
@@ -135,7 +144,7 @@ part_scaled() {
     --seconds "$((STEP_LIMIT - 15))" ${EXPERIMENT_ARGS:-}
 }
 
-# An interrupt, which a hanging test gets, leaves the results of those before it; what was the matter with it is printed.
+# The stacks of a test that hangs are printed; the interrupt at the end of the time leaves the results of all others.
 part_tests() {
   local again=() workers=() status cache=$WORK/pytest/v/cache
   "$PYTHON" -c 'import pytest' || return 77
@@ -148,7 +157,7 @@ part_tests() {
     again=(--lf)
   fi
   # shellcheck disable=SC2086
-  run timeout -s INT -k 5 "$((STEP_LIMIT - 8))" env SEGFUSE_TEST_DEVICE="$DEVICE" "$PYTHON" -m pytest \
+  run env SEGFUSE_TEST_DEVICE="$DEVICE" "$PYTHON" -m pytest \
     ${TESTS:-tests/test_cuda.py tests/test_values.py tests/test_layout.py} -q --maxfail=40 -o "cache_dir=$WORK/pytest" \
     -o "faulthandler_timeout=$((STEP_LIMIT / 3))" ${workers[@]+"${workers[@]}"} ${again[@]+"${again[@]}"} ${TEST_ARGS:-}
   status=$?
@@ -159,9 +168,10 @@ part_tests() {
 # For the table of the second run, beside the tests.
 part_warm() {
   local share status=0 pids=()
-  for share in 1 2 3 4; do
+  for share in $(seq "${WARM_PROCESSES:-4}"); do
     # shellcheck disable=SC2086
-    run "$PYTHON" bench/warm.py --device "$DEVICE" --cases "$table" --share "$share/4" ${WARM_ARGS:-} &
+    run "$PYTHON" bench/warm.py --device "$DEVICE" --cases "$table" --share "$share/${WARM_PROCESSES:-4}" \
+      ${WARM_ARGS:-} &
     pids+=($!)
   done
   for share in "${pids[@]}"; do wait "$share" || status=$?; done
@@ -193,6 +203,7 @@ part_ncu() {
   local ncu status
   ncu=$(tool ncu) || return 77
   rm -f "$WORK/ncu.csv"
+  # shellcheck disable=SC2086
   run "$ncu" --clock-control none --cache-control none --profile-from-start off --target-processes all \
     --kernel-name-base mangled --kernel-name regex:segfuse --print-kernel-base demangled \
     --csv --print-units base --log-file "$WORK/ncu.csv" --metrics "$metrics" \
@@ -209,15 +220,14 @@ part_ncu() {
 
 # ---------------------------------------------------------------------------------------------------- how they are run
 
-declare -A began pid
+declare -A began limits pid
 built=0 # seconds of a build, which do not count
-
-left() { say "$((TOTAL + built - SECONDS - 10))"; } # the end of it takes some
+left() { say "$((TOTAL + built - SECONDS - 16))"; } # an interrupted part may take 8, the end of it all takes some
 
 start() {
   local limit=$(($2 < 1 ? 1 : $2))
-  began[$1]=$SECONDS
-  STEP_LIMIT=$limit timeout -k 3 "$limit" "$BASH" "$self" --part "$1" >"$WORK/$1.log" 2>&1 </dev/null &
+  began[$1]=$SECONDS limits[$1]=$limit
+  STEP_LIMIT=$limit timeout -s INT -k 8 "$limit" "$BASH" "$self" --part "$1" >"$WORK/$1.log" 2>&1 </dev/null &
   pid[$1]=$!
 }
 
@@ -227,7 +237,8 @@ note() {
   case $2 in
     0) verdict=passed ;;
     77) verdict=skipped ;;
-    124 | 137) verdict="out of time" ;;
+    124) verdict="out of time" ;;
+    137) if [ "$seconds" -ge "${limits[$1]}" ]; then verdict="out of time"; else verdict=killed; fi ;;
     143) verdict=interrupted ;;
     *) verdict="failed, status $2" ;;
   esac
@@ -236,24 +247,24 @@ note() {
   { say "== $1: $verdict, $seconds s"; cat "$WORK/$1.log"; } | tail -c 1000000 >>"$OUT/log.txt"
   say "== $1: $verdict, $seconds s: $last"
   unset "began[$1]" "pid[$1]"
-  [ "$verdict" = passed ] || [ "$verdict" = skipped ] || failed=1
+  case $verdict in passed | skipped) ;; *) failed=1 ;; esac
 }
 
 # Parts beside each other, of those that are wanted.
 together() {
-  local part limit status names=()
+  local part limit status ended ran=0
   for part in "$@"; do
     [[ " $PARTS " == *" $part "* ]] || continue
-    names+=("$part")
     limit=$(limit_of "$part")
     start "$part" "$((limit < $(left) ? limit : $(left)))"
+    ran=1
   done
-  for part in ${names[@]+"${names[@]}"}; do
-    wait "${pid[$part]}"
+  while [ "${#pid[@]}" -gt 0 ]; do
+    wait -n -p ended "${pid[@]}"
     status=$?
-    note "$part" "$status"
+    for part in "${!pid[@]}"; do [ "${pid[$part]}" != "$ended" ] || note "$part" "$status"; done
   done
-  [ "${#names[@]}" -eq 0 ] || timeout 20 "$PYTHON" bench/report.py --tables "$OUT" >/dev/null
+  [ "$ran" = 0 ] || timeout 20 "$PYTHON" bench/report.py --tables "$OUT" >/dev/null
 }
 
 # Whatever ends the run.
@@ -278,18 +289,17 @@ finish() {
 
 # What of the first run is to be done again: its failures, and for a sanitizer the calls that it watches.
 to_repeat() {
-  local part again=""
+  local part parts=""
   for part in $can_fail; do
-    grep -qE "^\| $part \| (failed|out of time|interrupted)" "$PREVIOUS/steps.md" 2>/dev/null && again+=" $part"
+    if grep -qE "^\| $part \| (failed|killed|out of time|interrupted)" "$PREVIOUS/steps.md" 2>/dev/null; then parts+=" $part"; fi
   done
   for part in $sanitizers; do
-    if [[ "$again " == *" $part "* ]]; then again+=" engines"; fi
+    if [[ "$parts " == *" $part "* ]]; then parts+=" engines"; fi
   done
-  say "$again"
+  say "$parts"
 }
 
 main() {
-  local again=""
   set -m # each part is a group of processes, and an interrupt reaches it
   mode=$1 failed=0
   OUT=$(absolute "${OUT:-runs/gpu/$mode}") PREVIOUS=$(absolute "${PREVIOUS:-runs/gpu/first}")
@@ -303,8 +313,7 @@ main() {
   if [ "$mode" = first ]; then
     TOTAL=${TOTAL:-240} PARTS=${PARTS:-$can_fail headlines warm}
   else
-    again=$(to_repeat)
-    TOTAL=${TOTAL:-420} PARTS=${PARTS:-$again table scaled scaling training}
+    TOTAL=${TOTAL:-420} PARTS=${PARTS:-$(to_repeat) table scaled scaling training}
     if [ -s "$PREVIOUS/failed.json" ]; then export FAILED=$PREVIOUS/failed.json; fi
     [ ! -s "$PREVIOUS/inductor.tar.gz" ] || tar -xzf "$PREVIOUS/inductor.tar.gz" -C "$WORK"
     [ -s "$PREVIOUS/steps.md" ] || say "$PREVIOUS has no first run: nothing is done again" | tee -a "$OUT/log.txt"

@@ -124,13 +124,13 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def installed() -> Path:
-    """segfuse._cuda, without importing segfuse, which imports torch."""
+def installed(name: str) -> Path:
+    """A native module of segfuse, without importing segfuse, which imports torch."""
     spec = importlib.util.find_spec("segfuse")
     folders = spec.submodule_search_locations if spec else None
-    found = [path for folder in folders or () for path in Path(folder).glob("_cuda.*.so")]
+    found = [path for folder in folders or () for path in Path(folder).glob(f"{name}.*.so")]
     if not found:
-        raise ImportError("segfuse is not installed here, or without its CUDA kernels")
+        raise ImportError(f"segfuse is not installed here, or without {name}")
     return found[0]
 
 
@@ -207,7 +207,7 @@ def main() -> int:
     options = parser.parse_args()
     start = time.monotonic()
     memory: Memory = Host() if options.module else Gpu()
-    replay = Replay(load(options.module or installed()), memory)
+    replay = Replay(load(options.module or installed("_cuda")), memory)
     print(f"replaying on {memory.name}")
     done = left = 0
     for kind, *rest in events(options.file):

@@ -58,7 +58,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few cases and rounds: two minutes on two cores")
     parser.add_argument("--cases", default="", metavar="REGEX", help="of WORKLOAD/LOSS/DTYPE/TARGET")
     parser.add_argument("--peers", default="", metavar="REGEX", help="of eager, compile, monai, nnunet, smp, ...")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row (--once: no case) after that long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start no row (--once: case) after that long"
+    )
     parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: all; 1 as well for the headlines)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/bench/DEVICE)")
     parser.add_argument("--shrink", type=int, default=1, help="divide the spatial sizes, to try the harness")

@@ -61,7 +61,8 @@ def _build(folder: Path, sanitize: bool, csrc: Path) -> Path:
 
     def compile_one(source: Path) -> Path:
         flags = [*FLAGS, *SCHEDULER[sanitize]] if source.parent == SHIM else kernel_flags
-        own = text_of(source) + " ".join([*flags, *defines]).encode()
+        python = includes if source.name == "binding.cpp" else []  # all the others know nothing of it
+        own = text_of(source) + " ".join([*flags, *defines, *python]).encode()
         target = folder / f"{source.stem}-{hashlib.sha256(own).hexdigest()[:16]}.o"
         if not target.exists():
             command = ["g++", "-x", "c++", *flags, *includes, *defines, "-c", str(source), "-o", f"{target}.part"]
