@@ -29,9 +29,19 @@ print(json.dumps([tag, sysconfig.get_config_var("EXT_SUFFIX"), sysconfig.get_pat
 """
 
 
+# A symbol that is missing is found here, not on the machine that the wheel is for.
+LOAD = """
+import importlib.util, sys
+for path in sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location(path.rpartition("/")[2].partition(".")[0], path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+"""
+
+
 class Interpreter(NamedTuple):
     """What of a Python is in a build."""
 
+    program: str
     tag: str
     suffix: str
     include: str
@@ -39,7 +49,7 @@ class Interpreter(NamedTuple):
 
 def interpreter(python: str) -> Interpreter:
     done = subprocess.run([python, "-c", ASK], capture_output=True, text=True, check=True)
-    found = Interpreter(*json.loads(done.stdout))
+    found = Interpreter(python, *json.loads(done.stdout))
     if not (Path(found.include) / "Python.h").exists():
         raise SystemExit(f"{python}: there is no {found.include}/Python.h")
     return found
@@ -76,6 +86,7 @@ def relinked(build: Path, base: Interpreter, other: Interpreter) -> list[Path]:
         subprocess.run(command, shell=True, cwd=build, check=True)
         if module:
             made.append(build / (module[1] + other.suffix))
+    subprocess.run([other.program, "-c", LOAD, *map(str, made)], check=True)
     return made
 
 

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from tables import Row, head, line, ratio, results_of, time_of, timing
 
 LENGTH = 11_500  # of 12,000
+# What all names of our kernels have in common.
+COMMON = re.compile(
+    r"^void |segfuse::|<unnamed>::|\(anonymous namespace\)::|_GLOBAL__N_\w*::|\((?:int|bool|Step)\)|\(Job\)$"
+)
 
 
 def experiments(results: Row) -> Iterator[str]:
@@ -40,7 +45,7 @@ def profiled(log: Path) -> Iterator[str]:
     yield "\n## ncu\n"
     yield from head("kernel", *metrics)
     for kernel in kernels.values():
-        name = kernel["kernel"]
+        name = COMMON.sub("", COMMON.sub("", kernel["kernel"]))
         yield line(name if len(name) <= 70 else name[:67] + "...", *(kernel.get(m, "") for m in metrics))
 
 

@@ -99,11 +99,12 @@ import sys
 sys.path.insert(0, "bench")
 from replay import installed, load
 load(installed("_C"))
-print("the CPU kernels load")
-if sys.argv[1] == "cuda":
+try:
     cuda = load(installed("_cuda"))
-    print("CUDA kernels for", cuda.architectures)
-    sys.exit(cuda.unusable() or 0)' "$DEVICE"
+except FileNotFoundError as error:
+    sys.exit(str(error) if sys.argv[1] == "cuda" else 0)
+print("CUDA kernels for", cuda.architectures)
+sys.exit(sys.argv[1] == "cuda" and cuda.unusable() or 0)' "$DEVICE"
 }
 
 part_build() {
@@ -168,6 +169,7 @@ part_tests() {
 # For the table of the second run, beside the tests.
 part_warm() {
   local share status=0 pids=()
+  export TORCHINDUCTOR_COMPILE_THREADS=4 # of each process; else as many as there are cores
   for share in $(seq "${WARM_PROCESSES:-4}"); do
     # shellcheck disable=SC2086
     run "$PYTHON" bench/warm.py --device "$DEVICE" --cases "$table" --share "$share/${WARM_PROCESSES:-4}" \
@@ -289,14 +291,12 @@ finish() {
 
 # What of the first run is to be done again: its failures, and for a sanitizer the calls that it watches.
 to_repeat() {
-  local part parts=""
+  local part
   for part in $can_fail; do
-    if grep -qE "^\| $part \| (failed|killed|out of time|interrupted)" "$PREVIOUS/steps.md" 2>/dev/null; then parts+=" $part"; fi
+    grep -qE "^\| $part \| (failed|killed|out of time|interrupted)" "$PREVIOUS/steps.md" 2>/dev/null || continue
+    say "$part"
+    if [[ " $sanitizers " == *" $part "* ]]; then say engines; fi
   done
-  for part in $sanitizers; do
-    if [[ "$parts " == *" $part "* ]]; then parts+=" engines"; fi
-  done
-  say "$parts"
 }
 
 main() {
@@ -313,7 +313,7 @@ main() {
   if [ "$mode" = first ]; then
     TOTAL=${TOTAL:-240} PARTS=${PARTS:-$can_fail headlines warm}
   else
-    TOTAL=${TOTAL:-420} PARTS=${PARTS:-$(to_repeat) table scaled scaling training}
+    TOTAL=${TOTAL:-420} PARTS=${PARTS:-$(to_repeat | tr '\n' ' ') table scaled scaling training}
     if [ -s "$PREVIOUS/failed.json" ]; then export FAILED=$PREVIOUS/failed.json; fi
     [ ! -s "$PREVIOUS/inductor.tar.gz" ] || tar -xzf "$PREVIOUS/inductor.tar.gz" -C "$WORK"
     [ -s "$PREVIOUS/steps.md" ] || say "$PREVIOUS has no first run: nothing is done again" | tee -a "$OUT/log.txt"

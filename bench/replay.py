@@ -130,7 +130,7 @@ def installed(name: str) -> Path:
     folders = spec.submodule_search_locations if spec else None
     found = [path for folder in folders or () for path in Path(folder).glob(f"{name}.*.so")]
     if not found:
-        raise ImportError(f"segfuse is not installed here, or without {name}")
+        raise FileNotFoundError(f"segfuse is not installed here, or without {name}")
     return found[0]
 
 
