@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks and measures segfuse on a machine with an NVIDIA GPU in two short runs, for such machines are lent by the minute;
-# nothing is installed there, and no network is needed.
+# Checks and measures segfuse on a machine with an NVIDIA GPU in two short runs, for such machines are lent by the
+# minute; nothing is installed there, and no network is needed.
 #
 #     bench/gpu.sh first     at most 240 s: does it import, is every kernel right, what do the headlines take
 #     bench/gpu.sh second    at most 420 s: what failed in the first, the table, a scaled loss, scaling, a training step
@@ -8,10 +8,10 @@
 # Wanted: python3 with torch and pytest, and a wheel for it (bench/build_wheels.py; without one that imports, segfuse is
 # built here, for this GPU alone, in at most 300 s more). compute-sanitizer and ncu are used where they are there.
 #
-# Each part is a process with a time limit: one that hangs or dies takes no other along. What is known is in OUT at once:
-# log.txt (what the parts printed), DEVICE.json (numbers, after each row), steps.md (how each part went), README.md, ncu.csv,
-# failed.json (tests), inductor.tar.gz (what torch.compile made, for the second run). The output ends with a digest of
-# 12,000 characters.
+# Each part is a process with a time limit: one that hangs or dies takes no other along. What is known is in OUT at
+# once: log.txt (what the parts printed), DEVICE.json (numbers, after each row), steps.md (how each part went), ncu.csv,
+# failed.json (tests); at the end inductor.tar.gz (what torch.compile made, for the second run) and README.md
+# (bench/report.py). The output ends with a digest of 12,000 characters.
 #
 #   OUT        folder of the results                    (runs/gpu/first, runs/gpu/second)
 #   PREVIOUS   OUT of the first run, for the second     (runs/gpu/first)
@@ -188,8 +188,8 @@ watch() {
   if [ "$1" = memcheck ]; then padding=(--padding 4096); fi
   # shellcheck disable=SC2086
   run "$sanitizer" --tool "$1" --kernel-name kernel_substring=segfuse --error-exitcode 9 \
-    ${padding[@]+"${padding[@]}"} "$PYTHON" bench/replay.py "$WORK/calls.pickle" --seconds "$((STEP_LIMIT - 15))" $module |
-    tee "$WORK/$1.txt"
+    ${padding[@]+"${padding[@]}"} "$PYTHON" bench/replay.py "$WORK/calls.pickle" \
+    --seconds "$((STEP_LIMIT - 15))" $module | tee "$WORK/$1.txt"
   status=${PIPESTATUS[0]}
   grep -q '^replaying on' "$WORK/$1.txt" || { say "compute-sanitizer does not work on this machine"; return 77; }
   return "$status"
@@ -254,19 +254,17 @@ note() {
 
 # Parts beside each other, of those that are wanted.
 together() {
-  local part limit status ended ran=0
+  local part limit status ended
   for part in "$@"; do
     [[ " $PARTS " == *" $part "* ]] || continue
     limit=$(limit_of "$part")
     start "$part" "$((limit < $(left) ? limit : $(left)))"
-    ran=1
   done
   while [ "${#pid[@]}" -gt 0 ]; do
     wait -n -p ended "${pid[@]}"
     status=$?
     for part in "${!pid[@]}"; do [ "${pid[$part]}" != "$ended" ] || note "$part" "$status"; done
   done
-  [ "$ran" = 0 ] || timeout 20 "$PYTHON" bench/report.py --tables "$OUT" >/dev/null
 }
 
 # Whatever ends the run.

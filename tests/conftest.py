@@ -80,7 +80,7 @@ if SHIM:
 
 
 # With pytest-xdist (-n) a file stays together, for its tests share builds and counts; the longest start first.
-LONGEST = ("test_shim.py", "test_shim_sanitized.py", "test_mutations.py", "test_cuda.py")
+LONGEST = ("test_shim.py", "test_shim_sanitized.py", "test_mutations.py", "test_cuda.py", "test_gpu_runs.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -140,6 +140,17 @@ def test_the_parts_do_not_share_their_threads(tmp_path: Path) -> None:
     assert [row["threads"] for row in results["scaling"]["threads"]] == [1, 2] * 3
 
 
+def test_a_digest_of_much(tmp_path: Path) -> None:
+    """It fits, begins with how the parts went, and says that there is more."""
+    (tmp_path / "cpu.json").write_text((ROOT / "bench" / "results" / "amd-epyc-avx512-2cores" / "cpu.json").read_text())
+    (tmp_path / "steps.md").write_text("| first run | | seconds | |\n")
+    text = load("digest").digest(tmp_path)
+    assert 10_000 < len(text) < 12_000
+    assert text.startswith("| first run |")
+    assert "| b/dice_ce/float32/int64 | nnunet | " in text
+    assert text.endswith("\n... more in README.md")
+
+
 # Runs in turn in one process, for most of a short one is the import of torch; RESULTS after each as 0.json, 1.json ...
 IN_TURN = """
 import json, pathlib, runpy, shutil, sys
