@@ -69,7 +69,7 @@ run() {
 tool() {
   local place
   for place in "$(command -v "$1")" "${CUDA_HOME:-/usr/local/cuda}/bin/$1" "/usr/local/cuda/compute-sanitizer/$1"; do
-    [ -n "$place" ] && [ -x "$place" ] && { say "$place"; return 0; }
+    if [ -x "$place" ]; then say "$place" && return; fi
   done
   say "there is no $1" >&2
   return 1
@@ -113,11 +113,11 @@ part_build() {
   export CUDACXX CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(nproc)}"
   archs=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
   [ -n "$archs" ] || { say "nvidia-smi names no GPU to build for"; return 1; }
+  rm -rf "$WORK/wheels" "$WORK/site"
   run "$PYTHON" -m pip wheel . --disable-pip-version-check --no-deps --no-index --no-build-isolation \
     --wheel-dir "$WORK/wheels" "--config-settings=build-dir=$WORK/cmake" \
     --config-settings=cmake.define.SEGFUSE_CUDA=ON \
     "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=$archs-real" || return 1
-  rm -rf "$WORK/site"
   run "$PYTHON" -m zipfile -e "$WORK"/wheels/segfuse-*.whl "$WORK/site" && usable
 }
 
@@ -195,11 +195,6 @@ watch() {
   return "$status"
 }
 
-part_memcheck() { watch memcheck; }
-part_racecheck() { watch racecheck; }
-part_synccheck() { watch synccheck; }
-part_initcheck() { watch initcheck; }
-
 # Our kernels are all called `kernel`: their template arguments tell them apart.
 part_ncu() {
   local ncu status
@@ -261,9 +256,17 @@ together() {
     start "$part" "$((limit < $(left) ? limit : $(left)))"
   done
   while [ "${#pid[@]}" -gt 0 ]; do
+    ended=""
     wait -n -p ended "${pid[@]}"
     status=$?
-    for part in "${!pid[@]}"; do [ "${pid[$part]}" != "$ended" ] || note "$part" "$status"; done
+    for part in "${!pid[@]}"; do
+      if [ -z "$ended" ]; then # all have ended while bash was busy with another
+        wait "${pid[$part]}"
+        note "$part" "$?"
+      elif [ "${pid[$part]}" = "$ended" ]; then
+        note "$part" "$status"
+      fi
+    done
   done
 }
 
@@ -330,17 +333,15 @@ main() {
   # shellcheck disable=SC2086
   together $sanitizers
   together ncu
-  if [ "$mode" = second ]; then
-    together table
-    together scaled
-    together scaling
-    together training
-  fi
+  together table
+  together scaled
+  together scaling
+  together training
 }
 
 case ${1:-} in
   first | second) main "$1" ;;
-  --part) "part_$2" ;;
+  --part) if [[ " $sanitizers " == *" $2 "* ]]; then watch "$2"; else "part_$2"; fi ;;
   *)
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$self"
     [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]
