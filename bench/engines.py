@@ -89,6 +89,19 @@ def probabilities() -> Iterator[Call]:
         yield Call("rows", segfuse.BCEWithLogitsLoss("multilabel", reduction="none"), x, target, None, "contiguous")
 
 
+def few_pixels() -> Iterator[Call]:
+    """More rows than one block has in the head, and samples that are read as one; with numbers of the host."""
+    x = 2 * torch.randn(2100, 1, 3, 5)
+    target = (torch.rand(x.shape) < 0.3).to(torch.uint8)
+    for reduction in ("mean", "none"):
+        yield Call("rows, many", segfuse.DiceLoss("binary", reduction=reduction), x, target, None, "contiguous")
+    x = 2 * torch.randn(300, 7)
+    weighted = segfuse.CrossEntropyLoss(class_weight=[0.2, 1.5, 0.7, 2.0, 1.1, 0.4, 1.0])
+    yield Call("label map, no space", weighted, x, labels(x, -100), None, "contiguous")
+    pooled = segfuse.DiceLoss("multiclass", pool_batch=True, classes=[5, 0, 2])
+    yield Call("label map, no space", pooled, x, labels(x, None), None, "contiguous")
+
+
 def labels(x: Tensor, ignored: int | None) -> Tensor:
     """A class index of each pixel, or this in place of one of ten."""
     drawn = torch.randint(0, x.shape[1], (x.shape[0], *x.shape[2:]))
@@ -217,7 +230,7 @@ def main() -> int:
     torch.manual_seed(0)
     print("\n".join(f"{name}: {value}" for name, value in segfuse.build_info().items()))
     device = Device(options.device, options.module, options.record)
-    chosen = [*plain(), *probabilities(), *mixed()][:: options.stride]
+    chosen = [*plain(), *probabilities(), *mixed(), *few_pixels()][:: options.stride]
     random.Random(1).shuffle(chosen)  # so that every family comes soon, if the time is short
     done = wrong = 0
     for call in chosen:

@@ -38,6 +38,7 @@ module=${SEGFUSE_SHIM:+--module $SEGFUSE_SHIM}
 headlines='(?i)^[abcd]/dice_(bce|ce)/(float32/(float32|int64)|bfloat16/uint8)$'
 table="$headlines|^(b/(ce|focal)|d/bce)/float32/(float32|int64)\$"
 sanitizers="memcheck racecheck synccheck initcheck"
+gpu_tests="tests/test_cuda_steps.py tests/test_transfer.py tests/test_cuda.py tests/test_values.py tests/test_layout.py"
 can_fail="engines tests $sanitizers ncu" # what the second run does again if it failed
 # Of the kernels that are looked at with ncu: bytes, how busy the issue slots are, waits for instructions, time.
 metrics=dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum
@@ -149,7 +150,7 @@ part_scaled() {
 part_tests() {
   local again=() workers=() status cache=$WORK/pytest/v/cache
   "$PYTHON" -c 'import pytest' || return 77
-  # A file stays in one process: the last test of test_cuda.py looks back at those before it.
+  # A file stays in one process: the last test of two of them looks back at those before it.
   if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 3 --dist loadfile); fi
   mkdir -p "$cache"
   rm -f "$cache/lastfailed"
@@ -159,7 +160,7 @@ part_tests() {
   fi
   # shellcheck disable=SC2086
   run env SEGFUSE_TEST_DEVICE="$DEVICE" "$PYTHON" -m pytest \
-    ${TESTS:-tests/test_cuda.py tests/test_values.py tests/test_layout.py} -q --maxfail=40 -o "cache_dir=$WORK/pytest" \
+    ${TESTS:-$gpu_tests} -q --maxfail=40 -o "cache_dir=$WORK/pytest" \
     -o "faulthandler_timeout=$((STEP_LIMIT / 3))" ${workers[@]+"${workers[@]}"} ${again[@]+"${again[@]}"} ${TEST_ARGS:-}
   status=$?
   if [ -s "$cache/lastfailed" ]; then cp "$cache/lastfailed" "$OUT/failed.json"; fi

@@ -31,7 +31,7 @@ sys.path.insert(0, str(TESTS / "shim"))
 from build import build  # noqa: E402
 
 FILES = ("test_cuda_steps.py", "test_cuda.py")  # the quicker one first
-TIMEOUT = 300  # seconds, of a run of the tests: a mutant may loop forever
+TIMEOUT = 600  # seconds, of a run of the tests: a mutant may loop forever
 
 
 @dataclass

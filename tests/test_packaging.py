@@ -43,7 +43,7 @@ def test_it_is_typed() -> None:
         if module is None:
             continue
         stub = importlib.resources.files(segfuse).joinpath(stub_name).read_text()
-        declared = set(re.findall(r"^(?:(?:def|class) )?(\w+)(?:: str$|\(|:$)", stub, re.MULTILINE))
+        declared = set(re.findall(r"^(?:(?:def|class) )?(\w+)(?:: (?:str|int)$|\(|:$)", stub, re.MULTILINE))
         assert declared == {name for name in dir(module) if not name.startswith("__")}
 
 

@@ -66,7 +66,7 @@ def backward(
     scalar_upstream: int,
     upstream: Tensor | None,
     gradient: Tensor,
-    ahead: int,
+    ahead: bool,
     threads: int,
 ) -> None: ...
 def trace_start() -> None: ...

@@ -5,12 +5,13 @@ from typing import Any, TypeAlias
 Tensor: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 architectures: str
+few_rows: int
 
 class Plan:
     def __init__(self, plan: Mapping[str, Any]) -> None: ...
-    @property
-    def classes(self) -> list[int]: ...
 
+def write_words(to: int, source: int, count: int, stream: int) -> None: ...
+def write_classes(plan: Plan, to: int, stream: int) -> None: ...
 def unusable() -> str: ...
 def workspace_size(plan: Plan, shape: Sequence[int]) -> int: ...
 def partial_size(plan: Plan, shape: Sequence[int]) -> int: ...
@@ -31,7 +32,6 @@ def forward(
     terms: int,
     slopes: int,
     slope_count: int,
-    ahead: int,
     workspace: int,
     workspace_count: int,
     scheme: int,
@@ -44,7 +44,6 @@ def statistics(
     weight: Tensor | None,
     soft: bool,
     tables: int,
-    classes: int,
     sums: int,
     sum_count: int,
     partial: int,
@@ -68,7 +67,6 @@ def head(
     terms: int,
     slopes: int,
     slope_count: int,
-    ahead: int,
     parts: int,
     stream: int,
 ) -> None: ...
@@ -85,7 +83,7 @@ def backward(
     scalar_upstream: int,
     upstream: Tensor | None,
     gradient: Tensor,
-    ahead: int,
+    ahead: bool,
     stream: int,
 ) -> None: ...
 def warmup() -> None: ...
