@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import segfuse
 from cases import PER_CLASS, make_logits, make_target, multiclass
-from conftest import DEVICE, SHIM
+from conftest import DEVICE, SHIM, cuda_engine
 from segfuse import _checks, _functions, _kernels, _transfer
 
 HOST = torch.device("cpu")
@@ -144,6 +145,26 @@ def test_graphs_of_torch_compile_with_classes() -> None:
         expected = criterion(logits, target)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="tensors of a GPU that is not there")
+@pytest.mark.parametrize("shape", [(7, 5, 4, 4), (7, 5, 32, 32), (1, 5, 4, 4), (7, 5)], ids=str)
+def test_a_traced_call_knows_how_many_slopes_a_gpu_leaves(shape: tuple[int, ...]) -> None:
+    """Samples of few pixels are read as one there, and class weights of the host stay where they are."""
+    criterion = segfuse.CrossEntropyLoss(class_weight=list(PER_CLASS))
+    plan = criterion.plan
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logits = torch.empty(shape, device="cuda")
+        target = torch.empty((shape[0], *shape[2:]), dtype=torch.int64, device="cuda")
+        _, _, slopes = torch.ops.segfuse.forward(logits, target, None, criterion.class_weight[None], None, plan.spec)
+        assert criterion(logits, target).is_cuda
+    samples = 1 if shape[0] == 1 or len(shape) == 2 or shape[2] == 4 else shape[0]
+    assert slopes.numel() == 2 * samples + 1
+    engine, real = cuda_engine(), torch.zeros(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_kernels.engines, "cpu", engine)
+        found = _kernels.forward(plan, real, torch.zeros(target.shape, dtype=torch.int64), None, torch.ones(1, 5), None)
+    assert found[2].numel() == slopes.numel()
 
 
 def test_a_coefficient_of_the_host_gets_its_gradient_there() -> None:

@@ -30,6 +30,7 @@ struct Key {
 };
 
 using Function = void (*)(const Job);
+static_assert(sizeof(Job) <= 4096, "the arguments of a kernel have 4 KB");
 
 struct Kernel {
   Key key;

@@ -79,7 +79,7 @@ bool is_foreseeable(const Plan& plan, const Problem& p) {
   return plan.region_count == 0 && one && p.logits.dtype != Dtype::f16 && p.samples * p.pixels > 0;
 }
 
-// Whether every pixel is likely to count, so that the gradient will not have to be computed again.
+// Whether every pixel is likely to count, so that the gradient will not have to be multiplied.
 bool is_likely(const Job& job) {
   const bool soft_ignore = job.plan.has_ignore && !job.problem.hard_target;
   // -100 is the default of cross-entropy: it says nothing about the labels.

@@ -10,8 +10,8 @@
 namespace segfuse {
 namespace {
 
-// A kernel may have more than 48 KB of shared memory once it is told so. Once per device, to all that a block can have:
-// each call's own size, set by two threads, could be lowered between the one's setting and launch.
+// A kernel may have more than 48 KB of shared memory once it is told so. Once per device, and all that a block can have:
+// if each call set the size that it needs, one thread could lower it between another's setting and launch.
 void allow_shared_memory(const Kernel& kernel) {
   static std::mutex mutex;
   static std::set<std::pair<int, const Kernel*>> allowed;

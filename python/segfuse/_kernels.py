@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -374,7 +375,7 @@ def _inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, j
 
 
 def _outputs(
-    plan: Plan, shape: torch.Size, dtype: torch.dtype, device: torch.device, joined: bool = False
+    plan: Plan, shape: Sequence[int], dtype: torch.dtype, device: torch.device, joined: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, terms and slopes, to be filled. The device is named, for `with torch.device(...)` would choose another."""
     shape = plan.joined(shape) if joined else shape

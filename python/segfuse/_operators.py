@@ -48,7 +48,7 @@ for _device in ("CPU", "CUDA"):
 def _(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
     plan = plan_of(spec)
     dtype, loss_shape = plan.loss_dtype(logits), plan.loss_shape(logits.shape)
-    shape = plan.joined(logits.shape) if logits.is_cuda and plan.process_group is None else logits.shape
+    shape = plan.joined(logits.shape) if logits.is_cuda else logits.shape
     return (
         logits.new_empty(loss_shape, dtype=dtype),
         logits.new_empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64),

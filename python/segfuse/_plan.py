@@ -7,7 +7,8 @@ Options that are tensors (class weights) stand in it as ``{"table": i}``, row i 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -64,7 +65,8 @@ class Plan:
         self.is_global = self.reduction in ("mean", "sum") or any(r["pool_batch"] for r in self.regions)
         # Whether no term tells the samples of a batch apart.
         self.joins_samples = (
-            self.reduction in ("mean", "sum")
+            self.process_group is None
+            and self.reduction in ("mean", "sum")
             and all(r["pool_batch"] for r in self.regions)
             and not any(t.get("balance") == "balanced" for t in lowered)
         )
@@ -83,7 +85,7 @@ class Plan:
     def __reduce__(self) -> tuple[Callable[[str], Plan], tuple[str]]:
         return plan_of, (self.spec,)
 
-    def loss_shape(self, shape: torch.Size) -> list[int]:
+    def loss_shape(self, shape: Sequence[int]) -> list[int]:
         """Shape of the loss for logits of a shape."""
         if self.reduction == "sample":
             return [shape[0]]
@@ -103,16 +105,16 @@ class Plan:
             ]
         )
 
-    def joined(self, shape: torch.Size) -> torch.Size:
+    def joined(self, shape: Sequence[int]) -> Sequence[int]:
         """The shape as a GPU reads it: the samples as one, where they have fewer pixels than a row has numbers beside
         its gradient (statistics, slopes) and no term tells them apart; else as it is."""
         first = 1 if self.mode == "binary" else 2
-        pixels = shape[first:].numel()
+        pixels = math.prod(shape[first:])  # of symbolic sizes, too
         if not self.joins_samples or shape[0] < 2 or len(shape) > MOST_DIMS or not 0 < pixels <= FEW_PIXELS:
             return shape
-        return torch.Size([1, *shape[1:first], shape[0], *shape[first:]])
+        return 1, *shape[1:first], shape[0], *shape[first:]
 
-    def slope_count(self, shape: torch.Size) -> int:
+    def slope_count(self, shape: Sequence[int]) -> int:
         """Floats that the head leaves for the gradient pass (Layout in csrc/problem.h), and one more (steps.h)."""
         classes = 1 if self.mode == "binary" else shape[1]
         units, rows = (shape[0], classes) if self.mode == "multiclass" else (shape[0] * classes, 1)
