@@ -24,7 +24,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sass
@@ -42,6 +42,15 @@ STREAMING = re.compile(
 OTHERS = re.compile(r"(Tile<\w+>|HeadKernel<\w+>|AddChunks|Rescale<\w+>) \w+")
 # Loops of each step: whether they write.
 LOOPS = {"statistics": {False}, "gradient": {True}, "both": {True}}
+TILE = re.compile(r"Tile<(?P<element>\w+)> (?P<step>\w+)")
+# The loops of tile.h inside that over pixels, in their order: over classes or teams, and how many of them a turn takes;
+# "": not of planes (channels_last), or one that the compiler unrolled further than there are teams.
+TILE_LOOPS = {
+    "statistics": ["class 4", "", "class 1", "", "team 4", "class 1", "", "team 4", "class 1"],
+    "gradient": ["class 4", "", "class 1", "", "team 4", "class 1", "", "team 4", "class 1", "", "team 4"]
+    + ["class 2", "class 4", ""],
+}
+WARPS, SHUFFLES = 8, 5  # of a block; that add a float over a warp (a double: twice as many)
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,19 @@ class Usage:
 
 @dataclass(frozen=True)
 class Code:
-    """`instructions` is per pixel, None where a 16-byte access is missing; `turn` counts kinds of one turn."""
+    """`instructions` is per pixel, None where a 16-byte access is missing; `turn` counts kinds of one turn.
+
+    costs: what else the model of the roof (roof.py) asks for, in instructions. narrow: per pixel, with uint8 labels.
+    before, after: per thread and block, ahead of the loop over pixels and behind it, where the sums are added over the
+    block. Of `tile`, per thread: class, team: for each class of a pixel, each team; tile: a tile's rest; row: of a class
+    and kind of sum, added over the tile.
+    """
 
     total: Counter[str]
     instructions: float | None
     pixels: int
     turn: Counter[str]
+    costs: dict[str, float]
 
 
 def installed_module() -> Path | None:
@@ -135,27 +151,28 @@ def is_hot(name: str) -> bool:
 
 def measure(name: str, function: sass.Function) -> Code:
     total = sass.count(function)
+    nothing = Code(total, None, 0, Counter(), {})
+    if tile := TILE.fullmatch(name):
+        return replace(nothing, costs=tile_costs(sass.flow(function), tile["step"]))
     kernel = STREAMING.fullmatch(name)
     if not kernel:
-        return Code(total, None, 0, Counter())
-    turns = cheapest_turns(
-        sass.flow(function),
-        size=4 if "float" in (kernel["row"], kernel["map"]) else 2,
-        classes=int(kernel["classes"] or 1),
-        label_bytes=8 if kernel["map"] else 4,
-    )
+        return nothing
+    blocks = sass.flow(function)
+    size, classes = 4 if "float" in (kernel["row"], kernel["map"]) else 2, int(kernel["classes"] or 1)
+    turns = cheapest_turns(blocks, size, classes, label_bytes=8 if kernel["map"] else 4)
     if turns.keys() != LOOPS[kernel["step"]]:
-        return Code(total, None, 0, Counter())
-    instructions = sum(cost / pixels for cost, pixels, _ in turns.values())
-    counts = sum((counts for _, _, counts in turns.values()), Counter())
-    return Code(total, instructions, next(pixels for _, pixels, _ in turns.values()), counts)
+        return nothing
+    cost, pixels, counts, loop = turns[kernel["step"] != "statistics"]
+    narrow = cheapest_turns(blocks, size, classes, label_bytes=1)[kernel["step"] != "statistics"]
+    costs = around(blocks, loop.head, loop.turning, exchanges(kernel))
+    return Code(total, cost / pixels, pixels, counts, {"narrow": narrow[0] / narrow[1], **costs})
 
 
 def cheapest_turns(
     blocks: dict[int, sass.Block], size: int, classes: int, label_bytes: int
-) -> dict[bool, tuple[int, int, Counter[str]]]:
+) -> dict[bool, tuple[int, int, Counter[str], sass.Loop]]:
     """Of the loops that only read and of those that write: instructions of a turn, its pixels, its counts."""
-    best: dict[bool, tuple[int, int, Counter[str]]] = {}
+    best: dict[bool, tuple[int, int, Counter[str], sass.Loop]] = {}
     for loop in sass.innermost_loops(blocks, "load128"):
         writes = any(kind.startswith("store") for block in loop.blocks.values() for kind in block.counts)
         for pixels in (32, 16, 8, 4, 2, 1):  # as many as a turn can hold
@@ -165,11 +182,71 @@ def cheapest_turns(
                 "store128": math.ceil(logits) if writes else 0,
                 "mufu": pixels * (classes + 1),  # exponentials and a reciprocal
             }
+            if label_bytes == 1:  # those of a vector of logits at once: 4 or 8 bytes
+                required |= {"load128": math.ceil(logits), "load" if size == 4 else "load64": pixels * size // 16}
             if turn := loop.cheapest_turn(required):
                 if writes not in best or turn[0] * best[writes][1] < best[writes][0] * pixels:
-                    best[writes] = (turn[0], pixels, turn[1])
+                    best[writes] = (turn[0], pixels, turn[1], loop)
                 break
     return best
+
+
+def exchanges(kernel: re.Match[str]) -> int:
+    """Shuffles and barriers of a thread behind the loop, where a block adds its sums: add_over_block (device.h) and
+    add_columns (label_map.h)."""
+    if kernel["step"] == "gradient":
+        return 0
+    if kernel["row"]:
+        return SHUFFLES * (6 if "NoPoints" in kernel[0] else 8) + 2
+    columns = [2 * int(kernel["classes"]), int(kernel["classes"])] if kernel["step"] == "statistics" else []
+    return SHUFFLES * 3 + 2 + sum(SHUFFLES * math.ceil(c / WARPS) + 1 for c in columns) + len(columns) // 2
+
+
+def around(blocks: dict[int, sass.Block], head: int, turning: set[int], exchanges: int) -> dict[str, float]:
+    """The cheapest way to a loop, and from it to the end with so many exchanges. Loops on the way count as often as
+    the exchanges ask for: of those that only clear memory, once."""
+    before = sass.cheapest_way(blocks, 0, {head}, {})
+    left = {b: replace(block, after=[w for w in block.after if w != head]) for b, block in blocks.items()}
+    ends = {b for b, block in left.items() if not block.after and b not in turning}
+    ways = [(sass.cheapest_way(left, b, ends, {"exchange": exchanges}), blocks[b].length) for b in turning]
+    after = [way[0] - length for way, length in ways if way]
+    if not before or not after:
+        raise ValueError(f"no way around the loop at instruction {head} with {exchanges} exchanges")
+    return {"before": before[0] - blocks[head].length, "after": min(after)}
+
+
+def tile_costs(blocks: dict[int, sass.Block], step: str) -> dict[str, float]:
+    loops = sass.nest(blocks, set(blocks))
+    pixels = max(loops, key=lambda loop: len(loop.body))
+    costs: dict[str, float] = dict.fromkeys(("class", "team"), 0.0)
+
+    def counts(loop: sass.Nest) -> Counter[str]:
+        return sum((blocks[b].counts for b in loop.body), Counter())
+
+    def turn(loop: sass.Nest, required: dict[str, int]) -> int:
+        found = sass.Loop(blocks, loop.body, loop.head).cheapest_turn(required)
+        if not found:
+            raise ValueError(f"no turn of the loop at instruction {loop.head} with {required}")
+        return found[0]
+
+    # Divisions (strides of more than one dimension) have four reciprocals, the flush has doubles.
+    inner = [loop for loop in pixels.inner if not loop.inner and counts(loop)["mufu"] < 4 and not counts(loop)["double"]]
+    if len(inner) != len(TILE_LOOPS[step]):
+        raise ValueError(f"tile.h, {step}: {len(inner)} loops over classes and teams, {len(TILE_LOOPS[step])} named")
+    for loop, name in zip(inner, TILE_LOOPS[step], strict=True):
+        if name:
+            what, many = name.split()
+            costs[what] += turn(loop, {}) / int(many)
+    turning = {b for b in pixels.body if pixels.head in blocks[b].after}
+    body = {b: replace(blocks[b], after=[w for w in blocks[b].after if w in pixels.body and w != pixels.head]) for b in pixels.body}
+    rest = sass.cheapest_way(body, pixels.head, turning, {"load64": 1})  # an int64 label
+    points = min(turn(loop, {}) for loop in pixels.inner if loop.inner and counts(loop)["mufu"])
+    costs["tile"] = (rest[0] if rest else math.nan) + points
+    if step == "gradient":
+        return costs | around(blocks, pixels.head, turning, 0)
+    flush = next(loop for loop in loops if loop.head > pixels.head and counts(loop)["exchange"] and loop.inner)
+    costs["row"] = turn(flush, {"exchange": 2 * SHUFFLES})
+    return costs | around(blocks, pixels.head, turning, SHUFFLES * 3 + 2)
 
 
 def table() -> dict[str, dict]:
@@ -187,6 +264,7 @@ def write(used: dict[str, dict[str, Usage]], codes: dict[str, Code]) -> None:
             row |= {"instructions": round(codes[name].instructions, 1)}
             row |= {kind: codes[name].turn[kind] for kind in ("load128", "store128", "mufu", "double")}
             row |= {"pixels": codes[name].pixels}
+        row |= {what: round(cost, 1) for what, cost in codes[name].costs.items()}
         rows[name] = row
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     TABLE.write_text("{\n" + lines + "\n}\n")

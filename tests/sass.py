@@ -130,19 +130,71 @@ def _cycles(nodes: set[int], after: Callable[[int], list[int]]) -> list[set[int]
     return cycles
 
 
+@dataclass
+class Nest:
+    """A loop, and those inside it."""
+
+    head: int
+    body: set[int]
+    inner: list[Nest]
+
+
+def nest(blocks: dict[int, Block], nodes: set[int], closed: frozenset[int] = frozenset()) -> list[Nest]:
+    """The loops among `nodes`. closed: heads of the loops around, whose turns end there."""
+    found = []
+    for body in _cycles(nodes, lambda b: [w for w in blocks[b].after if w not in closed]):
+        entered = {w for b, block in blocks.items() if b not in body for w in block.after if w in body}
+        head = min(entered or body)
+        found.append(Nest(head, body, nest(blocks, body, closed | {head})))
+    return sorted(found, key=lambda loop: loop.head)
+
+
 def innermost_loops(blocks: dict[int, Block], wanted: str) -> Iterator[Loop]:
     """Innermost loops with an instruction of the kind `wanted`."""
 
-    def search(nodes: set[int], closed: frozenset[int]) -> Iterator[Loop]:
-        """closed: heads of the loops around, whose turns end there."""
-        for body in _cycles(nodes, lambda b: [w for w in blocks[b].after if w not in closed]):
-            if not any(blocks[b].counts[wanted] for b in body):
-                continue
-            entered = {w for b, block in blocks.items() if b not in body for w in block.after if w in body}
-            head = min(entered or body)
-            yield from list(search(body, closed | {head})) or [Loop(blocks, body, head)]
+    def search(loops: list[Nest]) -> Iterator[Loop]:
+        for loop in loops:
+            if any(blocks[b].counts[wanted] for b in loop.body):
+                yield from list(search(loop.inner)) or [Loop(blocks, loop.body, loop.head)]
 
-    yield from search(set(blocks), frozenset())
+    yield from search(nest(blocks, set(blocks)))
+
+
+def cheapest_way(
+    blocks: dict[int, Block], start: int, ends: set[int], required: dict[str, int]
+) -> tuple[int, Counter[str]] | None:
+    """Fewest instructions from `start` to the last one of a block of `ends`, with at least so many of each kind, and
+    what that way counts; None: there is none."""
+    kinds = [k for k, n in required.items() if n]
+    goal = tuple(required[k] for k in kinds)
+    gains = {b: tuple(block.counts[k] for k in kinds) for b, block in blocks.items()}
+    first = (start, (0,) * len(kinds))
+    best = {first: 0}
+    came: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]]] = {}
+    queue = [(0, *first)]
+    found: list[tuple[int, int, tuple[int, ...]]] = []
+    while queue:
+        cost, b, got = heapq.heappop(queue)
+        if best[b, got] < cost:
+            continue
+        cost += blocks[b].length
+        now = tuple(map(min, map(int.__add__, got, gains[b]), goal)) if any(gains[b]) else got
+        if b in ends and now == goal:
+            found.append((cost, b, got))
+        for w in blocks[b].after:
+            if best.get((w, now), 1 << 62) > cost:
+                best[w, now] = cost
+                came[w, now] = (b, got)
+                heapq.heappush(queue, (cost, w, now))
+    if not found:
+        return None
+    cost, *state = min(found)
+    at: tuple[int, tuple[int, ...]] | None = (state[0], state[1])
+    counts: Counter[str] = Counter()
+    while at:
+        counts += blocks[at[0]].counts
+        at = came.get(at)
+    return cost, counts
 
 
 class Loop:
@@ -218,37 +270,7 @@ class Loop:
         return 0
 
     def cheapest_turn(self, required: dict[str, int]) -> tuple[int, Counter[str]] | None:
-        """Fewest instructions of a turn with at least so many of each kind, and what it counts; None: there is none."""
-        kinds = [k for k, n in required.items() if n]
-        goal = tuple(required[k] for k in kinds)
         held = sum((b.counts for b in self.blocks.values()), Counter())
-        if any(held[k] < n for k, n in zip(kinds, goal, strict=True)):
+        if any(held[k] < n for k, n in required.items()):
             return None
-        gains = {b: tuple(block.counts[k] for k in kinds) for b, block in self.blocks.items()}
-        start = (self.head, (0,) * len(kinds))
-        best = {start: 0}
-        came: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]]] = {}
-        queue = [(0, *start)]
-        ends: list[tuple[int, int, tuple[int, ...]]] = []
-        while queue:
-            cost, b, got = heapq.heappop(queue)
-            if best[b, got] < cost:
-                continue
-            cost += self.blocks[b].length
-            now = tuple(map(min, map(int.__add__, got, gains[b]), goal)) if any(gains[b]) else got
-            if b in self.turning and now == goal:
-                ends.append((cost, b, got))
-            for w in self.blocks[b].after:
-                if best.get((w, now), 1 << 62) > cost:
-                    best[w, now] = cost
-                    came[w, now] = (b, got)
-                    heapq.heappush(queue, (cost, w, now))
-        if not ends:
-            return None
-        cost, *state = min(ends)
-        at: tuple[int, tuple[int, ...]] | None = (state[0], state[1])
-        counts: Counter[str] = Counter()
-        while at:
-            counts += self.blocks[at[0]].counts
-            at = came.get(at)
-        return cost, counts
+        return cheapest_way(self.blocks, self.head, self.turning, required)
