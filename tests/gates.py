@@ -47,8 +47,10 @@ TILE = re.compile(r"Tile<(?P<element>\w+)> (?P<step>\w+)")
 # "": not of planes (channels_last), or one that the compiler unrolled further than there are teams.
 TILE_LOOPS = {
     "statistics": ["class 4", "", "class 1", "", "team 4", "class 1", "", "team 4", "class 1"],
-    "gradient": ["class 4", "", "class 1", "", "team 4", "class 1", "", "team 4", "class 1", "", "team 4"]
-    + ["class 2", "class 4", ""],
+    "gradient": [
+        *["class 4", "", "class 1", "", "team 4", "class 1", "", "team 4"],
+        *["class 1", "", "team 4", "class 2", "class 4", ""],
+    ],
 }
 WARPS, SHUFFLES = 8, 5  # of a block; that add a float over a warp (a double: twice as many)
 
@@ -66,8 +68,9 @@ class Code:
 
     costs: what else the model of the roof (roof.py) asks for, in instructions. narrow: per pixel, with uint8 labels.
     before, after: per thread and block, ahead of the loop over pixels and behind it, where the sums are added over the
-    block. Of `tile`, per thread: class, team: for each class of a pixel, each team; tile: a tile's rest; row: of a class
-    and kind of sum, added over the tile.
+    block. Of `tile`, per thread: class, team: for each class of a pixel, each team; tile: a tile's rest; row, value:
+    of a class and kind of sum, added over the tile, and of each value there; loads: how many logits a thread asks for
+    before it uses the first.
     """
 
     total: Counter[str]
@@ -223,30 +226,36 @@ def tile_costs(blocks: dict[int, sass.Block], step: str) -> dict[str, float]:
     def counts(loop: sass.Nest) -> Counter[str]:
         return sum((blocks[b].counts for b in loop.body), Counter())
 
-    def turn(loop: sass.Nest, required: dict[str, int]) -> int:
-        found = sass.Loop(blocks, loop.body, loop.head).cheapest_turn(required)
+    def shortest_turn(loop: sass.Nest, required: dict[str, int]) -> int:
+        """With every arm that may be left out left out."""
+        ways = {b: [w for w in blocks[b].after if w in loop.body and w != loop.head] for b in loop.body}
+        body = {b: replace(blocks[b], after=after) for b, after in ways.items()}
+        found = sass.cheapest_way(body, loop.head, {b for b in body if loop.head in blocks[b].after}, required)
         if not found:
             raise ValueError(f"no turn of the loop at instruction {loop.head} with {required}")
         return found[0]
 
     # Divisions (strides of more than one dimension) have four reciprocals, the flush has doubles.
-    inner = [loop for loop in pixels.inner if not loop.inner and counts(loop)["mufu"] < 4 and not counts(loop)["double"]]
-    if len(inner) != len(TILE_LOOPS[step]):
-        raise ValueError(f"tile.h, {step}: {len(inner)} loops over classes and teams, {len(TILE_LOOPS[step])} named")
-    for loop, name in zip(inner, TILE_LOOPS[step], strict=True):
+    simple = [loop for loop in pixels.inner if not loop.inner and counts(loop)["mufu"] < 4]
+    simple = [loop for loop in simple if not counts(loop)["double"]]
+    if len(simple) != len(TILE_LOOPS[step]):
+        raise ValueError(f"tile.h, {step}: {len(simple)} loops over classes and teams, {len(TILE_LOOPS[step])} named")
+    for loop, name in zip(simple, TILE_LOOPS[step], strict=True):
         if name:
             what, many = name.split()
-            costs[what] += turn(loop, {}) / int(many)
+            turn = sass.Loop(blocks, loop.body, loop.head).cheapest_turn({})
+            costs[what] += (turn[0] if turn else math.nan) / int(many)
+    costs["loads"] = counts(simple[0])["load"]
+    points = [shortest_turn(loop, {}) for loop in pixels.inner if loop.inner and counts(loop)["mufu"]]
+    costs["tile"] = shortest_turn(pixels, {"load64": 1}) + min(points)  # an int64 label, the cheapest pointwise term
     turning = {b for b in pixels.body if pixels.head in blocks[b].after}
-    body = {b: replace(blocks[b], after=[w for w in blocks[b].after if w in pixels.body and w != pixels.head]) for b in pixels.body}
-    rest = sass.cheapest_way(body, pixels.head, turning, {"load64": 1})  # an int64 label
-    points = min(turn(loop, {}) for loop in pixels.inner if loop.inner and counts(loop)["mufu"])
-    costs["tile"] = (rest[0] if rest else math.nan) + points
     if step == "gradient":
         return costs | around(blocks, pixels.head, turning, 0)
     flush = next(loop for loop in loops if loop.head > pixels.head and counts(loop)["exchange"] and loop.inner)
-    costs["row"] = turn(flush, {"exchange": 2 * SHUFFLES})
-    return costs | around(blocks, pixels.head, turning, SHUFFLES * 3 + 2)
+    costs["row"] = shortest_turn(flush, {"exchange": 2 * SHUFFLES})
+    unrolled = flush.inner[0]  # of each value, a conversion and an addition
+    costs["value"] = sum(blocks[b].length for b in unrolled.body) / (counts(unrolled)["double"] / 2)
+    return costs | around(blocks, pixels.head, turning, 3 * SHUFFLES + 2)
 
 
 def table() -> dict[str, dict]:

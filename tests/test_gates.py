@@ -85,5 +85,17 @@ def test_wide_accesses_and_instructions_per_pixel(codes: dict[str, gates.Code]) 
     assert any("instructions" in row for row in gates.table().values())
 
 
+def test_what_the_model_of_the_roof_counts(codes: dict[str, gates.Code]) -> None:
+    """Both ways: docs/performance.md is made of these numbers."""
+    wrong = []
+    table = gates.table()
+    for name, row in table.items():
+        for what, cost in codes[name].costs.items() if name in codes else ():
+            if not row[what] / gates.SLACK <= round(cost, 1) <= row[what] * gates.SLACK:
+                wrong.append(f"{name}, {what}: {cost:.1f} instructions, {row[what]} in the table")
+    assert not wrong, "\n".join(wrong)
+    assert any(code.costs for code in codes.values())
+
+
 def test_the_module_is_small_enough_for_a_wheel(module: Path) -> None:
     assert len(zlib.compress(module.read_bytes(), 6)) <= LARGEST_WHEEL

@@ -1,0 +1,143 @@
+"""The model of the CUDA kernels' roof: its page, its occupancy, its arithmetic, and the sources that it repeats."""
+
+import dataclasses
+
+import pytest
+
+import roof
+from conftest import ROOT
+
+# The text of what roof.py computes again in Python. Who changes one changes the other.
+SOURCES = {
+    "cuda/device.h": [
+        "kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;",
+        "constexpr int kAddsPerFlush = 64;",
+    ],
+    "problem.h": ["constexpr int kMaxPoints = 4,", "constexpr int kRegionSums = 3, kNegativeSums = 4,"],
+    "cuda/rows.h": [
+        "kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion, kCount = kPoint + 2 * kPoints;",
+        "int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPoints;",
+    ],
+    "cuda/row_source.h": ["kVector = 16 / int(sizeof(Element)), kUnroll = 8 / kVector;"],
+    "cuda/label_map.h": [
+        "kGroupSums = 1 + 2 * Points::kCount;",
+        "int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) + "
+        "int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);",
+    ],
+    "cuda/tile.h": [
+        "return kThreads / pixels;",
+        "return pixels + 1;",
+        "plane() * (statistics && regions ? 4 : 1) + (statistics ? 0 : 2 * classes) + 4 * kThreads;",
+        "const int64_t sums = 1 + 2 * kMaxPoints;",
+        "int64_t(sizeof(double)) * sums * (1 + kWarps) + int64_t(sizeof(float)) * floats;",
+    ],
+    "cuda/tile.cu": ["for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2)"],
+    "cuda/policy.cu": [
+        "return most < 81920 ? most : 81920;",
+        "kSmallest = 4096, kPartials = 65536;",
+        "while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;",
+    ],
+}
+
+H100, A100, RTX_4090 = roof.DEVICES
+KB = 1024
+
+
+def test_the_page_is_what_the_model_says() -> None:
+    """After a change of kernels: python tests/gates.py --write, then python tests/roof.py --write."""
+    text = roof.PAGE.read_text()
+    assert roof.page(text) == text
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_the_sources_say_what_the_model_repeats(file: str) -> None:
+    text = " ".join((ROOT / "csrc" / file).read_text().split())
+    assert [part for part in SOURCES[file] if part not in text] == []
+
+
+# By hand. Registers: a scheduler has 16,384, a warp takes 32 times as many as a thread in units of 256.
+OCCUPANCY = [
+    (H100, 256, 128, 0, 2),  # 4,096 a warp: 4 warps a scheduler
+    (H100, 256, 80, 0, 3),  # 2,560: 6 warps
+    (H100, 256, 168, 0, 1),  # 5,376: 3 warps, 12 in all, of which a second block would need 16
+    (H100, 256, 129, 0, 1),  # 136 are handed out: 4,352, 3 warps
+    (H100, 512, 128, 0, 1),
+    (H100, 256, 32, 0, 8),  # 64 warps
+    (RTX_4090, 256, 32, 0, 6),  # 48 warps
+    (H100, 32, 16, 0, 32),  # blocks
+    (RTX_4090, 32, 16, 0, 24),
+    (H100, 256, 32, 75 * KB, 3),  # 76 KB with the system's, of 228
+    (H100, 256, 32, 75 * KB + 1, 2),
+    (A100, 256, 32, 81 * KB, 2),  # 82 of 164
+    (A100, 256, 32, 81 * KB + 1, 1),
+    (RTX_4090, 256, 32, 80 * KB, 1),  # 81 of 100
+]
+
+
+@pytest.mark.parametrize(("device", "threads", "registers", "shared", "blocks"), OCCUPANCY)
+def test_occupancy(device: roof.Device, threads: int, registers: int, shared: int, blocks: int) -> None:
+    assert roof.blocks_per_processor(device, threads, registers, shared) == blocks
+
+
+def test_sizes() -> None:
+    """By hand, of csrc/cuda: shared memory, the pixels of a tile, those of a chunk."""
+    assert roof.rows_bytes(1) == 8 * 8 * 9 + 4 * 8
+    assert roof.label_map_bytes(19) == 8 * (27 + 57) + 4 * (20 + 2 * 19 * 256)
+    assert roof.tile_bytes(128, 19, statistics=True) == 8 * 81 + 4 * (4 * 19 * 129 + 1024)
+    assert roof.tile_bytes(128, 19, statistics=False) == 8 * 81 + 4 * (19 * 129 + 38 + 1024)
+    assert [roof.tile_pixels(classes) for classes in (6, 18, 19, 150)] == [256, 256, 128, 16]
+    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 19) == 4096  # 8 x 128 x 60 sums
+    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 64) == 16384  # 8 x 32 x 195
+
+
+KERNEL = roof.Kernel(
+    engine="rows",
+    classes=1,
+    logits="float32",
+    label="float32",
+    step="statistics",
+    points="Dice",
+    registers={"sm_90": 80, "sm_80": 80},
+    shared=0,
+    read=8,
+    written=0,
+    per_pixel=50,
+    per_block=160,  # 10 a pixel
+    flight=64,
+    chunk=4096,
+    blocks=132 * 30,
+    in_step=False,
+)
+
+
+def test_a_share_by_hand() -> None:
+    """In picoseconds per pixel: to copy, 8 B / 3.015 TB/s; to compute, 60 / (72 % of 32.10e12)."""
+    copy, arithmetic = 8 / 3.015, 60 / (0.72 * 132 * 128 * 1.9e-3)
+    found = roof.share(KERNEL, H100)
+    assert (found.blocks, found.warps, found.flight) == (3, 24, 24 * 32 * 64)
+    assert found.of_copy == pytest.approx(copy / (copy + arithmetic / 6))
+    # Compute for as long again: it is the longer one.
+    slow = dataclasses.replace(KERNEL, per_pixel=110)
+    assert roof.share(slow, H100).of_copy == pytest.approx(copy / (2 * arithmetic + copy / 6))
+    # 4 bytes a thread are 3 KB an SM, read in 0.75 us: 0.54 TB/s; the blocks take turns.
+    late = dataclasses.replace(KERNEL, flight=4, in_step=True)
+    reading = 8 / (24 * 32 * 4 * 132 / 0.75e6)
+    assert roof.share(late, H100).of_copy == pytest.approx(copy / (reading + arithmetic / 3))
+    # What is written is not waited for.
+    written = dataclasses.replace(late, read=4, written=4)
+    assert roof.share(written, H100).of_copy == pytest.approx(copy / ((reading + copy) / 2 + arithmetic / 3))
+    # 100 blocks: one on each of 100 SMs, 32 do nothing.
+    few = dataclasses.replace(KERNEL, blocks=100, flight=128)
+    assert roof.share(few, H100).of_copy == pytest.approx(100 / 132 * copy / (copy + arithmetic / 2))
+
+
+def test_every_kernel_over_pixels_is_there() -> None:
+    table = roof.gates.table()
+    over_pixels = [name for name in table if roof.gates.STREAMING.fullmatch(name)]
+    tiles = [name for name in table if roof.gates.TILE.fullmatch(name)]
+    assert len(roof.kernels()) == len(over_pixels) + len(tiles) * len(roof.TILE_CLASSES)
+    assert {name.split()[-1] for name in set(table) - {*over_pixels, *tiles}} == {"add", "head", "rescale"}
+    aimed = {(kernel.engine, kernel.logits, kernel.step) for kernel in roof.kernels() if kernel.aim}
+    assert aimed == {(engine, *what) for engine in roof.ENGINES for what in roof.AIMS}
+    shares = [roof.share(kernel, device).of_copy for kernel in roof.kernels() for device in roof.DEVICES]
+    assert all(0 < of_copy < 1 for of_copy in shares)
