@@ -61,6 +61,7 @@ OCCUPANCY = [
     (H100, 256, 80, 0, 3),  # 2,560: 6 warps
     (H100, 256, 168, 0, 1),  # 5,376: 3 warps, 12 in all, of which a second block would need 16
     (H100, 256, 129, 0, 1),  # 136 are handed out: 4,352, 3 warps
+    (H100, 96, 200, 0, 2),  # 6,400: 2 warps a scheduler, 8 in all; the whole file would hold 10
     (H100, 512, 128, 0, 1),
     (H100, 256, 32, 0, 8),  # 64 warps
     (RTX_4090, 256, 32, 0, 6),  # 48 warps
