@@ -17,6 +17,7 @@ SHRUNK = {
     r"(?<=kAddsPerFlush = )64(?=;)": "20",
     r"(?<=kSmallest = )4096(?=, )": "7168",
     r"(?<=kPartials = )65536(?=;)": "300",
+    r"(?<=kMany = )1024(?=,)": "40",
     r"(?<=kFewChunks = )256(?=;)": "45",
     r"(?<=kFewRows = )2048(?=;)": "5",
     r"(?<=kRowsPerBlock = )512(?=,)": "3",

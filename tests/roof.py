@@ -89,6 +89,8 @@ def tile_pixels(classes: int) -> int:
 
 def chunk_of(units: int, pixels: int, unit_sums: int) -> int:
     chunk = 4096
+    while chunk < 16384 and units * -(-pixels // chunk) >= 1024:
+        chunk *= 2
     while chunk < pixels and units * -(-pixels // chunk) * unit_sums > 65536:
         chunk *= 2
     return chunk
@@ -162,7 +164,7 @@ TILE_CLASSES = (6, 19, 64, 118, 150)
 
 
 def flushed(row: dict, adds: float) -> float:
-    return row["before"] + row["after"] * (int(adds) // ADDS_PER_FLUSH + 1)
+    return row["before"] + row["after"] * math.ceil(adds / ADDS_PER_FLUSH)
 
 
 def kernels() -> list[Kernel]:
@@ -221,7 +223,7 @@ def tiled(element: str, step: str, classes: int, row: dict) -> Kernel:
     per_block = flushed(row, chunk / pixels)
     if step == "statistics":  # a warp takes every eighth row
         of_row = row["row"] + row["value"] * math.ceil(pixels / WARP)
-        per_block += math.ceil(3 * classes / WARPS) * of_row * (chunk // pixels // ADDS_PER_FLUSH + 1)
+        per_block += math.ceil(3 * classes / WARPS) * of_row * math.ceil(chunk / pixels / ADDS_PER_FLUSH)
     return Kernel(
         engine="tile",
         classes=classes,

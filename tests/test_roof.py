@@ -34,7 +34,8 @@ SOURCES = {
     "cuda/tile.cu": ["for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2)"],
     "cuda/policy.cu": [
         "return most < 81920 ? most : 81920;",
-        "kSmallest = 4096, kPartials = 65536;",
+        "kSmallest = 4096, kLargest = 16384, kMany = 1024, kPartials = 65536;",
+        "while (cut.chunk < kLargest && layout.units * per_unit() >= kMany) cut.chunk *= 2;",
         "while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;",
     ],
 }
@@ -87,8 +88,10 @@ def test_sizes() -> None:
     assert roof.tile_bytes(128, 19, statistics=True) == 8 * 81 + 4 * (4 * 19 * 129 + 1024)
     assert roof.tile_bytes(128, 19, statistics=False) == 8 * 81 + 4 * (19 * 129 + 38 + 1024)
     assert [roof.tile_pixels(classes) for classes in (6, 18, 19, 150)] == [256, 256, 128, 16]
-    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 19) == 4096  # 8 x 128 x 60 sums
-    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 64) == 16384  # 8 x 32 x 195
+    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 19) == 8192  # 8 x 128 are many, 8 x 64 are not
+    assert roof.chunk_of(32, 1024 * 1024, 6) == 16384  # 32 x 64 still are
+    assert roof.chunk_of(16, 256 * 256, 6) == 4096  # 16 x 16 are few
+    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 64) == 16384  # 8 x 32 x 195 sums
 
 
 KERNEL = roof.Kernel(

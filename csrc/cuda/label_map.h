@@ -212,7 +212,7 @@ struct LabelMap {
       }
       if ((adds += kVector) >= kAddsPerFlush) flush();
     }
-    flush();
+    if (adds > 0) flush();
     // In the order of Layout.
     const ChunkSums out = sums_of_chunk(job, chunk);
     const int group_count = int(job.layout.group_sums());

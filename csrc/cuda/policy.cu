@@ -149,11 +149,13 @@ std::string unusable() {
   return reason;
 }
 
-// Partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
+// Larger chunks where there are many, for what a block does beside its pixels costs as much as 1,000 of them. Partial
+// sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
 Cut cut_of(const Layout& layout, int64_t pixels) {
-  constexpr int64_t kSmallest = 4096, kPartials = 65536;
+  constexpr int64_t kSmallest = 4096, kLargest = 16384, kMany = 1024, kPartials = 65536;
   Cut cut{pixels, kSmallest, 0, 0};
   const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
+  while (cut.chunk < kLargest && layout.units * per_unit() >= kMany) cut.chunk *= 2;
   while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;
   cut.per_unit = per_unit();
   cut.count = layout.units * cut.per_unit;

@@ -108,7 +108,7 @@ struct Rows {
       sums.clear();
       adds = 0;
     }
-    add_over_block(sums.value, Totals::kCount, totals, staging);
+    if (adds > 0) add_over_block(sums.value, Totals::kCount, totals, staging);
     if (threadIdx.x != 0) return;
     // In the order of Layout.
     const ChunkSums out = sums_of_chunk(job, chunk);

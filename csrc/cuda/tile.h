@@ -193,7 +193,7 @@ struct Tile {
       __syncthreads();
       if (++adds == kAddsPerFlush) flush();
     }
-    flush();
+    if (adds > 0) flush();
     if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
   }
 
