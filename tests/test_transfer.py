@@ -98,6 +98,27 @@ def test_nothing_of_the_host_is_copied(name: str, monkeypatch: pytest.MonkeyPatc
     assert sent == [(2,)]  # they are watched indeed
 
 
+def test_a_number_of_another_device_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a weight of every class, as the same number of the host."""
+    two = torch.full((), 2.5, device="meta")
+    monkeypatch.setattr(Tensor, "item", lambda _: pytest.fail("read"))
+    for make in (
+        lambda: segfuse.BCEWithLogitsLoss("multilabel", pos_weight=two),
+        lambda: segfuse.FocalLoss("multilabel", alpha=two),
+    ):
+        loss = make()
+        with torch.device("meta"):
+            assert loss(torch.empty(2, 3, 4), torch.empty(2, 3, 4, dtype=torch.uint8)).is_meta
+    monkeypatch.undo()
+    logits, target = make_logits((2, 3, 40)), make_target("multilabel", (2, 3, 40))
+    loss = segfuse.BCEWithLogitsLoss("multilabel", pos_weight=[1.0])
+    loss.pos_weight = torch.tensor(2.5)
+    assert torch.equal(
+        loss(logits, target), segfuse.BCEWithLogitsLoss("multilabel", pos_weight=[2.5] * 3)(logits, target)
+    )
+    assert "pos_weight=2.5" in repr(loss)
+
+
 @needs_gpu
 @pytest.mark.parametrize("name", CALLS)
 def test_nobody_waits(name: str) -> None:

@@ -182,8 +182,10 @@ def check_table(name: str, value: object) -> Tensor:
 
 
 def scalar_or_table(name: str, value: object) -> float | Tensor:
-    """A weight for all classes, or one per class."""
+    """A weight for all classes, or one per class. A number that lies on a GPU stays there: to read it would wait."""
     if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad:
+        if not value.is_cpu:
+            return check_table(name, value.reshape(1)).reshape(())
         value = value.item()
     value = plain(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):

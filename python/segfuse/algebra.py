@@ -157,6 +157,7 @@ class Loss(nn.Module):
         for loss, *_ in self._terms:
             for name in loss.tables_of:
                 table = getattr(loss, name)
+                table = table.expand(classes) if table.dim() == 0 else table
                 if table.shape[0] != classes:
                     check_inputs(self.plan, logits, target, weight)  # what is wrong with the tensors comes first
                     raise ValueError(
