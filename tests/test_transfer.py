@@ -109,6 +109,8 @@ def test_a_number_of_another_device_is_not_read(monkeypatch: pytest.MonkeyPatch)
         loss = make()
         with torch.device("meta"):
             assert loss(torch.empty(2, 3, 4), torch.empty(2, 3, 4, dtype=torch.uint8)).is_meta
+    with pytest.raises(ValueError, match="one value per class"):
+        segfuse.FocalLoss("multiclass", alpha=two)
     monkeypatch.undo()
     logits, target = make_logits((2, 3, 40)), make_target("multilabel", (2, 3, 40))
     loss = segfuse.BCEWithLogitsLoss("multilabel", pos_weight=[1.0])

@@ -191,7 +191,7 @@ class FocalLoss(SingleLoss):
     ) -> None:
         check_choice("mode", mode, MODES)
         weights = None if alpha is None else scalar_or_table("alpha", alpha)
-        if mode == "multiclass" and isinstance(weights, float):
+        if mode == "multiclass" and weights is not None and (isinstance(weights, float) or weights.dim() == 0):
             raise ValueError(f'alpha must have one value per class with mode="multiclass"; got the number {alpha!r}')
         super().__init__(mode, {"alpha": weights, "gamma": check_number("gamma", gamma, 0, 1e6)}, data)
 
