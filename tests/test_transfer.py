@@ -217,6 +217,35 @@ def test_functions_make_their_loss_once() -> None:
     )
 
 
+def test_a_loss_made_under_a_mode_serves_outside_of_it() -> None:
+    logits, target = make_logits((2, 3, 4, 5)), make_target("multiclass", (2, 3, 4, 5))
+
+    def loss(x: Tensor, factor: float) -> Tensor:
+        return segfuse.cross_entropy_loss(x, target, class_weight=[factor, 2.0, 0.7])
+
+    def fake(factor: float) -> None:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            loss(mode.from_tensor(logits), factor)
+
+    def inference(factor: float) -> None:
+        with torch.inference_mode():
+            loss(logits, factor)
+
+    first_calls = (
+        fake,
+        inference,
+        lambda factor: torch.func.grad(lambda x: loss(x, factor))(logits),
+        lambda factor: torch.vmap(lambda x: loss(x, factor))(logits[None]),
+    )
+    for i, first in enumerate(first_calls):
+        first(0.37 + i)
+        leaf = logits.clone().requires_grad_()
+        loss(leaf, 0.37 + i).backward()
+        weight = torch.tensor([0.37 + i, 2.0, 0.7])
+        expected = torch.nn.functional.cross_entropy(logits, target, weight)
+        torch.testing.assert_close(loss(logits, 0.37 + i), expected)
+
+
 def test_a_number_as_weight_keeps_its_value() -> None:
     logits, target = make_logits((2, 5, 6, 7)), make_target("multiclass", (2, 5, 6, 7))
     for number in (host(0.25), host(3), host(True)):

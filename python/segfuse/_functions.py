@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from segfuse._native import functorch_active, is_plain
 from segfuse._options import named_group
 from segfuse.algebra import Loss
 
@@ -22,7 +23,8 @@ class LossFunction(Protocol):
 
 @lru_cache(maxsize=256, typed=True)  # typed: 1 is not True
 def _made(cls: Any, types: tuple[type, ...], **options: Any) -> Loss:
-    with torch.device("cpu"):  # whichever device is the default at the first call
+    # Whatever the first call is made under.
+    with torch.device("cpu"), torch.inference_mode(False):
         loss: Loss = cls(**options)
     return loss
 
@@ -30,8 +32,8 @@ def _made(cls: Any, types: tuple[type, ...], **options: Any) -> Loss:
 def cached(cls: type[Loss], **options: Any) -> Loss:
     """A loss of these options, made once if they are plain numbers, lists of them, and names."""
     options = named_group(options)
-    if torch.compiler.is_compiling():
-        return cls(**options)
+    if torch.compiler.is_compiling() or functorch_active() or not is_plain():
+        return cls(**options)  # its tables may be a tracer's
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     listed = [number for v in plain.values() if isinstance(v, tuple) for number in v]
     constant = all(isinstance(v, (int, float, str, tuple, type(None))) for v in plain.values())
