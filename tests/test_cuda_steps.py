@@ -95,7 +95,7 @@ def test_gradient_ahead_is_that_of_two_passes(case: Case, reduction: str, upstre
         if exact or not expected.isfinite().all():
             assert torch.equal(once.nan_to_num(7.0), expected.nan_to_num(7.0))
         else:
-            check_close(once, expected.double(), 2e-7 if dtype == torch.float32 else 8e-3, "gradient")
+            check_close(once, expected.double(), 3e-7 if dtype == torch.float32 else 8e-3, "gradient")
 
 
 def test_what_rescaling_moves() -> None:
@@ -270,6 +270,21 @@ def test_a_megabyte_beside_the_gradient(criterion: segfuse.Loss, shape: tuple[in
     read = plan.joined(torch.Size(shape))
     own = 8 * module.workspace_size(plan.native_of(module), read) + 4 * plan.slope_count(read)
     assert own <= 2**20
+
+
+@pytest.mark.parametrize("mode", ["binary", "multilabel", "multiclass"])
+def test_no_pixels(mode: str) -> None:
+    """No chunk writes a sum then. torch fills new memory with NaN, so that nobody's sums are seen."""
+    shape = (3, 1 if mode == "binary" else 5, 0, 6)
+    logits, target = make_logits(shape).requires_grad_(), make_target(mode, shape)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for loss in (Case("tversky_loss", mode, TVERSKY), Case("focal_loss", mode, {"gamma": 1.5})):
+            value = loss.module()(logits, target)
+            assert value == 0
+            assert torch.autograd.grad(value, logits)[0].shape == shape
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_more_rows_than_a_grid_has_blocks() -> None:

@@ -139,7 +139,7 @@ def test_a_replay_sees_what_is_wrong(runs: dict[str, Run], tmp_path: Path, rehea
 import pickle, sys
 sys.path.insert(0, sys.argv[1])
 import replay
-events, changed = list(replay.events(replay.Path(sys.argv[2])))[:200], 0
+events, changed = list(replay.events(replay.Path(sys.argv[2])))[:400], 0
 with open(sys.argv[3], "wb") as file:
     for kind, *rest in events:
         if kind == "expect" and rest[0] == "gradient" and "float32" in rest[2]:

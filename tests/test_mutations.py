@@ -10,7 +10,7 @@ from conftest import DEVICE, SHIM
 from mutate import shrunk, try_all
 from mutations import EQUIVALENT, PATTERNS, mutations
 
-SAMPLE = 3
+SAMPLE = 2
 
 pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs test_cuda.py on the shim by itself")
 

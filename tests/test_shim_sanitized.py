@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DEVICE, ROOT, SHIM
+from conftest import DEVICE, ROOT, SEED, SHIM
 from mutate import shrunk
 from test_shim import HOSTILE, MORE, VALUES, run, run_tests
 
@@ -13,7 +13,10 @@ pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the 
 
 
 def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
-    """AddressSanitizer and UBSan abort at their first report. Chunks are small here, so that all loops go round."""
+    """AddressSanitizer and UBSan abort at their first report. Chunks are small here, so that all loops go round.
+
+    A share, for the time; another one for another SEGFUSE_SEED.
+    """
     from build import build
 
     module = build(ROOT / "build" / "shim", sanitize=True, csrc=shrunk(tmp_path))
@@ -21,15 +24,15 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
     libraries = [f"lib{name}.so" for name in ("asan", "ubsan", "stdc++")]  # Python itself knows nothing of them
     environment = {
         "SEGFUSE_SHIM": str(module),
-        "SEGFUSE_SEED": "1",
+        "SEGFUSE_SEED": str(SEED + 1),
         "LD_PRELOAD": " ".join(run(["g++", f"-print-file-name={name}"]).strip() for name in libraries),
         "ASAN_OPTIONS": "detect_leaks=0:intercept_tls_get_addr=0",  # the latter is slow
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     with ThreadPoolExecutor(2) as pool:
-        whole = pool.submit(run_tests, ("test_cuda.py", "test_cuda_steps.py"), **environment)
-        thin = pool.submit(
-            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="5", **environment
+        own = pool.submit(run_tests, ("test_cuda.py", "test_cuda_steps.py"), SEGFUSE_THIN="4", **environment)
+        rest = pool.submit(
+            run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="12", **environment
         )
-        whole.result(), thin.result()
-    run_tests(HOSTILE[:1], HOSTILE[1:], SEGFUSE_THIN="20", **environment)
+        own.result(), rest.result()
+    run_tests(HOSTILE[:1], HOSTILE[1:], SEGFUSE_THIN="40", **environment)

@@ -49,7 +49,7 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
 }
 
 void add_chunks(const Job& job, cudaStream_t stream) {
-  if (job.cut.per_unit <= 1) return;  // the chunks' sums are the units'
+  if (job.cut.per_unit == 1) return;  // the chunks' sums are the units'; those of no chunks are to be 0
   const int64_t sums = job.layout.units * job.layout.unit_sums();
   launch(Step::add, job, job.cut.per_unit > kFewChunks ? sums : (sums + kWarps - 1) / kWarps, stream);
 }
