@@ -57,7 +57,7 @@ class Gpu:
         self.call("cuInit", 0)
         self.call("cuDeviceGet", ctypes.byref(device), 0)
         self.call("cuDeviceGetName", name, len(name), device)
-        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)  # that of the module's CUDA runtime
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)  # the module's CUDA runtime uses it
         self.call("cuCtxSetCurrent", context)
         self.name = name.value.decode()
 

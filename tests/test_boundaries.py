@@ -151,7 +151,7 @@ def test_the_head_without_samples_pixels_or_both(case: Case, reduction: str) -> 
         engine = _kernels.required_engine(x.device)
         sums = _kernels.statistics(loss.plan, x, y, None, tables)
         outputs = _kernels._outputs(loss.plan, shape, torch.float32, x.device)
-        sizes = engine.head_sizes(loss.plan, shape, x.device)
+        sizes = engine.head_sizes(loss.plan, shape)
         memory = _kernels.HeadMemory(sums, *(torch.zeros(size, dtype=torch.float64) for size in sizes[1:]))
         constants = 0 if tables is None else tables.data_ptr(), 0
         label_map = case.mode == "multiclass"

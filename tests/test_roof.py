@@ -60,7 +60,7 @@ def test_the_sources_say_what_the_model_repeats(file: str) -> None:
 OCCUPANCY = [
     (H100, 256, 128, 0, 2),  # 4,096 a warp: 4 warps a scheduler
     (H100, 256, 80, 0, 3),  # 2,560: 6 warps
-    (H100, 256, 168, 0, 1),  # 5,376: 3 warps, 12 in all, of which a second block would need 16
+    (H100, 256, 168, 0, 1),  # 5,376: 3 warps a scheduler, 12 in all; two blocks have 16
     (H100, 256, 129, 0, 1),  # 136 are handed out: 4,352, 3 warps
     (H100, 96, 200, 0, 2),  # 6,400: 2 warps a scheduler, 8 in all; the whole file would hold 10
     (H100, 512, 128, 0, 1),

@@ -20,8 +20,8 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 COMPILER = "clang++-19"
 PACKAGES = {"nvidia-cuda-nvcc-cu12": "cuda_nvcc", "nvidia-cuda-runtime-cu12": "cuda_runtime"}
 
-# clang reads a header of this name last of its CUDA headers, from a package of 70 MB of which it needs nothing. Here it
-# gives what every nvcc has, and clang 19 has not.
+# clang reads a header of this name after its other CUDA headers. The real one is in a package of 70 MB, and clang needs
+# nothing from it. This one adds what every nvcc has and clang 19 lacks.
 LAST_HEADER = """
 #undef __grid_constant__
 #define __grid_constant__

@@ -173,7 +173,7 @@ void finish(const Head& head, const Plan& plan, const Problem& problem, const Ou
   Real* slopes = static_cast<Real*>(outputs.slopes);
   head.finish(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms, slopes);
   const Layout layout(plan, problem);
-  slopes[layout.units * layout.unit_slopes()] = 0;  // see `forward`
+  slopes[layout.units * layout.unit_slopes()] = 0;  // `forward` writes here what is left to multiply by
 }
 
 template <class Real>

@@ -27,19 +27,16 @@ struct Rescale {
     const int64_t vectors = p.samples * p.classes * p.pixels / kVector, step = int64_t(gridDim.x) * kThreads;
     uint4* data = static_cast<uint4*>(p.output.data);
     for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += kUnroll * step) {
-      union {
-        uint4 word;
-        Element element[kVector];
-      } group[kUnroll];
+      Pack<Element, kVector> group[kUnroll];  // not its load(): that is for what the kernel does not write
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u)
-        if (i + u * step < vectors) group[u].word = data[i + u * step];
+        if (i + u * step < vectors) group[u].word[0] = data[i + u * step];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         if (i + u * step >= vectors) continue;
 #pragma unroll
         for (Element& x : group[u].element) x = Number<Element>::narrowed(factor * Number<Element>::widened(x));
-        data[i + u * step] = group[u].word;
+        data[i + u * step] = group[u].word[0];
       }
     }
   }
@@ -61,7 +58,7 @@ struct Rescale {
   }
 };
 
-// The types of which a gradient is written in the forward.
+// The forward writes gradients of these types.
 constexpr Kernel kKernels[] = {
     entry<Rescale<float>, Step::rescale>("rescale<float32>", Engine::rescale, Dtype::f32, LinkKind::sigmoid,
                                          PointSet::any, true),

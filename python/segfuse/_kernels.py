@@ -74,7 +74,7 @@ class Engine(Protocol):
     def may_write_ahead(self, plan: Plan, logits: Tensor) -> bool:
         """Whether `forward` may have a use for the gradient's place; the native side decides."""
 
-    def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
+    def head_sizes(self, plan: Plan, shape: torch.Size) -> HeadSizes:
         """For logits of a shape."""
 
     def statistics(self, plan: Plan, inputs: _Inputs, tables: int, sums: Tensor) -> None:
@@ -136,7 +136,7 @@ class CpuEngine:
         """See `Engine`. csrc/cpu/steps.cpp decides."""
         return not plan.unreduced and scheme.get() != "two_pass" and logits.dtype == torch.float32
 
-    def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
+    def head_sizes(self, plan: Plan, shape: torch.Size) -> HeadSizes:
         """See `Engine`."""
         native = plan.native
         return HeadSizes(_C.sum_count(native, shape), _C.workspace_size(native, shape), _C.vector_size(native, shape))
@@ -246,7 +246,7 @@ class CudaEngine:
             )
         return written
 
-    def head_sizes(self, plan: Plan, shape: torch.Size, device: torch.device) -> HeadSizes:
+    def head_sizes(self, plan: Plan, shape: torch.Size) -> HeadSizes:
         """See `Engine`."""
         module, native = self.module, plan.native_of(self.module)
         kept = module.head_workspace_size(native, shape), module.vector_size(native, shape)
@@ -369,16 +369,15 @@ def required_engine(device: torch.device) -> Engine:
 def _inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, joined: bool = False) -> _Inputs:
     soft, multilabel = plan.mode == "multiclass" and is_soft(logits, target), plan.mode == "multilabel"
     if joined:
-        logits, target = _join(plan, logits, plan.mode != "binary", True), _join(plan, target, multilabel or soft, True)
-        weight = None if weight is None else _join(plan, weight, multilabel, True)
+        logits, target = _join(logits, plan.mode != "binary"), _join(target, multilabel or soft)
+        weight = None if weight is None else _join(weight, multilabel)
     return _native(logits), _native(target), _optional(weight), soft
 
 
 def _outputs(
-    plan: Plan, shape: Sequence[int], dtype: torch.dtype, device: torch.device, joined: bool = False
+    plan: Plan, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, terms and slopes, to be filled. The device is named, for `with torch.device(...)` would choose another."""
-    shape = plan.joined(shape) if joined else shape
     loss_shape = plan.loss_shape(shape)
     loss = torch.empty(loss_shape, dtype=dtype, device=device)
     terms = torch.empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64, device=device)
@@ -402,8 +401,9 @@ def forward(
         dtype = plan.loss_dtype(logits)
         return *head(plan, logits.shape, dtype, label_map, sums, tables, coefficients), None
     engine, device = required_engine(logits.device), logits.device
-    joined = engine.joins_samples and plan.joined(logits.shape) != logits.shape
-    outputs = _outputs(plan, logits.shape, plan.loss_dtype(logits), device, joined)
+    shape = plan.joined(logits.shape) if engine.joins_samples else logits.shape
+    joined = shape != logits.shape
+    outputs = _outputs(plan, shape, plan.loss_dtype(logits), device)
     tables, coefficients = _constant(engine, tables, device), _constant(engine, coefficients, device)
     gradient = torch.empty_like(logits) if wants_gradient and engine.may_write_ahead(plan, logits) else None
     written = engine.forward(
@@ -411,7 +411,7 @@ def forward(
         _inputs(plan, logits, target, weight, joined),
         (_address(tables), _address(coefficients)),
         outputs,
-        None if gradient is None else _join(plan, gradient, plan.mode != "binary", joined),
+        _join(gradient, plan.mode != "binary") if joined and gradient is not None else gradient,
     )
     return *outputs, gradient if written else None
 
@@ -420,10 +420,8 @@ def _constant(engine: Engine, numbers: Tensor | None, device: torch.device) -> T
     return None if numbers is None else engine.constant(numbers, device)
 
 
-def _join(plan: Plan, tensor: Tensor, has_classes: bool, joined: bool) -> Tensor:
+def _join(tensor: Tensor, has_classes: bool) -> Tensor:
     """A view of a tensor in which the samples of a batch are one (`Plan.joined`)."""
-    if not joined:
-        return tensor
     return (tensor.movedim(1, 0) if has_classes else tensor).unsqueeze(0)
 
 
@@ -433,7 +431,7 @@ def statistics(
     """The sums of every unit (csrc/problem.h), float64 and flat: what calls over parts of the same samples add."""
     engine = required_engine(logits.device)
     tables = _constant(engine, tables, logits.device)
-    sums = _doubles(engine.head_sizes(plan, logits.shape, logits.device).sums, logits.device)
+    sums = _doubles(engine.head_sizes(plan, logits.shape).sums, logits.device)
     engine.statistics(plan, _inputs(plan, logits, target, weight), _address(tables), sums)
     return sums
 
@@ -453,7 +451,7 @@ def head(
     """
     device = sums.device
     engine, outputs = required_engine(device), _outputs(plan, shape, dtype, device)
-    sizes = engine.head_sizes(plan, shape, device)
+    sizes = engine.head_sizes(plan, shape)
     memory = HeadMemory(sums, _doubles(sizes.workspace, device), _doubles(sizes.vector, device))
     tables, coefficients = _constant(engine, tables, device), _constant(engine, coefficients, device)
     constants = _address(tables), _address(coefficients)
@@ -493,9 +491,10 @@ def backward(
     gradient = torch.empty_like(logits) if ahead is None else ahead
     if not plan.unreduced:
         grad_loss = grad_loss.contiguous()
-    engine, shape = required_engine(logits.device), logits.shape
+    engine = required_engine(logits.device)
+    shape = plan.joined(logits.shape) if engine.joins_samples else logits.shape
     # Slopes of one sample are those of `forward`; of all samples, those of `head`.
-    joined = plan.joined(shape) != shape and slopes.numel() == plan.slope_count(plan.joined(shape))
+    joined = shape != logits.shape and slopes.numel() == plan.slope_count(shape)
     tables = _constant(engine, tables, logits.device)
     engine.backward(
         plan,
@@ -503,7 +502,7 @@ def backward(
         _address(tables),
         slopes,
         (0, _native(grad_loss)) if plan.unreduced else (grad_loss.data_ptr(), None),
-        _join(plan, gradient, plan.mode != "binary", joined),
+        _join(gradient, plan.mode != "binary") if joined else gradient,
         ahead is not None,
     )
     return gradient
