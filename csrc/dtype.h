@@ -10,7 +10,7 @@ namespace segfuse {
 
 enum class Dtype : int { f32, f64, f16, bf16, boolean, u8, i8, i16, i32, i64, u16, u32, u64 };
 
-inline int64_t size_of(Dtype t) {
+HD int64_t size_of(Dtype t) {
   switch (t) {
     case Dtype::boolean:
     case Dtype::u8:

@@ -9,9 +9,10 @@ namespace segfuse {
 
 // add: the chunks of a unit; both: statistics and gradient in one read; rescale: that gradient, in place.
 enum class Step : int { statistics, add, head, values, gradient, both, rescale };
-// rows: planes that are arrays; strided_rows: any; any_joint: any multiclass plan; label_map: softmax and class indices
-// with all classes of a pixel in registers; tile: the same through shared memory.
-enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile, rescale };
+// rows: planes that are arrays; strided_rows: any; any_joint: any multiclass plan; label_map: softmax and class
+// indices, planes that are arrays and a number of classes that is known at compile time; tile: any number and any
+// strides; staged_tile: channels_last.
+enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile, staged_tile, rescale };
 enum class PointSet : int { none, bce, cross_entropy, focal_square, any };
 
 struct Key {
@@ -21,7 +22,7 @@ struct Key {
   LinkKind link;
   PointSet points;
   bool extra;   // squared and L1 statistics
-  int classes;  // of label_map, else 0
+  int classes;  // of label_map; of tiles, those of a thread at most; else 0
 
   bool operator==(const Key& o) const {
     return step == o.step && engine == o.engine && dtype == o.dtype && link == o.link && points == o.points &&
@@ -36,7 +37,7 @@ struct Kernel {
   Key key;
   const char* name;
   Function function;
-  int threads, shared_bytes;  // of `tile`: see tile_bytes
+  int threads, shared_bytes;  // of tiles 0: see tile_bytes
 };
 
 struct KernelTable {
@@ -54,10 +55,14 @@ KernelTable tile_kernels();
 KernelTable head_kernels();
 KernelTable rescale_kernels();
 
-// The largest tile (tile.h) that `shared_bytes` hold, the same for both passes; 0 if even the smallest is too large.
-constexpr int kFewestTilePixels = 4;
+// Pixels of the largest tile (tile.h) that `shared_bytes` hold, the same for all passes; 0 if even the smallest is too
+// large. Its engine, and the classes that a thread has at most in its kernel.
+constexpr int kFewestTilePixels = 8;
 int tile_pixels(const Plan& plan, const Problem& problem, int64_t shared_bytes);
-int64_t tile_bytes(const Plan& plan, const Problem& problem, int pixels, bool statistics);
+Engine tile_engine(const Problem& problem, Step step);
+int tile_slots(const Problem& problem, int pixels);
+// Shared memory of a tile; 0 of other kernels.
+int64_t tile_bytes(const Kernel& kernel, const Job& job);
 
 namespace {
 

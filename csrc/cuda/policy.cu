@@ -181,9 +181,10 @@ const Kernel* kernel_for(Step step, const Job& job) {
     if (const Kernel* k =
             find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
       return k;
-  if (step == Step::both && plan.joint) return nullptr;
   if (job.tile_pixels && step != Step::values)
-    return find({step, Engine::tile, p.logits.dtype, plan.link, PointSet::any, false, 0});
+    return find(
+        {step, tile_engine(p, step), p.logits.dtype, plan.link, PointSet::any, false, tile_slots(p, job.tile_pixels)});
+  if (step == Step::both && plan.joint) return nullptr;
   if (plan.joint) return find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
   if (plan.link == LinkKind::sigmoid && !p.wide && all_arrays(p, step))
     for (const PointSet points : {own, PointSet::any})
@@ -220,7 +221,8 @@ Job make_job(const Plan& plan, const Problem& problem, const Constants& constant
   job.layout = Layout(plan, problem);
   job.cut = cut_of(job.layout, problem.pixels);
   job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
-  if (is_plain_label_map(plan, problem)) job.tile_pixels = tile_pixels(plan, problem, tile_memory());
+  if (is_plain_label_map(plan, problem) && problem.pixels <= INT32_MAX)
+    job.tile_pixels = tile_pixels(plan, problem, tile_memory());
   return job;
 }
 

@@ -24,7 +24,13 @@ struct Rescale {
   // The gradient is dense, in whatever order its dimensions lie: a tensor of the forward's own.
   __device__ static void multiply(const Job& job, float factor) {
     const Problem& p = job.problem;
-    const int64_t vectors = p.samples * p.classes * p.pixels / kVector, step = int64_t(gridDim.x) * kThreads;
+    const int64_t count = p.samples * p.classes * p.pixels, vectors = count / kVector;
+    const int64_t step = int64_t(gridDim.x) * kThreads, rest = vectors * kVector + threadIdx.x;
+    const auto multiplied = [&](Element x) { return Number<Element>::narrowed(factor * Number<Element>::widened(x)); };
+    if (blockIdx.x == 0 && rest < count) {
+      Element& x = static_cast<Element*>(p.output.data)[rest];
+      x = multiplied(x);
+    }
     uint4* data = static_cast<uint4*>(p.output.data);
     for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += kUnroll * step) {
       Pack<Element, kVector> group[kUnroll];  // not its load(): that is for what the kernel does not write
@@ -35,7 +41,7 @@ struct Rescale {
       for (int u = 0; u < kUnroll; ++u) {
         if (i + u * step >= vectors) continue;
 #pragma unroll
-        for (Element& x : group[u].element) x = Number<Element>::narrowed(factor * Number<Element>::widened(x));
+        for (Element& x : group[u].element) x = multiplied(x);
         data[i + u * step] = group[u].word[0];
       }
     }

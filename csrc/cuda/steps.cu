@@ -10,8 +10,8 @@
 namespace segfuse {
 namespace {
 
-// A kernel may have more than 48 KB of shared memory once it is told so. Once per device, and all that a block can have:
-// if each call set the size that it needs, one thread could lower it between another's setting and launch.
+// A kernel may have more than 48 KB of shared memory once it is told so. Once per device, and all that a block can
+// have: if each call set the size that it needs, one thread could lower it between another's setting and launch.
 void allow_shared_memory(const Kernel& kernel) {
   static std::mutex mutex;
   static std::set<std::pair<int, const Kernel*>> allowed;
@@ -30,9 +30,7 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
     throw std::invalid_argument("logits: " + std::to_string(job.layout.units) +
                                 " rows of pixels are too many for a GPU");
   const Kernel& kernel = *kernel_for(step, job);
-  const int64_t shared_bytes = kernel.key.engine == Engine::tile
-                                   ? tile_bytes(job.plan, job.problem, job.tile_pixels, step == Step::statistics)
-                                   : kernel.shared_bytes;
+  const int64_t shared_bytes = kernel.shared_bytes + tile_bytes(kernel, job);
   if (shared_bytes > 48 * 1024) allow_shared_memory(kernel);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(blocks));

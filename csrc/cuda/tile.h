@@ -1,273 +1,301 @@
-// The engine for softmax, class indices and sums of products, for any number of classes that fits: some pixels with all
-// their classes in shared memory. Planes and channels_last alike are read in the order in which they lie.
+// The engine for softmax, class indices and sums of products, for any number of classes that fits, any pointwise terms
+// and any strides. The classes of a pixel stand in registers, of one thread or of a team of threads that share them
+// (slice.h).
 #pragma once
 
 #include "../pixel.h"
 #include "points.h"
-#include "source.h"
+#include "slice.h"
 
 namespace segfuse {
 namespace {
 
-// Threads are lanes (pixels of the tile) times teams (every `teams`th class of a pixel). Arrays of a value per class
-// and pixel have rows one longer than the tile, so that neither a walk along pixels nor one along classes meets one
-// bank.
-struct TileShape {
-  int pixels, classes;
-  HD int teams() const { return kThreads / pixels; }
-  HD int row() const { return pixels + 1; }
-  HD int64_t plane() const { return int64_t(classes) * row(); }
-  // Exponentials, in the statistics of region losses three sums, in the gradient the slopes of the classes; and what
-  // the teams of a pixel tell each other.
-  HD int64_t shared_bytes(bool statistics, bool regions) const {
-    const int64_t floats = plane() * (statistics && regions ? 4 : 1) + (statistics ? 0 : 2 * classes) + 4 * kThreads;
-    const int64_t sums = 1 + 2 * kMaxPoints;
-    return int64_t(sizeof(double)) * sums * (1 + kWarps) + int64_t(sizeof(float)) * floats;
-  }
-};
+// Classes of a thread: the kernel with the fewest registers that holds them.
+constexpr int kFewSlots = 8, kMostSlots = 24;
+HD int slots_of(const TileShape& shape) { return shape.most_classes() <= kFewSlots ? kFewSlots : kMostSlots; }
 
-template <class Element>
+// What the threads of a pixel tell one another; first in shared memory.
+struct Told {
+  float peak[kThreads], rest[kThreads], others[kThreads];        // per thread
+  float label[kThreads], weight[kThreads], reference[kThreads];  // per pixel
+  float slopes[2 * kMaxPoints];                                  // foreseen
+};
+// Behind it. Statistics: a column of sums for each lane, those of a unit, then I and FN of each class. Gradient: the
+// slopes of each team's slots where they are not the label's; then of each class where it is.
+HD int64_t table_floats(const Layout& layout, const TileShape& shape, bool statistics) {
+  const bool regions = layout.region_sums > 0;
+  if (statistics) return (layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;
+  return regions ? shape.classes + shape.teams() * slots_of(shape) : 0;
+}
+// Behind that, the stage of slice.h.
+HD int64_t stage_at(const Layout& layout, const TileShape& shape, bool statistics) {
+  return int64_t(sizeof(Told)) + (table_floats(layout, shape, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));
+}
+
+template <class Element, int kSlots, bool kStaged>
 struct Tile {
-  static constexpr int kBlock = kThreads, kBlocks = 2, kSharedBytes = 0;  // depends on the job: TileShape
+  static constexpr int kBlock = kThreads, kBlocks = kSlots == kFewSlots ? 3 : 2;
+  static constexpr int kSharedBytes = 0;  // depends on the job: tile_bytes
 
   const Job& job;
-  const TileShape shape;
-  const Span span;
-  const int lane, team, teams, row;
-  float *e, *sums, *of_label, *of_weight, *told[2];
-  double *totals, *staging;
-  float w = 0.0f, inverse = 0.0f;
-  int y = 0, peak_class = 0;  // the label, and a class that reaches the peak: the label if it does
+  Slice<Element, kSlots, kStaged> slice;
+  const int teams;
+  const bool regions, has_label;  // the last team also sees to the label
+  float w = 0.0f, rest = 0.0f, own_power = 0.0f, at_peak = 0.0f, log2_own = 0.0f, inverse = 0.0f;
+  int y = 0, peak_team = 0;
   Pixel<float> own{};
 
-  __device__ Tile(const Job& j, int64_t chunk)
+  __device__ Tile(const Job& j, int64_t chunk, bool statistics)
       : job(j),
-        shape{j.tile_pixels, int(j.problem.classes)},
-        span(chunk_of(j.cut, chunk)),
-        lane(int(threadIdx.x) % shape.pixels),
-        team(int(threadIdx.x) / shape.pixels),
-        teams(shape.teams()),
-        row(shape.row()) {
-    constexpr int kSums = 1 + 2 * kMaxPoints;
-    totals = reinterpret_cast<double*>(shared_memory());
-    staging = totals + kSums;
-    told[0] = reinterpret_cast<float*>(staging + kSums * kWarps);
-    told[1] = told[0] + kThreads;
-    of_label = told[1] + kThreads;
-    of_weight = of_label + kThreads;
-    e = of_weight + kThreads;
-    sums = e + shape.plane();
+        slice(j, chunk_of(j.cut, chunk), int(stage_at(j.layout, {j.tile_pixels, int(j.problem.classes)}, statistics))),
+        teams(slice.shape.teams()),
+        regions(j.plan.region_count > 0),
+        has_label(slice.team == teams - 1) {}
+
+  __device__ static Told& told() { return *reinterpret_cast<Told*>(shared_memory()); }
+  __device__ static float* table() { return reinterpret_cast<float*>(shared_memory() + sizeof(Told)); }
+  __device__ int told_at(int t) const { return t * slice.shape.pixels + slice.lane; }
+  __device__ float sum_over_teams(const float* values) const {
+    float sum = 0.0f;
+    for (int t = 0; t < teams; ++t) sum += values[told_at(t)];
+    return sum;
   }
 
-  // f(class, lane, offset in the tensor) for every element of the tile at `base`, neighbours in memory by neighbours.
-  template <class F>
-  __device__ void visit(const View& v, int64_t base, const F& f) const {
-    const int64_t here = span.count - base < shape.pixels ? span.count - base : shape.pixels;
-    if (v.dims == 1 && v.class_stride == 1) {
-      const int64_t start = span.unit * v.sample_stride + (span.first + base) * v.stride[0];
-      const int pixels = kThreads / shape.classes, classes = kThreads % shape.classes;
-      int i = int(threadIdx.x) / shape.classes, c = int(threadIdx.x) % shape.classes;
-      while (i < here) {
-        f(c, i, start + i * v.stride[0] + c);
-        i += pixels;
-        c += classes;
-        if (c >= shape.classes) {
-          c -= shape.classes;
-          ++i;
-        }
+  // The tile at `base`: weight, label, powers of the logits (see LabelMap::At), 0 where a slot holds the label's class
+  // or none; `rest`: their sum over this thread's slots.
+  __device__ void load(uint32_t base, float (&e)[kSlots]) {
+    if (has_label) {
+      w = 0.0f;
+      y = 0;
+      if (slice.holds(base)) {
+        w = load_weight<float>(job, slice.unit, 0, slice.position(base));
+        y = load_class<float>(job, slice.unit, slice.position(base), w);
       }
-    } else if (lane < here) {
-      const int64_t start = offset_of(v, span.unit, 0, span.first + base + lane);
-      for (int c = team; c < shape.classes; c += teams) f(c, lane, start + c * v.class_stride);
     }
-  }
-
-  // The tile's logits, labels and weights; then exponentials (see LabelMap::At), and what a pixel needs of its label.
-  __device__ void load(int64_t base) {
-    const View& v = job.problem.logits;
-    const Element* logits = static_cast<const Element*>(v.data);
-    visit(v, base, [&](int c, int i, int64_t at) { e[c * row + i] = Number<Element>::widened(logits[at]); });
-    if (team == 0) {
-      const int64_t i = base + lane;
-      float weight = 0.0f;
-      int label = 0;
-      if (i < span.count) {
-        weight = load_weight<float>(job, span.unit, 0, span.first + i);
-        label = load_class<float>(job, span.unit, span.first + i, weight);
+    slice.load(base, e);
+    float peak = e[0];
+    slice.each([&](int j) { peak = max(peak, e[j]); });
+    if (teams > 1) {
+      told().peak[threadIdx.x] = peak;
+      if (has_label) {
+        told().label[slice.lane] = float(y);
+        told().weight[slice.lane] = w;
       }
-      of_weight[lane] = weight;
-      of_label[lane] = float(label);
+      __syncthreads();
+      y = int(told().label[slice.lane]);
+      w = told().weight[slice.lane];
+      peak = told().peak[slice.lane];
+      peak_team = 0;
+      for (int t = 1; t < teams; ++t) {
+        const float other = told().peak[told_at(t)];
+        if (other > peak) peak_team = t;
+        peak = max(peak, other);
+      }
     }
-    __syncthreads();
-    w = of_weight[lane];
-    y = int(of_label[lane]);
-    normalise();
-  }
-
-  __device__ void normalise() {
-    const int of_team = team * shape.pixels + lane;
-    float peak = 0.0f;
-    for (int c = team; c < shape.classes; c += teams) {
-      float& z = e[c * row + lane];
-      if (w == 0.0f) z = 0.0f;
-      peak = c == team ? z : max(peak, z);
+    float own_logit = slice.logit(y);
+    if constexpr (!std::is_same_v<Element, Half>) {  // which has none of these
+      if (abs(peak) > Base2<float>::largest) {
+        slice.each([&](int j) { e[j] -= peak; });
+        own_logit -= peak;
+        peak = 0.0f;
+      }
     }
-    told[0][of_team] = peak;
-    __syncthreads();
-    const int used = teams < shape.classes ? teams : shape.classes;
-    peak = told[0][lane];
-    for (int t = 1; t < used; ++t) peak = max(peak, told[0][t * shape.pixels + lane]);
-    __syncthreads();
-    const bool huge = abs(peak) > Base2<float>::largest;
-    const float base = huge ? peak : 0.0f, shift = -((peak - base) * Base2<float>::log2_e);
-    float rest = 0.0f, at_peak = -1.0f;  // and the team's class at the peak
-    for (int c = team; c < shape.classes; c += teams) {
-      float& z = e[c * row + lane];
-      const float d = fma(z - base, Base2<float>::log2_e, shift);
-      if (z == peak) at_peak = float(c);
-      if (c == y) of_label[lane] = d;
-      z = c == y ? 0.0f : fast_exp2(d);
-      rest += z;
-    }
-    told[0][of_team] = rest;
-    told[1][of_team] = at_peak;
-    __syncthreads();
+    const float shift = -(peak * Base2<float>::log2_e);
+    log2_own = fma(own_logit, Base2<float>::log2_e, shift);
+    const unsigned slot = unsigned(y - slice.first);
+    unsigned empty = ~0u << slice.count;
+    if (slot < unsigned(slice.count)) empty |= 1u << slot;
     rest = 0.0f;
-    peak_class = y;
-    for (int t = 0; t < used; ++t) {
-      rest += told[0][t * shape.pixels + lane];
-      if (told[1][t * shape.pixels + lane] >= 0.0f) peak_class = int(told[1][t * shape.pixels + lane]);
-    }
-    const float log2_own = of_label[lane], of_peak = fast_exp2(fma(peak - base, Base2<float>::log2_e, shift)),
-                e_own = fast_exp2(log2_own);
-    if (e_own == of_peak) peak_class = y;
-    own = Softmax::of_label<float>(e_own, rest, log2_own, inverse);
+    slice.each([&](int j) {
+      const float power = fast_exp2(fma(e[j], Base2<float>::log2_e, shift));
+      e[j] = empty >> j & 1 ? 0.0f : power;
+      rest += e[j];
+    });
+    at_peak = fast_exp2(fma(peak, Base2<float>::log2_e, shift));
+    own_power = fast_exp2(log2_own);
+  }
+
+  // What the loss reads of the pixel, once every team has told its `rest`.
+  __device__ void finish() {
+    own = Softmax::of_label<float>(own_power, teams > 1 ? sum_over_teams(told().rest) : rest, log2_own, inverse);
   }
 
   __device__ float scale(int k) const {
-    const int table = job.plan.points[k].table;
-    return table < 0 ? 1.0f : float(job.constants.tables[table * job.problem.classes + y]);
+    const int of = job.plan.points[k].table;
+    return of < 0 ? 1.0f : float(job.constants.tables[of * job.problem.classes + y]);
   }
 
-  __device__ static void statistics(const Job& job) {
-    Tile tile(job, blockIdx.x);
-    tile.add_chunk();
-  }
+  __device__ static void statistics(const Job& job) { Tile(job, blockIdx.x, true).template add_chunk<false>(); }
+  __device__ static void both(const Job& job) { Tile(job, blockIdx.x, true).template add_chunk<true>(); }
 
+  // kWrites: and, of one pointwise loss, the gradient with the factor of the mean that is foreseen.
+  template <bool kWrites>
   __device__ void add_chunk() {
-    constexpr int kSums = 1 + 2 * kMaxPoints;
-    const bool regions = job.plan.region_count > 0;
-    const int group_count = int(job.layout.group_sums());
-    const ChunkSums out = sums_of_chunk(job, blockIdx.x);
-    float *fp = sums, *tp = fp + shape.plane(), *fn = tp + shape.plane();
-    if (int(threadIdx.x) < kSums) totals[threadIdx.x] = 0;
-    if (regions)
-      for (int c = team; c < shape.classes; c += teams)
-        for (float* sum : {fp, tp, fn}) sum[c * row + lane] = 0.0f;
-    float group[kSums] = {};
-    int adds = 0;
-    bool first = true;
-    const auto flush = [&] {
-      add_over_block(group, group_count, totals, staging);
-      if (regions) add_classes(out.from(group_count), first);
-      for (float& v : group) v = 0.0f;
-      first = false;
-      adds = 0;
-    };
-    for (int64_t base = 0; base < span.count; base += shape.pixels) {
-      load(base);
-      const float scaled = w * inverse;
-      for (int c = team; regions && c < shape.classes; c += teams) fp[c * row + lane] += scaled * e[c * row + lane];
-      if (y % teams == team) {  // the label's class is this team's
-        group[0] += w;
-        AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
-          const float factor = scale(k);
-          add_at<1, 2 * kMaxPoints>(group, 2 * k, w * factor * loss(own, 1.0f).positive);
-          add_at<1, 2 * kMaxPoints>(group, 2 * k + 1, job.plan.points[k].weighs_the_mean ? w * factor : w);
-        });
-        if (regions) {
-          tp[y * row + lane] += w * own.p;
-          fn[y * row + lane] += w * own.q;
-        }
+    const int pixels = slice.shape.pixels, classes = slice.shape.classes, group = int(job.layout.group_sums());
+    const int step = job.layout.region_sums, rows = group + (regions ? 2 * classes : 0);
+    for (int i = threadIdx.x; i < rows * pixels; i += kThreads) table()[i] = 0.0f;
+    if constexpr (kWrites) foresee_slopes(job, slice.unit, told().slopes);
+    __syncthreads();
+    float fp[kSlots] = {};
+    for (uint32_t base = 0, adds = 1; base < slice.pixels; base += pixels, ++adds) {
+      float e[kSlots];  // of this turn alone: what no slot holds is not kept
+      load(base, e);
+      if (teams > 1) {
+        told().rest[threadIdx.x] = rest;
+        __syncthreads();
       }
+      finish();
+      if (w != 0.0f) {  // else not read into anything
+        const float scaled = w * inverse;
+        if (!kWrites && regions) slice.each([&](int j) { fp[j] += scaled * e[j]; });
+        if (has_label) add_label(group);
+      }
+      if constexpr (kWrites) {
+        write_points(w, slope_of_points(told().slopes, 1.0f), e);
+        slice.store(base, e);
+      }
+      if (adds % kAddsPerFlush && base + pixels < slice.pixels) continue;
+      const bool first = adds <= kAddsPerFlush;
       __syncthreads();
-      if (++adds == kAddsPerFlush) flush();
+      add_rows(0, rows, first, [&](int r) {
+        return r < group             ? r
+               : r < group + classes ? group + (r - group) * step
+                                     : group + (r - group - classes) * step + 2;
+      });
+      __syncthreads();
+      if (kWrites || !regions) continue;
+      slice.each([&](int j) {
+        if (j < slice.count) table()[(group + slice.first + j) * pixels + slice.lane] = fp[j];
+        fp[j] = 0.0f;
+      });
+      __syncthreads();
+      add_rows(group, group + classes, first, [&](int r) { return group + (r - group) * step + 1; });
+      __syncthreads();
     }
-    if (adds > 0) flush();
-    if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
+    for (int c = threadIdx.x; step > kRegionSums && c < classes; c += kThreads)
+      sums_of_chunk(job, blockIdx.x)[group + c * step + kRegionSums] =
+          0;  // a label map needs no sum of negatives: head.h
   }
 
-  // The row of each class in `out` += I, FP, FN over the pixels; they become 0. A barrier stands before, and in load()
-  // or at the end of the kernel after.
-  __device__ void add_classes(const ChunkSums& out, bool first) {
-    const int of_warp = int(threadIdx.x) % kWarp;
-    for (int r = int(threadIdx.x) / kWarp; r < 3 * shape.classes; r += kWarps) {
-      const int c = r / 3, which = r % 3;
-      float* values = sums + (which == 0 ? 1 : which == 1 ? 0 : 2) * shape.plane() + c * row;
-      double sum = 0;
-      for (int i = of_warp; i < shape.pixels; i += kWarp) {
-        sum += double(values[i]);
-        values[i] = 0.0f;
+  __device__ void add_label(int group) {
+    const int pixels = slice.shape.pixels;
+    float* mine = table() + slice.lane;
+    mine[0] += w;
+    AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
+      const float factor = scale(k);
+      mine[(1 + 2 * k) * pixels] += w * factor * loss(own, 1.0f).positive;
+      mine[(2 + 2 * k) * pixels] += job.plan.points[k].weighs_the_mean ? w * factor : w;
+    });
+    if (!regions) return;
+    mine += (group + y) * pixels;
+    mine[0] += w * own.p;
+    mine[slice.shape.classes * pixels] += w * own.q;
+  }
+
+  // The chunk's sum index(r) += row r of the table, added over the lanes, for begin <= r < end; the rows become 0.
+  template <class F>
+  __device__ void add_rows(int begin, int end, bool first, const F& index) {
+    const ChunkSums out = sums_of_chunk(job, blockIdx.x);
+    const int of_warp = int(threadIdx.x) % kWarp, pixels = slice.shape.pixels;
+    for (int r = begin + int(threadIdx.x) / kWarp; r < end; r += kWarps) {
+      float sum = 0.0f;
+#pragma unroll 1
+      for (int i = of_warp; i < pixels; i += kWarp) {
+        sum += table()[r * pixels + i];
+        table()[r * pixels + i] = 0.0f;
       }
       sum = warp_sum(sum);
-      if (of_warp != 0) continue;
-      const ChunkSums own = out.from(c * job.layout.region_sums);
-      own[which] = first ? sum : own[which] + sum;
-      if (job.layout.region_sums > kRegionSums) own[kRegionSums] = 0;  // a label map needs no sum of negatives: head.h
+      if (of_warp == 0) out[index(r)] = first ? double(sum) : out[index(r)] + double(sum);
     }
+  }
+
+  // dL/dlog p of the label's class, of the pointwise terms.
+  __device__ float slope_of_points(const float* slopes, float upstream) const {
+    const Pixel<Dual<float>> dual = Softmax::seed(own);
+    float d = 0.0f;
+    AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
+      d += slopes[2 * k] * upstream * scale(k) * loss(dual, 1.0f).positive.d[0];
+    });
+    return d;
+  }
+
+  // The gradient takes the place of the powers; this without regions. Weight 0: 0, also where slopes are infinite.
+  __device__ void write_points(float weight, float d, float (&e)[kSlots]) {
+    const float at_label = weight * d * own.q, scaled = -(weight * inverse * d);
+    const int slot = y - slice.first;
+    slice.each([&](int j) { e[j] = j == slot ? at_label : e[j] * scaled; });
+    if (weight == 0.0f) slice.each([&](int j) { e[j] = 0.0f; });
   }
 
   __device__ static void gradient(const Job& job) {
-    Tile tile(job, int64_t(gridDim.x) - 1 - blockIdx.x);
-    tile.write_chunk();
+    // The chunks that the statistics read last are those that the second cache still holds.
+    Tile(job, int64_t(gridDim.x) - 1 - blockIdx.x, false).write_chunk();
   }
 
   __device__ void write_chunk() {
-    const View& output = job.problem.output;
-    Element* gradient_of = static_cast<Element*>(output.data);
-    const float* slopes = static_cast<const float*>(job.slopes) + span.unit * job.layout.unit_slopes();
-    const bool regions = job.plan.region_count > 0;
-    float *present = sums, *absent = present + shape.classes;
-    for (int c = threadIdx.x; c < shape.classes; c += kThreads) {
-      const float* r = slopes + 2 * job.plan.point_count + kRegionSlopes * c;
-      const float upstream = regions ? upstream_of<float>(job, span.unit, c) : 0.0f;
-      present[c] = regions ? r[0] * upstream : 0.0f;
-      absent[c] = regions ? r[1] * upstream : 0.0f;
+    const float* slopes = static_cast<const float*>(job.slopes) + slice.unit * job.layout.unit_slopes();
+    float *absent = table(), *const present = absent + teams * kSlots;
+    if (regions) {
+      for (int i = threadIdx.x; i < teams * kSlots; i += kThreads) {
+        const int t = i / kSlots, c = slice.shape.first_class(t) + i % kSlots;
+        absent[i] = 0.0f;
+        if (c >= slice.shape.first_class(t + 1)) continue;
+        const float* r = slopes + 2 * job.plan.point_count + kRegionSlopes * c;
+        const float upstream = upstream_of<float>(job, slice.unit, c);
+        present[c] = r[0] * upstream;
+        absent[i] = r[1] * upstream;
+      }
+      __syncthreads();
+      absent += slice.team * kSlots;
     }
-    const float of_point = upstream_of<float>(job, span.unit, 0);
-    for (int64_t base = 0; base < span.count; base += shape.pixels) {
-      load(base);
+    const float of_point = upstream_of<float>(job, slice.unit, 0);
+    for (uint32_t base = 0; base < slice.pixels; base += slice.shape.pixels) {
+      float e[kSlots];
+      load(base, e);
       float weight = w;
-      if (job.problem.has_upstream && base + lane < span.count) {
+      if (job.problem.has_upstream) {
         const View& v = job.problem.upstream;
-        weight = masked_product(w, load_number<float>(v, offset_of(v, span.unit, 0, span.first + base + lane)));
+        weight = masked_product(w, load_number<float>(v, offset_of(v, slice.unit, 0, slice.position(base))));
       }
-      const Pixel<Dual<float>> dual = Softmax::seed(own);
-      float d = 0.0f;
-      AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
-        d += slopes[2 * k] * of_point * scale(k) * loss(dual, 1.0f).positive.d[0];
-      });
-      const float s = present[y], reference = peak_class == y ? s : absent[peak_class];
-      float others = 0.0f;
-      for (int c = team; regions && c < shape.classes; c += teams)
-        others += e[c * row + lane] * (absent[c] - reference);
-      __syncthreads();
-      told[0][team * shape.pixels + lane] = others;
-      __syncthreads();
-      others = 0.0f;
-      for (int t = 0; t < teams; ++t) others += told[0][t * shape.pixels + lane];
-      const float mean = own.p * (s - reference) + others * inverse;
-      const float at_label = weight * softmax_pull_back(own.p, own.q, s - reference, mean, d, 0.0f);
-      const float scaled = weight * inverse;
-      for (int c = team; c < shape.classes; c += teams) {
-        float& g = e[c * row + lane];
-        g = c == y ? at_label : softmax_pull_back(g * scaled, absent[c] - reference, mean + d);
-        if (weight == 0.0f) g = 0.0f;  // also where slopes are infinite
+      // Slopes relative to that of the class at the peak: see softmax_pull_back. Of a pixel that is wrong, teams
+      // without that class take their first one's; what that is off is added when all have told theirs.
+      const bool wrong = own_power < at_peak;
+      float s = 0.0f, reference = 0.0f, others = 0.0f;
+      if (regions) {
+        s = present[y];
+        reference = wrong ? absent[0] : s;
+        if (wrong && slice.team == peak_team)
+          slice.each(absent, [&](int j, float a) {
+            if (e[j] == at_peak) reference = a;
+          });
+        slice.each(absent, [&](int j, float a) { others += e[j] * (a - reference); });
       }
-      __syncthreads();
-      visit(output, base,
-            [&](int c, int i, int64_t at) { gradient_of[at] = Number<Element>::narrowed(e[c * row + i]); });
-      __syncthreads();
+      if (teams > 1) {
+        told().rest[threadIdx.x] = rest;
+        told().others[threadIdx.x] = others;
+        if (slice.team == peak_team) told().reference[slice.lane] = reference;
+        __syncthreads();
+      }
+      finish();
+      const float d = slope_of_points(slopes, of_point);
+      if (!regions) {
+        write_points(weight, d, e);
+      } else {
+        if (teams > 1) {
+          reference = told().reference[slice.lane];
+          others = sum_over_teams(told().others);
+          for (int t = 0; wrong && t < teams; ++t)
+            if (t != peak_team) others += told().rest[told_at(t)] * (table()[t * kSlots] - reference);
+        }
+        const float mean = own.p * (s - reference) + others * inverse, scaled = weight * inverse;
+        const float at_label = weight * softmax_pull_back(own.p, own.q, s - reference, mean, d, 0.0f);
+        const int slot = y - slice.first;
+        slice.each(absent, [&](int j, float a) {
+          e[j] = j == slot ? at_label : softmax_pull_back(e[j] * scaled, a - reference, mean + d);
+        });
+        if (weight == 0.0f) slice.each([&](int j) { e[j] = 0.0f; });
+      }
+      slice.store(base, e);
     }
   }
 };
