@@ -162,23 +162,26 @@ def measure(name: str, function: sass.Function) -> Code:
         return nothing
     blocks = sass.flow(function)
     size, classes = 4 if "float" in (kernel["row"], kernel["map"]) else 2, int(kernel["classes"] or 1)
-    turns = cheapest_turns(blocks, size, classes, label_bytes=8 if kernel["map"] else 4)
+    # Of a label map a turn is one vector: with more, loads that only weights need would count as labels.
+    many = (16 // size,) if kernel["map"] else (32, 16, 8, 4, 2, 1)
+    turns = cheapest_turns(blocks, size, classes, many, label_bytes=8 if kernel["map"] else 4)
     if turns.keys() != LOOPS[kernel["step"]]:
         return nothing
     cost, pixels, counts, loop = turns[kernel["step"] != "statistics"]
-    narrow = cheapest_turns(blocks, size, classes, label_bytes=1)[kernel["step"] != "statistics"]
+    narrow = cheapest_turns(blocks, size, classes, many, label_bytes=1)[kernel["step"] != "statistics"]
     costs = around(blocks, loop.head, loop.turning, exchanges(kernel))
     return Code(total, cost / pixels, pixels, counts, {"narrow": narrow[0] / narrow[1], **costs})
 
 
 def cheapest_turns(
-    blocks: dict[int, sass.Block], size: int, classes: int, label_bytes: int
+    blocks: dict[int, sass.Block], size: int, classes: int, many: tuple[int, ...], label_bytes: int
 ) -> dict[bool, tuple[int, int, Counter[str], sass.Loop]]:
-    """Of the loops that only read and of those that write: instructions of a turn, its pixels, its counts."""
+    """Of the loops that only read and of those that write: instructions of a turn, its pixels (the first of `many`
+    that it can hold), its counts."""
     best: dict[bool, tuple[int, int, Counter[str], sass.Loop]] = {}
     for loop in sass.innermost_loops(blocks, "load128"):
         writes = any(kind.startswith("store") for block in loop.blocks.values() for kind in block.counts)
-        for pixels in (32, 16, 8, 4, 2, 1):  # as many as a turn can hold
+        for pixels in many:
             logits = pixels * classes * size / 16
             required = {
                 "load128": math.ceil(logits + pixels * label_bytes / 16),
@@ -201,8 +204,11 @@ def exchanges(kernel: re.Match[str]) -> int:
         return 0
     if kernel["row"]:
         return SHUFFLES * (6 if "NoPoints" in kernel[0] else 8) + 2
-    columns = [2 * int(kernel["classes"]), int(kernel["classes"])] if kernel["step"] == "statistics" else []
-    return SHUFFLES * 3 + 2 + sum(SHUFFLES * math.ceil(c / WARPS) + 1 for c in columns) + len(columns) // 2
+    classes = int(kernel["classes"])
+    columns = [2 * classes, classes] if kernel["step"] == "statistics" else []
+    if classes == 2 and kernel["map"] != "float":
+        columns = columns[:1]  # kMirrors
+    return SHUFFLES * 3 + 2 + sum(SHUFFLES * math.ceil(c / WARPS) + 1 for c in columns) + (len(columns) > 1)
 
 
 def around(blocks: dict[int, sass.Block], head: int, turning: set[int], exchanges: int) -> dict[str, float]:

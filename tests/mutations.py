@@ -144,13 +144,15 @@ PATTERNS = (
 # Key -> why nothing can tell the difference.
 PADDING = "beyond the end, all weights are 0"
 FEW = "fewer than threads"
+WHOLE = "counts are whole vectors"
 EQUIVALENT = {
     "device.h: first round: for (int lane = kWarp / 2; lane > 0; lane /= 2) "
     "v += __shfl_xor_sync(0xffffffffu, v, lane);": "17, 8, 4, 2 and 1 span the warp as 16, 8, 4, 2 and 1 do",
     "device.h: first round: for (int i = 0; i < kBytes / kWide; ++i) word[i] = W{};": PADDING,
     "device.h: last round: for (int i = 0; i < kBytes / kWide; ++i) word[i] = W{};": PADDING,
     "device.h: tail: if (i >= count) break;": "one sum more, which nobody takes",
-    "label_map.h: last round: for (int64_t base = 0; base < span.count; base += kGroup) {": "counts are whole vectors",
+    "label_map.h: last round: for (int base = 0; base < here.count; base += kGroup) {": WHOLE,
+    "label_map.h: last round: for (int i = int(threadIdx.x) * kVector; i < here.count; i += kGroup) {": WHOLE,
     "label_map.h: last round: for (int t = 0; t < kThreads; t += kWarp) {": "both end after the last whole warp",
     "label_map.h: stride: for (int c = threadIdx.x; c < kClasses; c += kThreads) {": FEW,
     "label_map.h: stride: for (int c = threadIdx.x; c < kClasses; c += kThreads)": FEW,

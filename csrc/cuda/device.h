@@ -39,6 +39,19 @@ __device__ inline float opaque_float(int x) {
 #endif
 }
 
+// x, in a way that the compiler does not see through.
+template <class T>
+__device__ inline T hidden(T x) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a register, or two");
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 4)
+    asm volatile("" : "+r"(x));
+  else
+    asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+
 // -------------------------------------------------------------------------------------------------- half and bfloat16
 
 __device__ inline float widen_half(uint16_t bits) {
@@ -68,32 +81,6 @@ __device__ inline uint16_t narrow_to_bfloat16(float x) {
   return narrow_bfloat16(x).bits;
 #endif
 }
-
-// An element and the type that it is computed in.
-template <class Element>
-struct Number {
-  using Real = float;
-  __device__ static float widened(Element x) { return float(x); }
-  __device__ static Element narrowed(float x) { return Element(x); }
-};
-template <>
-struct Number<double> {
-  using Real = double;
-  __device__ static double widened(double x) { return x; }
-  __device__ static double narrowed(double x) { return x; }
-};
-template <>
-struct Number<Half> {
-  using Real = float;
-  __device__ static float widened(Half x) { return widen_half(x.bits); }
-  __device__ static Half narrowed(float x) { return {narrow_to_half(x)}; }
-};
-template <>
-struct Number<Bfloat16> {
-  using Real = float;
-  __device__ static float widened(Bfloat16 x) { return widen(x); }
-  __device__ static Bfloat16 narrowed(float x) { return {narrow_to_bfloat16(x)}; }
-};
 
 // ------------------------------------------------------------------------------------------- vectors of 1 to 64 bytes
 
@@ -128,6 +115,7 @@ struct Pack {
   union {
     W word[kBytes / kWide];
     Element element[kCount];
+    uint32_t pair[(kBytes + 3) / 4];  // of 16-bit elements, or four bytes
   };
   __device__ Pack() {}
   __device__ void clear() {
@@ -141,6 +129,112 @@ struct Pack {
     for (int i = 0; i < kBytes / kWide; ++i) __stcs(reinterpret_cast<W*>(p) + i, word[i]);
   }
 };
+
+// Two at once, the first of them in the lower half.
+__device__ inline uint32_t narrow_to_halves(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  return bits;
+#else
+  return narrow_to_half(first) | uint32_t(narrow_to_half(second)) << 16;
+#endif
+}
+__device__ inline uint32_t narrow_to_bfloat16s(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  return bits;
+#else
+  return narrow_to_bfloat16(first) | uint32_t(narrow_to_bfloat16(second)) << 16;
+#endif
+}
+
+// An element and the type that it is computed in; kNarrow: of fewer digits than that. Of a pack, element k, and two
+// neighbours from an even k on: half precision by words, for each half of a word would cost an instruction more.
+template <class Element>
+struct Number {
+  using Real = float;
+  static constexpr bool kNarrow = false;
+  __device__ static float widened(Element x) { return float(x); }
+  __device__ static Element narrowed(float x) { return Element(x); }
+  template <int kCount>
+  __device__ static float widened(const Pack<Element, kCount>& pack, int k) {
+    return float(pack.element[k]);
+  }
+  template <int kCount>
+  __device__ static void narrow(float first, float second, Pack<Element, kCount>& pack, int k) {
+    pack.element[k] = Element(first);
+    pack.element[k + 1] = Element(second);
+  }
+};
+template <>
+struct Number<double> {
+  using Real = double;
+  static constexpr bool kNarrow = false;
+  __device__ static double widened(double x) { return x; }
+  __device__ static double narrowed(double x) { return x; }
+};
+template <>
+struct Number<Half> {
+  using Real = float;
+  static constexpr bool kNarrow = true;
+  __device__ static float widened(Half x) { return widen_half(x.bits); }
+  __device__ static Half narrowed(float x) { return {narrow_to_half(x)}; }
+  template <int kCount>
+  __device__ static float widened(const Pack<Half, kCount>& pack, int k) {
+    return widen_half(uint16_t(pack.pair[k / 2] >> (k % 2 * 16)));
+  }
+  template <int kCount>
+  __device__ static void narrow(float first, float second, Pack<Half, kCount>& pack, int k) {
+    pack.pair[k / 2] = narrow_to_halves(first, second);
+  }
+};
+template <>
+struct Number<Bfloat16> {
+  using Real = float;
+  static constexpr bool kNarrow = true;
+  __device__ static float widened(Bfloat16 x) { return widen(x); }
+  __device__ static Bfloat16 narrowed(float x) { return {narrow_to_bfloat16(x)}; }
+  template <int kCount>
+  __device__ static float widened(const Pack<Bfloat16, kCount>& pack, int k) {
+    return float_of(k % 2 ? pack.pair[k / 2] & 0xffff0000u : pack.pair[k / 2] << 16);
+  }
+  template <int kCount>
+  __device__ static void narrow(float first, float second, Pack<Bfloat16, kCount>& pack, int k) {
+    pack.pair[k / 2] = narrow_to_bfloat16s(first, second);
+  }
+};
+
+// ------------------------------------------------------------------------------------------- labels
+
+// Whether all are in [0, kLimit), kLimit at most 128.
+template <int kLimit, class T, int kCount>
+__device__ inline bool all_below(const Pack<T, kCount>& labels) {
+  bool all = true;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) all = all && uint64_t(int64_t(labels.element[k])) < uint64_t(kLimit);
+  return all;
+}
+// Four at a time: the highest bit of each byte that is as large, or becomes so when 128 - kLimit is added.
+template <int kLimit, int kCount>
+__device__ inline bool all_below(const Pack<uint8_t, kCount>& labels) {
+  uint32_t large = 0;
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j)
+    large |= labels.pair[j] | ((labels.pair[j] & 0x7f7f7f7fu) + (128 - kLimit) * 0x01010101u);
+  return !(large & 0x80808080u);
+}
+
+// Element k, in one instruction.
+template <int kCount>
+__device__ inline int byte_of(const Pack<uint8_t, kCount>& bytes, int k) {
+#ifdef __CUDA_ARCH__
+  return int(__byte_perm(bytes.pair[k / 4], 0, 0x4440 + k % 4));
+#else
+  return bytes.element[k];
+#endif
+}
 
 // -------------------------------------------------------------------------------------------- sums of blocks
 

@@ -4,18 +4,19 @@
 #pragma once
 
 #include "../pixel.h"
-#include "dense.h"
+#include "label_group.h"
 #include "points.h"
 
 namespace segfuse {
 namespace {
 
-// Cross-entropy, or no pointwise term.
+// Cross-entropy, its labels not smoothed (policy.cu), or no pointwise term.
 struct CrossEntropyOrNone {
   static constexpr int kCount = 1;
   template <class Real, class F>
   __device__ static void for_each(const Job& job, const F& f) {
-    if (job.plan.point_count) f(CrossEntropy<Real>(job.plan.points[0].parameters(Real())), 0);
+    constexpr Real none[kParameters] = {};
+    if (job.plan.point_count) f(CrossEntropy<Real>(none), 0);
   }
 };
 
@@ -28,62 +29,19 @@ __device__ inline float class_scale(const Job& job, int k, int y) {
 template <class Element, int kClasses>
 struct LabelMap {
   using Points = CrossEntropyOrNone;
-  static constexpr int kVector = 16 / int(sizeof(Element));
-  static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 16 ? 3 : kClasses * kVector <= 32 ? 2 : 1;
-  static constexpr int64_t kGroup = kThreads * kVector;
+  using Chunk = LabelChunk<Element, kClasses>;
+  using Group = LabelGroup<Element, kClasses>;
+  static constexpr bool kNarrow = Number<Element>::kNarrow;
+  // Of two classes, what one has too much the other lacks. (float32 keeps the sums that it has: the same to a
+  // rounding.)
+  static constexpr bool kMirrors = kNarrow && kClasses == 2;
+  static constexpr int kVector = Group::kVector;
+  static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 16 ? 4 : kClasses <= 8 ? 3 : 1;
+  static constexpr int kGroup = kThreads * kVector;
   static constexpr int kGroupSums = 1 + 2 * Points::kCount;
   // Statistics: sums of the block, what warps hand over, and per thread two columns of one value per class.
   static constexpr int kSharedBytes = int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) +
                                       int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);
-
-  // The pixels of a thread: logits of all classes, label, weight.
-  struct Group {
-    const Dense<kVector>& dense;
-    int64_t i;
-    Pack<Element, kVector> logits[kClasses];
-    int y[kVector];
-    float w[kVector];
-
-    __device__ Group(const Dense<kVector>& d, int64_t at) : dense(d), i(at) {
-#pragma unroll
-      for (int c = 0; c < kClasses; ++c) logits[c] = dense.template load<Element>(dense.job.problem.logits, c, i);
-      dense.load_weights(0, i, w);
-      const View& target = dense.job.problem.target;
-      if (target.dtype == Dtype::i64)
-        take_labels(dense.template load<int64_t>(target, 0, i));
-      else if (target.dtype == Dtype::i32)
-        take_labels(dense.template load<int32_t>(target, 0, i));
-      else
-        take_labels(dense.template load<uint8_t>(target, 0, i));
-    }
-    // As load_class of source.h.
-    template <class T>
-    __device__ void take_labels(const Pack<T, kVector>& pack) {
-      const T ignored = T(dense.job.plan.ignore_index);
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) {
-        const T label = pack.element[k];
-        const bool inside = uint64_t(int64_t(label)) < uint64_t(kClasses);
-        y[k] = inside ? int(label) : 0;
-        if (!inside && w[k] != 0.0f) w[k] = not_a_number<float>();
-        if (dense.job.can_ignore && label == ignored) w[k] = 0.0f;
-      }
-    }
-    __device__ float logit(int c, int k) const { return Number<Element>::widened(logits[c].element[k]); }
-    // One more read, from the first cache: with many classes it costs less than comparing with every one.
-    __device__ float own_logit(int k) const {
-      const View& v = dense.job.problem.logits;
-      return Number<Element>::widened(*dense.template at<const Element>(v, y[k], i + k));
-    }
-    __device__ void store() const {
-#pragma unroll
-      for (int c = 0; c < kClasses; ++c) dense.store(dense.job.problem.output, c, i, logits[c]);
-    }
-    __device__ void clear(int k) {
-#pragma unroll
-      for (int c = 0; c < kClasses; ++c) logits[c].element[k] = Number<Element>::narrowed(0.0f);
-    }
-  };
 
   // A pixel: e = 2^(z log2(e) - s), 0 in the label's class. One multiplication and addition rounds once, where the
   // difference to the peak and its product would round twice; s, near the peak, is the same for all classes, so that
@@ -94,6 +52,7 @@ struct LabelMap {
     Pixel<float> x;
 
     __device__ At(const Group& group, int k) {
+      const int y = group.label(k);
       float own_logit = 0.0f;
       if constexpr (!kCompares) own_logit = group.own_logit(k);
 #pragma unroll
@@ -101,13 +60,13 @@ struct LabelMap {
       float peak = e[0];
 #pragma unroll
       for (int c = 1; c < kClasses; ++c) peak = max(peak, e[c]);
-      if constexpr (!std::is_same_v<Element, Half>) {  // which has none of these
-        if (abs(peak) > Base2<float>::largest) {
+      // The difference of two bfloat16 loses nothing that counts, and costs no more than to ask whether it is needed;
+      // float16 has no logit as large.
+      if (std::is_same_v<Element, Bfloat16> || (!kNarrow && abs(peak) > Base2<float>::largest)) {
 #pragma unroll
-          for (int c = 0; c < kClasses; ++c) e[c] -= peak;
-          if constexpr (!kCompares) own_logit -= peak;
-          peak = 0.0f;
-        }
+        for (int c = 0; c < kClasses; ++c) e[c] -= peak;
+        if constexpr (!kCompares) own_logit -= peak;
+        peak = 0.0f;
       }
       const float shift = -(peak * Base2<float>::log2_e);
       float rest = 0.0f, log2_own = shift;
@@ -115,17 +74,25 @@ struct LabelMap {
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
         const float d = fma(e[c], Base2<float>::log2_e, shift);
-        const bool here = c == group.y[k];
+        const bool here = c == y;
         if (kCompares && here) log2_own = d;
         e[c] = here ? 0.0f : fast_exp2(d);
-        rest += e[c];
+        rest = c == 0 ? e[c] : rest + e[c];
       }
       at_peak = fast_exp2(fma(peak, Base2<float>::log2_e, shift));
       own = fast_exp2(log2_own);
-      x = Softmax::of_label<float>(own, rest, log2_own, inverse);
+      x = Softmax::of_label<float, kNarrow>(own, rest, log2_own, inverse);
     }
-    // The slope of the class that reaches the peak: see softmax_pull_back.
+    // What softmax_pull_back asks for: the slope of the class that reaches the peak. With half precision the mean of
+    // all slopes, which lies as near to it where that class has nearly everything, and costs no search; that the
+    // powers do not add up to 1 is off the mean by 1e-7, and the mean of what is left by 1e-7 of that.
     __device__ float reference(float present, const float* absent) const {
+      if constexpr (kNarrow) {
+        float others = 0.0f;
+#pragma unroll
+        for (int c = 0; c < kClasses; ++c) others += e[c] * absent[c];
+        return others * inverse + x.p * present;
+      }
       float s = present;
       if (own < at_peak) {
 #pragma unroll
@@ -139,10 +106,19 @@ struct LabelMap {
   __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
   __device__ static void both(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
-  // The class factors of the pointwise term.
-  __device__ static void load_scales(const Job& job, float* scales) {
-    for (int c = threadIdx.x; c < kClasses; c += kThreads)
-      scales[c] = job.plan.point_count ? class_scale(job, 0, c) : 1.0f;
+  // f(pixel, which of the group, where to leave its gradient) for each pixel of a group; kWrites: the gradients take
+  // their logits' place. Two at a time, which half precision rounds at once.
+  template <bool kWrites, class F>
+  __device__ static void visit(Group& group, const F& f) {
+#pragma unroll
+    for (int k = 0; k < kVector; k += 2) {
+      float gradient[2][kClasses];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) f(At(group, k + j), k + j, gradient[j]);
+      if constexpr (kWrites)
+#pragma unroll
+        for (int c = 0; c < kClasses; ++c) Number<Element>::narrow(gradient[0][c], gradient[1][c], group.logits[c], k);
+    }
   }
 
   // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
@@ -155,25 +131,34 @@ struct LabelMap {
     float* columns = scales + kClasses;  // [class][I, FN][thread]
     if (threadIdx.x < kGroupSums) totals[threadIdx.x] = 0;
     for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;
-    load_scales(job, scales);
+    for (int c = threadIdx.x; c < kClasses; c += kThreads)
+      scales[c] = job.plan.point_count ? class_scale(job, 0, c) : 1.0f;
     const Span span = chunk_of(job.cut, chunk);
-    const Dense<kVector> dense{job, span.unit, span.first, span.count};
+    const Chunk here(job, span);
+    Element* output = nullptr;
+    if constexpr (kWrites) output = here.output();
     const bool regions = !kWrites && job.plan.region_count > 0;
     if constexpr (kWrites)
       foresee_slopes(job, span.unit, columns);
     else
       for (int r = 0; r < 2 * kClasses; ++r) columns[r * kThreads + threadIdx.x] = 0.0f;
     __syncthreads();
+    const float slope = kWrites ? columns[0] : 0.0f;
+    bool finite = true;
+    if constexpr (kWrites)
+      finite = __syncthreads_and(threadIdx.x >= kClasses || is_moderate(slope * scales[threadIdx.x]));
     float group_sums[kGroupSums] = {}, fp[kClasses] = {};
     int adds = 0;
     const auto flush = [&] {
       add_over_block(group_sums, kGroupSums, totals, staging);
       if (regions) {
         add_columns(columns, 2 * kClasses, of_class);
+        if constexpr (!kMirrors) {
 #pragma unroll
-        for (int c = 0; c < kClasses; ++c) columns[c * kThreads + threadIdx.x] = fp[c];
-        __syncthreads();
-        add_columns(columns, kClasses, of_class + 2 * kClasses);
+          for (int c = 0; c < kClasses; ++c) columns[c * kThreads + threadIdx.x] = fp[c];
+          __syncthreads();
+          add_columns(columns, kClasses, of_class + 2 * kClasses);
+        }
       }
 #pragma unroll
       for (int s = 0; s < kGroupSums; ++s) group_sums[s] = 0.0f;
@@ -181,34 +166,29 @@ struct LabelMap {
       for (int c = 0; c < kClasses; ++c) fp[c] = 0.0f;
       adds = 0;
     };
-    for (int64_t base = 0; base < span.count; base += kGroup) {
-      const int64_t i = base + int64_t(threadIdx.x) * kVector;
-      if (dense.holds(i)) {
-        Group group(dense, i);
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) {
-          const float w = group.w[k];
-          if (w == 0.0f) {  // not read into anything
-            if constexpr (kWrites) group.clear(k);
-            continue;
-          }
-          const At at(group, k);
-          const float scaled = w * scales[group.y[k]];
-          group_sums[0] += w;
+    for (int base = 0; base < here.count; base += kGroup) {
+      const int i = base + int(threadIdx.x) * kVector;
+      if (i < here.count) {
+        Group group(here, i, group_sums[0]);
+        visit<kWrites>(group, [&](const At& at, int k, float* gradient) {
+          const int y = group.label(k);
+          const float w = group.w[k], scaled = w * scales[y];
           Points::template for_each<float>(job, [&](const auto& loss, int) {
             group_sums[1] += scaled * loss(at.x, 1.0f).positive;
-            group_sums[2] += job.plan.points[0].weighs_the_mean ? scaled : w;
+            group_sums[2] += scaled;
           });
-          if constexpr (kWrites) write_pixel(job, group, k, at, w, columns[0] * scales[group.y[k]], nullptr, nullptr);
-          if (!regions) continue;
-          const float factor = w * at.inverse;
+          if constexpr (kWrites) find_gradient(job, at, y, w, slope * scales[y], false, nullptr, nullptr, gradient);
+          if (!regions) return;
+          if constexpr (!kMirrors) {
+            const float factor = w * at.inverse;
 #pragma unroll
-          for (int c = 0; c < kClasses; ++c) fp[c] += factor * at.e[c];
-          float* mine = columns + group.y[k] * 2 * kThreads + threadIdx.x;
+            for (int c = 0; c < kClasses; ++c) fp[c] += factor * at.e[c];
+          }
+          float* mine = columns + y * 2 * kThreads + threadIdx.x;
           mine[0] += w * at.x.p;
           mine[kThreads] += w * at.x.q;
-        }
-        if constexpr (kWrites) group.store();
+        });
+        if constexpr (kWrites) group.store(output, finite);
       }
       if ((adds += kVector) >= kAddsPerFlush) flush();
     }
@@ -216,11 +196,12 @@ struct LabelMap {
     // In the order of Layout.
     const ChunkSums out = sums_of_chunk(job, chunk);
     const int group_count = int(job.layout.group_sums());
-    if (int(threadIdx.x) < group_count) out[threadIdx.x] = totals[threadIdx.x];
+    if (int(threadIdx.x) < group_count)
+      out[threadIdx.x] = totals[threadIdx.x == 2 && !job.plan.points[0].weighs_the_mean ? 0 : threadIdx.x];
     for (int c = threadIdx.x; regions && c < kClasses; c += kThreads) {
       const ChunkSums own = out.from(group_count + c * job.layout.region_sums);
       own[0] = of_class[2 * c];
-      own[1] = of_class[2 * kClasses + c];
+      own[1] = of_class[kMirrors ? 3 - 2 * c : 2 * kClasses + c];
       own[2] = of_class[2 * c + 1];
       if (job.layout.region_sums > kRegionSums) own[3] = 0;  // a label map needs no sum of negatives: head.h
     }
@@ -243,25 +224,23 @@ struct LabelMap {
     __syncthreads();
   }
 
-  // The gradient of pixel k takes its logits' place. slope: of the pointwise term; present, absent: null without
-  // regions.
-  __device__ static void write_pixel(const Job& job, Group& group, int k, const At& at, float w, float slope,
-                                     const float* present, const float* absent) {
+  // slope: of the pointwise term; present, absent: by class, of the regions if there are some.
+  __device__ static void find_gradient(const Job& job, const At& at, int label, float w, float slope, bool regions,
+                                       const float* present, const float* absent, float* gradient) {
     const Pixel<Dual<float>> dual = Softmax::seed(at.x);
     float d = 0.0f;
     Points::template for_each<float>(job, [&](const auto& loss, int) { d = slope * loss(dual, 1.0f).positive.d[0]; });
     const float scaled = w * at.inverse;
     // Compared as a float, for a second time: of a comparison that it has made already the compiler would carry the
     // outcome along, class by class, at three instructions.
-    const float y = opaque_float(group.y[k]);
-    if (job.plan.region_count == 0) {
+    const float y = opaque_float(label);
+    if (!regions) {
       const float at_label = w * d * at.x.q, others = -(scaled * d);
 #pragma unroll
-      for (int c = 0; c < kClasses; ++c)
-        group.logits[c].element[k] = Number<Element>::narrowed(float(c) == y ? at_label : at.e[c] * others);
+      for (int c = 0; c < kClasses; ++c) gradient[c] = float(c) == y ? at_label : at.e[c] * others;
       return;
     }
-    const float s = present[group.y[k]], reference = at.reference(s, absent);
+    const float s = present[label], reference = at.reference(s, absent);
     float others = 0.0f;
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) others += at.e[c] * (absent[c] - reference);
@@ -270,7 +249,7 @@ struct LabelMap {
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) {
       const float g = softmax_pull_back(at.e[c] * scaled, absent[c] - reference, mean + d);
-      group.logits[c].element[k] = Number<Element>::narrowed(float(c) == y ? at_label : g);
+      gradient[c] = float(c) == y ? at_label : g;
     }
   }
 
@@ -281,30 +260,28 @@ struct LabelMap {
     float* scales = reinterpret_cast<float*>(shared_memory());
     float* present = scales + kClasses;
     float* absent = present + kClasses;
-    const Dense<kVector> dense{job, span.unit, span.first, span.count};
+    const Chunk here(job, span);
+    Element* output = here.output();
     const bool regions = job.plan.region_count > 0;
-    load_scales(job, scales);
+    const float slope = job.plan.point_count ? slopes[0] * upstream_of<float>(job, span.unit, 0) : 0.0f;
+    bool finite = true;
     for (int c = threadIdx.x; c < kClasses; c += kThreads) {
+      scales[c] = job.plan.point_count ? slope * class_scale(job, 0, c) : 0.0f;
       const float* row = slopes + 2 * job.plan.point_count + kRegionSlopes * c;
       const float upstream = regions ? upstream_of<float>(job, span.unit, c) : 0.0f;
       present[c] = regions ? row[0] * upstream : 0.0f;
       absent[c] = regions ? row[1] * upstream : 0.0f;
+      finite = is_moderate(scales[c]) && is_moderate(present[c]) && is_moderate(absent[c]);
     }
-    __syncthreads();
-    const float slope = job.plan.point_count ? slopes[0] * upstream_of<float>(job, span.unit, 0) : 0.0f;
-    for (int64_t i = int64_t(threadIdx.x) * kVector; dense.holds(i); i += kGroup) {
-      Group group(dense, i);
-      Pack<float, kVector> upstream;
-      if (job.problem.has_upstream) upstream = dense.template load<float>(job.problem.upstream, 0, i);
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) {
-        const float w = job.problem.has_upstream ? masked_product(group.w[k], upstream.element[k]) : group.w[k];
-        if (w == 0.0f)  // not read into anything
-          group.clear(k);
-        else
-          write_pixel(job, group, k, At(group, k), w, slope * scales[group.y[k]], present, absent);
-      }
-      group.store();
+    finite = __syncthreads_and(finite);
+    for (int i = int(threadIdx.x) * kVector; i < here.count; i += kGroup) {
+      float unread = 0.0f;
+      Group group(here, i, unread);
+      visit<true>(group, [&](const At& at, int k, float* gradient) {
+        const int y = group.label(k);
+        find_gradient(job, at, y, group.w[k], scales[y], job.plan.region_count > 0, present, absent, gradient);
+      });
+      group.store(output, finite);
     }
   }
 };

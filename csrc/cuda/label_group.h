@@ -1,0 +1,141 @@
+// What label_map.h reads at a time: 16 bytes of logits of every class, and labels and weights of their pixels.
+#pragma once
+
+#include "dense.h"
+
+namespace segfuse {
+namespace {
+
+// Far from infinity, so that no sum or product of some is infinite.
+__device__ inline bool is_moderate(float slope) { return abs(slope) < 1e12f; }
+
+// Where a chunk begins, hidden from the compiler: it would compute all of this from the start, for every vector.
+template <class Element, int kClasses>
+struct LabelChunk {
+  static constexpr int kVector = 16 / int(sizeof(Element));
+
+  Dense<kVector> dense;
+  const Element* logits;
+  const void* target;
+  int count;      // no chunk of a tensor that fits into memory has more pixels: policy.cu
+  int all_count;  // whether all pixels do if their labels are classes
+
+  __device__ LabelChunk(const Job& job, const Span& span)
+      : dense{job, span.unit, span.first, span.count}, count(int(span.count)) {
+    const Problem& p = job.problem;
+    logits = hidden(dense.template at<const Element>(p.logits, 0, 0));
+    if (p.target.dtype == Dtype::i64)
+      target = hidden(dense.template at<const int64_t>(p.target, 0, 0));
+    else if (p.target.dtype == Dtype::i32)
+      target = hidden(dense.template at<const int32_t>(p.target, 0, 0));
+    else
+      target = hidden(dense.template at<const uint8_t>(p.target, 0, 0));
+    const bool ignores = job.can_ignore && uint64_t(job.plan.ignore_index) < uint64_t(kClasses);
+    all_count = hidden(int(!p.has_weight && !p.has_upstream && !ignores));
+  }
+  __device__ Element* output() const { return dense.template at<Element>(dense.job.problem.output, 0, 0); }
+  template <class T>
+  __device__ Pack<T, kVector> labels(int i) const {
+    Pack<T, kVector> pack;
+    pack.load(static_cast<const T*>(target) + i);
+    return pack;
+  }
+};
+
+// The pixels of a thread: logits of all classes, label, weight.
+template <class Element, int kClasses>
+struct LabelGroup {
+  using Chunk = LabelChunk<Element, kClasses>;
+  static constexpr int kVector = Chunk::kVector;
+
+  const Chunk& chunk;
+  int i;
+  Pack<Element, kVector> logits[kClasses];
+  Pack<uint8_t, kVector> labels;
+  float w[kVector];
+  uint32_t ignored = 0;  // a bit for each pixel of weight 0
+
+  __device__ LabelGroup(const Chunk& of, int at, float& sum_of_weights) : chunk(of), i(at) {
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c)
+      logits[c].load(chunk.logits + c * chunk.dense.job.problem.logits.class_stride + i);
+    bool all_count = false;
+    for_labels([&](const auto& given) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) labels.element[k] = uint8_t(given.element[k]);
+      all_count = (chunk.all_count != 0) & all_below<kClasses>(given);
+    });
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) w[k] = 1.0f;
+    if (all_count)
+      sum_of_weights += float(kVector);
+    else
+      weigh(sum_of_weights);
+  }
+  template <class F>
+  __device__ void for_labels(const F& f) const {
+    const Dtype type = chunk.dense.job.problem.target.dtype;
+    if (type != Dtype::i64 && type != Dtype::i32)
+      f(chunk.template labels<uint8_t>(i));
+    else if (type == Dtype::i64)
+      f(chunk.template labels<int64_t>(i));
+    else
+      f(chunk.template labels<int32_t>(i));
+  }
+  // Weights, and labels as in load_class of source.h. Logits that do not count become 0, so that nobody need ask.
+  __device__ void weigh(float& sum_of_weights) {
+    const Job& job = chunk.dense.job;
+    chunk.dense.load_weights(0, i, w);
+    for_labels([&](const auto& given) {
+      using Label = std::decay_t<decltype(given.element[0])>;
+      const Label no_label = Label(job.plan.ignore_index);
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        const Label label = given.element[k];
+        const bool inside = uint64_t(int64_t(label)) < uint64_t(kClasses);
+        labels.element[k] = uint8_t(inside ? label : 0);
+        if (!inside && w[k] != 0.0f) w[k] = not_a_number<float>();
+        if (job.can_ignore && label == no_label) w[k] = 0.0f;
+      }
+    });
+    if (job.problem.has_upstream) {
+      const auto upstream = chunk.dense.template load<float>(job.problem.upstream, 0, i);
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) w[k] = masked_product(w[k], upstream.element[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) {
+      sum_of_weights += w[k];
+      if (w[k] == 0.0f) ignored |= 1u << k;
+    }
+    clear_ignored();
+  }
+  __device__ void clear_ignored() {
+#pragma unroll
+    for (int k = 0; k < kVector; ++k)
+      if (ignored >> k & 1)
+#pragma unroll
+        for (int c = 0; c < kClasses; ++c) logits[c].element[k] = Number<Element>::narrowed(0.0f);
+  }
+  __device__ int label(int k) const { return byte_of(labels, k); }
+  __device__ float logit(int c, int k) const { return Number<Element>::widened(logits[c], k); }
+  // One more read, from the first cache: with many classes it costs less than comparing with every one.
+  __device__ float own_logit(int k) const {
+    if (w[k] == 0.0f) return 0.0f;
+    return Number<Element>::widened(chunk.logits[label(k) * chunk.dense.job.problem.logits.class_stride + i + k]);
+  }
+  // The gradient, which has taken the logits' place. finite: 0 times the slopes is 0.
+  __device__ void store(Element* output, bool finite) {
+    store(output);
+    if (finite || !ignored) return;
+    clear_ignored();
+    store(output);
+  }
+  __device__ void store(Element* output) const {
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) logits[c].store(output + c * chunk.dense.job.problem.output.class_stride + i);
+  }
+};
+
+}  // namespace
+}  // namespace segfuse
