@@ -31,8 +31,8 @@ HD Parts<T> by_label(const V& t, const T& positive, const T& negative) {
 }
 
 // The same where slopes are finite although values are not.
-template <class V>
-HD Parts<V> by_label_of_finite_slope(const V& t, const V& positive, const V& negative) {
+template <class V, class T>
+HD Parts<T> by_label_of_finite_slope(const V& t, const T& positive, const T& negative) {
   return by_label(t, positive, negative);
 }
 template <class V>
@@ -42,13 +42,19 @@ HD Parts<Dual<V>> by_label_of_finite_slope(const V& t, const Dual<V>& positive, 
           dual(masked_product(u, negative.v), u * negative.d[0])};
 }
 
+// A loss with a `Log` is mirrored: of a label 0 its negative part is the positive part that the pixel of -z has of a
+// label 1. So rows of hard labels, in half precision, know one label only (cuda/rows.h); `Log` is how their sums take
+// logarithms, keeps_hard_labels() whether the loss smooths none.
+
 // Binary cross-entropy: t softplus(-z) + (1-t) softplus(z), the label smoothed to t (1-e) + e/2.
 template <class Real>
 struct BceWithLogits {
+  using Log = LateLog;
   Real smoothing;
   HD explicit BceWithLogits(const Real* parameter) : smoothing(parameter[0]) {}
-  template <class T, class V>
-  HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
+  HD bool keeps_hard_labels() const { return smoothing == Real(0); }
+  template <class T, class L, class V>
+  HD Parts<L> operator()(const Pixel<T, L>& x, const V& t) const {
     return by_label_of_finite_slope(t * V(1 - smoothing) + V(smoothing / 2), x.minus_log_p, x.minus_log_q);
   }
 };
@@ -78,7 +84,9 @@ struct Focal {
 // The focal loss at gamma = 2, its default: a square in place of a power.
 template <class Real>
 struct FocalSquare {
+  using Log = QuickLog;
   HD explicit FocalSquare(const Real*) {}
+  HD bool keeps_hard_labels() const { return true; }
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
     return by_label(t, square(x.q) * x.minus_log_p, square(x.p) * x.minus_log_q);

@@ -38,7 +38,15 @@ HD double min(double a, double b) { return a < b ? a : b; }
 HD double max(double a, double b) { return a > b ? a : b; }
 HD float abs(float a) { return ::fabsf(a); }
 HD double abs(double a) { return ::fabs(a); }
-HD float minus_abs(float a) { return -::fabsf(a); }
+HD float minus_abs(float a) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("abs.f32 %0, %1;" : "=f"(y) : "f"(a));  // not .ftz: then it is a part of the instruction that reads it
+  return -y;
+#else
+  return -::fabsf(a);
+#endif
+}
 HD double minus_abs(double a) { return -::fabs(a); }
 
 HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
@@ -121,6 +129,20 @@ HD V log1p_unit_single(const V& x) {
 }
 HD float log1p_unit(float x) { return log1p_unit_single(x); }
 HD double log1p_unit(double x) { return ::log1p(x); }
+
+// log(1 + e), not taken yet, and linear + log(1 + e): who adds many takes one logarithm, of the product of their 1 + e.
+template <class V>
+struct LateLog1p {
+  V e;
+};
+template <class V>
+struct LinearLog {
+  V linear, e;
+};
+template <class V>
+HD LinearLog<V> operator+(const V& linear, const LateLog1p<V>& log) {
+  return {linear, log.e};
+}
 
 HD double cosh_minus_one(double x) {
   const double s = ::sinh(x / 2);
@@ -222,6 +244,11 @@ HD Dual<T, N> masked_product(const T& factor, const Dual<T, N>& a) {
   r.v = masked_product(factor, a.v);
   for (int i = 0; i < N; ++i) r.d[i] = masked_product(factor, a.d[i]);
   return r;
+}
+
+template <class T>  // of a factor that is 0 or 1
+HD LinearLog<T> masked_product(const T& factor, const LinearLog<T>& a) {
+  return {masked_product(factor, a.linear), masked_product(factor, a.e)};
 }
 
 // base^exponent for base in [0, 1] and exponent >= 0. At base 0 the slope is taken as 0: for exponents below 1 it is

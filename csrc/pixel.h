@@ -51,6 +51,16 @@ HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negativ
   }
 }
 
+// The same of weight 1 and a label that is 0 or 1, p and q being those of the pixel mirrored to label 1 (losses.h),
+// handed to add(i, whether it counts, value).
+template <class V, class Add>
+HD void mirrored_region_sums(const V& p, const V& q, bool label, const Add& add) {
+  add(0, label, p);
+  add(1, !label, q);
+  add(2, label, q);
+  add(3, !label, p);
+}
+
 // Softmax, the pull-back. With s_c = dL/dp_c of the regions and of pointwise losses of p (PointTerm::every_class), and
 // D_c = dL/dlog p_c of the other pointwise losses,
 //   dL/dz_k = p_k (s_k - Σ p_c s_c) + D_k q_k - p_k Σ_{c≠k} D_c.

@@ -203,7 +203,7 @@ def exchanges(kernel: re.Match[str]) -> int:
     if kernel["step"] == "gradient":
         return 0
     if kernel["row"]:
-        return SHUFFLES * (6 if "NoPoints" in kernel[0] else 8) + 2
+        return SHUFFLES * (5 if "NoPoints" in kernel[0] else 8) + 2
     classes = int(kernel["classes"])
     columns = [2 * classes, classes] if kernel["step"] == "statistics" else []
     if classes == 2 and kernel["map"] != "float":

@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "../dtype.h"
 #include "../math.h"
 
@@ -26,6 +28,15 @@ template <class T>
 __device__ inline T warp_sum(T v) {
   for (int lane = kWarp / 2; lane > 0; lane /= 2) v += __shfl_xor_sync(0xffffffffu, v, lane);
   return v;
+}
+
+// x (of 8 bytes), which the compiler keeps and does not compute again in each turn of a loop.
+template <class T>
+__device__ inline T kept(T x) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+l"(x));
+#endif
+  return x;
 }
 
 // float(x), in a way that the compiler does not see through.
@@ -118,6 +129,13 @@ struct Pack {
     uint32_t pair[(kBytes + 3) / 4];  // of 16-bit elements, or four bytes
   };
   __device__ Pack() {}
+  // Element k as it is computed in. Of two bfloat16 each is one instruction, if they are not taken apart first.
+  __device__ typename Number<Element>::Real widened(int k) const {
+    if constexpr (std::is_same_v<Element, Bfloat16> && kCount % 2 == 0)
+      return float_of(k % 2 ? pair[k / 2] & 0xffff0000u : pair[k / 2] << 16);
+    else
+      return Number<Element>::widened(element[k]);
+  }
   __device__ void clear() {
     for (int i = 0; i < kBytes / kWide; ++i) word[i] = W{};
   }

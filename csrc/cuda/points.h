@@ -7,8 +7,17 @@
 namespace segfuse {
 namespace {
 
+//
+// Of hard labels in half precision (rows.h), where kMirrored: of_label_1(f) calls f(loss) for a loss that knows the
+// label 1 only; can_mirror(job) is whether that is the job's.
+
 struct NoPoints {
   static constexpr int kCount = 0, kBlocks = 3;
+  static constexpr bool kMirrored = true;
+  using Log = QuickLog;  // which nobody reads
+  __device__ static bool can_mirror(const Job&) { return true; }
+  template <class Real, class Function>
+  __device__ static void of_label_1(const Function&) {}
   template <class Real, class Function>
   __device__ static void for_each(const Job&, const Function&) {}
 };
@@ -17,6 +26,16 @@ struct NoPoints {
 template <template <class> class Loss, int kResident = 3>
 struct OnePoint {
   static constexpr int kCount = 1, kBlocks = kResident;
+  static constexpr bool kMirrored = true;
+  using Log = typename Loss<float>::Log;
+  __device__ static bool can_mirror(const Job& job) {
+    return Loss<float>(job.plan.points[0].narrow).keeps_hard_labels();
+  }
+  template <class Real, class Function>
+  __device__ static void of_label_1(const Function& f) {
+    const Real none[kParameters] = {};
+    f(Loss<Real>(none));
+  }
   template <class Real, class Function>
   __device__ static void for_each(const Job& job, const Function& f) {
     f(Loss<Real>(job.plan.points[0].parameters(Real())), 0);
@@ -25,6 +44,7 @@ struct OnePoint {
 
 struct AnyPoints {
   static constexpr int kCount = kMaxPoints, kBlocks = 2;
+  static constexpr bool kMirrored = false;
   template <class Real, class Function>
   __device__ static void for_each(const Job& job, const Function& f) {
 #pragma unroll 1

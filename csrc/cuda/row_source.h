@@ -10,10 +10,29 @@ namespace {
 // is used; a sink takes the results. kWeighted: there may be weights other than 1; positions at and past `count` have
 // weight 0. Else `w` is not touched.
 
+// Labels of 8 neighbours, a byte each.
+struct HardLabels {
+  uint32_t word[2];
+  __device__ bool operator[](int k) const { return (word[k / 4] & (0xffu << k % 4 * 8)) != 0; }
+  __device__ bool valid() const { return ((word[0] | word[1]) & 0xfefefefeu) == 0; }
+};
+// Many of them: how many are 1, in four parts of a byte, and whether all are 0 or 1.
+struct HardLabelSum {
+  uint32_t parts, bits;
+  __device__ void clear() { parts = bits = 0; }
+  __device__ void add(const HardLabels& y) {
+    parts += y.word[0] + y.word[1];
+    bits |= y.word[0] | y.word[1];
+  }
+  __device__ float count() const { return float(int((parts * 0x01010101u) >> 24)); }
+  __device__ bool valid() const { return (bits & 0xfefefefeu) == 0; }
+};
+
 // Any strides and types, an element at a time.
 template <class Real_>
 struct StridedRow {
   using Real = Real_;
+  static constexpr bool kNarrow = false;
   static constexpr int kVector = 1, kUnroll = 1;
   const Job& job;
   int64_t n, c, first, count;
@@ -59,14 +78,58 @@ struct StridedRow {
 template <class Element>
 struct DenseRow {
   using Real = float;
+  static constexpr bool kNarrow = sizeof(Element) == 2;  // half precision
   static constexpr int kVector = 16 / int(sizeof(Element)), kUnroll = 8 / kVector;
   using Array = float[kUnroll][kVector];
   const Job& job;
   int64_t n, c, first, count;
+  const Element* logits;  // of this thread's first pixel
+  const unsigned char* target;
+  Element* output;
+
+  __device__ DenseRow(const Job& job, int64_t n, int64_t c, int64_t first, int64_t count)
+      : job(job),
+        n(n),
+        c(c),
+        first(first),
+        count(count),
+        logits(kept(static_cast<const Element*>(job.problem.logits.data) + own(job.problem.logits))),
+        target(kept(static_cast<const unsigned char*>(job.problem.target.data) +
+                    own(job.problem.target) * label_bytes(job.problem.target.dtype))),
+        output(kept(static_cast<Element*>(job.problem.output.data) + own(job.problem.output))) {}
+  __device__ static int label_bytes(Dtype t) {
+    return t == Dtype::boolean || t == Dtype::u8 ? 1
+           : t == Dtype::i64                     ? 8
+           : t == Dtype::f16 || t == Dtype::bf16 ? 2
+                                                 : 4;
+  }
+  __device__ int64_t own(const View& v) const {
+    return n * v.sample_stride + c * v.class_stride + first + int64_t(threadIdx.x) * kVector;
+  }
 
   __device__ bool weighted(int64_t base) const {
     return job.problem.has_weight || job.can_ignore || (job.plan.has_ignore && !job.problem.hard_target) ||
            base + kThreads * kVector * kUnroll > count;
+  }
+  // Whether all labels are bytes, and all weights 1, but past the end.
+  __device__ bool plain_bytes() const {
+    const Dtype labels = job.problem.target.dtype;
+    return (labels == Dtype::u8 || labels == Dtype::boolean) && !job.problem.has_weight && !job.can_ignore;
+  }
+  // kChecks: where a label is neither 0 nor 1, its 8 neighbours become NaN.
+  template <bool kChecks>
+  __device__ void load_hard(int64_t base, Real (&z)[kVector], HardLabels& labels) const {
+    Pack<Element, kVector> pack;
+    Pack<uint8_t, kVector> bytes;
+    pack.load(logits + base);
+    bytes.load(target + base);
+    labels = {bytes.pair[0], bytes.pair[1]};
+    if (kChecks) {
+      const uint32_t spoilt = labels.valid() ? 0 : 0xffffffffu;
+      for (uint32_t& pair : pack.pair) pair |= spoilt;
+    }
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) z[k] = pack.widened(k);
   }
   __device__ Dense<kVector> dense() const { return {job, n, first, count}; }
   __device__ int64_t position(int64_t base, int u) const {
@@ -74,13 +137,17 @@ struct DenseRow {
   }
 
   // f(pack, u) for each vector of a tensor, all loads ahead of the first call.
+  template <class T>
+  __device__ const T* labels() const {
+    return reinterpret_cast<const T*>(target);
+  }
   template <bool kWeighted, class T, class F>
-  __device__ void load_all(const View& v, int64_t base, const F& f) const {
+  __device__ void load_all(const T* from, int64_t base, const F& f) const {
     Pack<T, kVector> pack[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (!kWeighted || dense().holds(position(base, u)))
-        pack[u] = dense().template load<T>(v, c, position(base, u));
+        pack[u].load(from + base + u * kThreads * kVector);
       else
         pack[u].clear();
     }
@@ -90,7 +157,7 @@ struct DenseRow {
   template <bool kWeighted, class T>
   __device__ void load_hard(int64_t base, Array& t, Array& w) const {
     const T ignored = T(job.plan.ignore_index);
-    load_all<kWeighted, T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
+    load_all<kWeighted>(labels<T>(), base, [&](const Pack<T, kVector>& pack, int u) {
       T any = T(0);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
@@ -107,10 +174,10 @@ struct DenseRow {
   }
   template <bool kWeighted, class T>
   __device__ void load_soft(int64_t base, Array& t, Array& w) const {
-    load_all<kWeighted, T>(job.problem.target, base, [&](const Pack<T, kVector>& pack, int u) {
+    load_all<kWeighted>(labels<T>(), base, [&](const Pack<T, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        t[u][k] = Number<T>::widened(pack.element[k]);
+        t[u][k] = pack.widened(k);
         if (kWeighted && t[u][k] == job.plan.ignored_label) w[u][k] = 0.0f;
         if (!is_probability(t[u][k])) t[u][k] = not_a_number<float>();
       }
@@ -130,9 +197,9 @@ struct DenseRow {
         }
       }
     }
-    load_all<kWeighted, Element>(job.problem.logits, base, [&](const Pack<Element, kVector>& pack, int u) {
+    load_all<kWeighted>(logits, base, [&](const Pack<Element, kVector>& pack, int u) {
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) z[u][k] = Number<Element>::widened(pack.element[k]);
+      for (int k = 0; k < kVector; ++k) z[u][k] = pack.widened(k);
     });
     switch (job.problem.target.dtype) {
       case Dtype::boolean:
@@ -157,12 +224,13 @@ struct DenseRow {
       Pack<Element, kVector> pack;
 #pragma unroll
       for (int k = 0; k < kVector; ++k) pack.element[k] = Number<Element>::narrowed(out[u][k]);
-      if (!kWeighted || dense().holds(position(base, u))) dense().store(job.problem.output, c, position(base, u), pack);
+      if (!kWeighted || dense().holds(position(base, u))) pack.store(output + base + u * kThreads * kVector);
     }
   }
   template <bool kWeighted>
   __device__ void scale(int64_t base, Array& g) const {
-    load_all<kWeighted, float>(job.problem.upstream, base, [&](const Pack<float, kVector>& pack, int u) {
+    const View& v = job.problem.upstream;
+    load_all<kWeighted>(static_cast<const float*>(v.data) + own(v), base, [&](const Pack<float, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) g[u][k] *= pack.element[k];
     });

@@ -4,7 +4,7 @@
 namespace segfuse {
 namespace {
 
-using FocalPoint = OnePoint<FocalSquare, 2>;
+using FocalPoint = OnePoint<FocalSquare>;
 
 #define SEGFUSE_ENTRY(step, name, E, engine, dtype, link, points, extra) \
   entry<E, Step::step>("rows." #step "<" name ">", Engine::engine, dtype, LinkKind::link, PointSet::points, extra)

@@ -8,9 +8,12 @@
 namespace segfuse {
 namespace {
 
-template <bool kValue>
+// Of a group of pixels: there may be weights other than 1; there are none; and labels are hard, logits half precision.
+enum class Kind { weighted, plain, mirrored };
+
+template <class T, T kValue>
 struct Constant {
-  static constexpr bool value = kValue;
+  static constexpr T value = kValue;
 };
 
 // What a thread adds up: Σ w, Σ w t, the region sums, two per pointwise term.
@@ -19,9 +22,34 @@ struct RowTotals {
   static constexpr int kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion,
                        kCount = kPoint + 2 * kPoints;
   Real value[kCount];
+  // Of groups of hard labels, what `value` lacks of them until they settle. `product`: whose logarithm that is, of both
+  // parts of a pointwise term. It has a factor of at most 2 per pixel, so it stays finite, and rounding takes 6e-8 of
+  // it.
+  HardLabelSum hard;
+  Real product[2];
+  static_assert(kAddsPerFlush < 128);
   __device__ void clear() {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) value[i] = Real(0);
+    hard.clear();
+    product[0] = product[1] = Real(1);
+  }
+  __device__ void settle() {
+    if constexpr (kPoints == 1) {
+      labels() += Real(hard.count());
+#pragma unroll
+      for (int i = 0; i < 2; ++i) value[kPoint + i] += log_from_one(product[i]);
+    }
+    if (hard.valid()) return;
+#pragma unroll
+    for (int i = 1; i < kCount; ++i) value[i] = not_a_number<Real>();
+  }
+  __device__ void add_point(int i, bool counts, Real v) {
+    if (counts) value[kPoint + i] += v;
+  }
+  __device__ void add_point(int i, bool counts, const LinearLog<Real>& v) {
+    if (counts) value[kPoint + i] += v.linear;
+    if (counts) product[i] = fma(product[i], v.e, product[i]);
   }
   __device__ Real& weight() { return value[0]; }
   __device__ Real& labels() { return value[1]; }
@@ -44,21 +72,87 @@ struct Rows {
     return Link::pixel(z);
   }
 
-  // f(whether the group may have weights other than 1, as a type). Where any pointwise term may come, the code is large
-  // enough to be had once: it always has.
+  // f(kind of the group, as a type). Where any pointwise term may come, the code is large enough to be had once: there
+  // may always be weights.
   template <class F>
-  __device__ static void with_weights(const Source& source, int64_t base, const F& f) {
+  __device__ static void with_kind(const Source& source, int64_t last_mirrored, int64_t base, const F& f) {
+    if constexpr (kMirrors)
+      if (base <= last_mirrored) return f(Constant<Kind, Kind::mirrored>());
     if (Points::kCount > 1 || source.weighted(base))
-      f(Constant<true>());
+      f(Constant<Kind, Kind::weighted>());
     else if constexpr (Points::kCount <= 1)
-      f(Constant<false>());
+      f(Constant<Kind, Kind::plain>());
   }
 
-  template <bool kWeighted>
+  // Groups of hard labels without weights, in half precision. The pixel of a label 0 is that of -z with a label 1: what
+  // is computed knows one label, and only sums and slopes are chosen by it.
+  static constexpr bool kMirrors = Source::kNarrow && Points::kMirrored && !kExtra;
+  // Where the last such group may start; -1: there is none.
+  __device__ static int64_t last_mirrored(const Job& job, const Source& source) {
+    if constexpr (kMirrors)
+      if (source.plain_bytes() && Points::can_mirror(job)) return source.count - kGroup;
+    return -1;
+  }
+  template <bool kSums, bool kGradient>
+  __device__ static void mirrored_group(const Job& job, const Source& source, int64_t base, Totals* totals,
+                                        const RowSlopes<Real>& row, const Real* slope, Real upstream) {
+    Real z[kVector], out[kUnroll][kVector];
+    HardLabels label;
+    source.template load_hard<kGradient>(base, z, label);
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) z[k] = label[k] ? z[k] : -z[k];
+    if constexpr (kSums) {
+      totals->weight() += Real(kVector);
+      totals->hard.add(label);
+    }
+    if constexpr (kSums)
+      with_regions<kGradient>(job, [&](auto regions) {
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) {
+          const auto x = Link::template pixel<typename Points::Log>(z[k]);
+          if (regions.value)
+            mirrored_region_sums(x.p, x.q, label[k], [&](int s, bool counts, Real v) {
+              if (counts) totals->region(s) += v;
+            });
+          Points::template of_label_1<Real>([&](const auto& loss) {
+            const auto v = loss(x, Real(1)).positive;
+            totals->add_point(0, label[k], v);
+            totals->add_point(1, !label[k], v);
+          });
+        }
+      });
+    if constexpr (kGradient) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        const Pixel<Dual<Real>> x = Link::seed(Link::template pixel<QuickLog>(z[k]));
+        Real g = kSums ? Real(0) : (label[k] ? row.present : row.absent) * x.p.d[0];
+        Points::template of_label_1<Real>([&](const auto& loss) {
+          const Real own = label[k] ? upstream * slope[0] : -(upstream * slope[1]);
+          g += own * loss(x, Real(1)).positive.d[0];
+        });
+        out[0][k] = g;
+      }
+      if (job.problem.has_upstream) source.template scale<false>(base, out);
+      source.template store<false>(base, out);
+    }
+  }
+  // f(whether the plan has region terms, as a type). Where both steps are one, it has none.
+  template <bool kNone, class F>
+  __device__ static void with_regions(const Job& job, const F& f) {
+    if constexpr (kNone)
+      f(Constant<bool, false>());
+    else if (Points::kCount == 0 || job.plan.region_count > 0)
+      f(Constant<bool, true>());
+    else if constexpr (Points::kCount > 0)
+      f(Constant<bool, false>());
+  }
+
+  // kRegions: there may be region terms. Of one pointwise term, or none, their sums are added without a look at the
+  // plan.
+  template <bool kWeighted, bool kRegions>
   __device__ static void add_group(const Job& job, Real (&z)[kUnroll][kVector], Real (&t)[kUnroll][kVector],
                                    const Real (&w)[kUnroll][kVector], Totals& totals) {
-    const bool regions = job.plan.region_count > 0, labels = job.plan.sums_labels();
-    const bool negatives = job.layout.region_sums > kRegionSums;
+    const bool regions = kRegions && (Points::kCount <= 1 || job.plan.region_count > 0);
     if (!kWeighted) totals.weight() += Real(kUnroll * kVector);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -67,9 +161,9 @@ struct Rows {
         const Real weight = kWeighted ? w[u][k] : Real(1);
         const Pixel<Real> x = pixel<kWeighted>(weight, z[u][k], t[u][k]);
         if (kWeighted) totals.weight() += weight;
-        if (labels) totals.labels() += weight * t[u][k];
+        if (Points::kCount > 0) totals.labels() += weight * t[u][k];
         if (regions)
-          region_sums<kExtra>(weight, x.p, x.q, t[u][k], negatives, [&](int s, Real v) { totals.region(s) += v; });
+          region_sums<kExtra>(weight, x.p, x.q, t[u][k], true, [&](int s, Real v) { totals.region(s) += v; });
         Points::template for_each<Real>(job, [&](const auto& loss, int i) {
           const Parts<Real> parts = loss(x, t[u][k]);
           add_at<Totals::kPoint, 2 * Points::kCount>(totals.value, 2 * i, weight * parts.positive);
@@ -93,21 +187,29 @@ struct Rows {
     __syncthreads();
     const int64_t classes = job.problem.classes;
     const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
+    const int64_t last_mirrored = kept(Rows::last_mirrored(job, source));
     Totals sums;
     sums.clear();
     int adds = 0;
     for (int64_t base = 0; base < span.count; base += kGroup) {
-      with_weights(source, base, [&](auto weighted) {
-        Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
-        source.template load<weighted.value>(base, z, t, w);
-        add_group<weighted.value>(job, z, t, w, sums);
-        if constexpr (kWrites) compute_group<true, weighted.value>(job, source, base, {}, slopes, Real(1), z, t, w);
+      with_kind(source, last_mirrored, base, [&](auto kind) {
+        if constexpr (kind.value == Kind::mirrored) {
+          mirrored_group<true, kWrites>(job, source, base, &sums, {}, slopes, Real(1));
+        } else {
+          constexpr bool kWeighted = kind.value == Kind::weighted;
+          Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
+          source.template load<kWeighted>(base, z, t, w);
+          add_group<kWeighted, !kWrites>(job, z, t, w, sums);
+          if constexpr (kWrites) compute_group<true, kWeighted, false>(job, source, base, {}, slopes, Real(1), z, t, w);
+        }
       });
       if ((adds += kUnroll * kVector) < kAddsPerFlush) continue;
+      if constexpr (kMirrors) sums.settle();
       add_over_block(sums.value, Totals::kCount, totals, staging);
       sums.clear();
       adds = 0;
     }
+    if constexpr (kMirrors) sums.settle();
     if (adds > 0) add_over_block(sums.value, Totals::kCount, totals, staging);
     if (threadIdx.x != 0) return;
     // In the order of Layout.
@@ -120,11 +222,11 @@ struct Rows {
   }
 
   // The loss of each pixel (kGradient = false) or its gradient.
-  template <bool kGradient, bool kWeighted>
+  template <bool kGradient, bool kWeighted, bool kRegions>
   __device__ static void compute_group(const Job& job, const Source& source, int64_t base, const RowSlopes<Real>& row,
                                        const Real* slope, Real upstream, Real (&z)[kUnroll][kVector],
                                        Real (&t)[kUnroll][kVector], const Real (&w)[kUnroll][kVector]) {
-    const bool regions = kGradient && job.plan.region_count > 0;
+    const bool regions = kRegions && (Points::kCount <= 1 || job.plan.region_count > 0);
     Real out[kUnroll][kVector];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -169,16 +271,22 @@ struct Rows {
     const Real upstream = kGradient ? upstream_of<Real>(job, span.unit / classes, span.unit % classes) : Real(1);
     const Real* slopes = static_cast<const Real*>(job.slopes) + span.unit * job.layout.unit_slopes();
     const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
+    const int64_t last_mirrored = kGradient ? kept(Rows::last_mirrored(job, source)) : -1;
     RowSlopes<Real> row{};
     if (kGradient && job.plan.region_count) {
       const Real* r = slopes + 2 * job.plan.point_count;
       row = {r[0] * upstream, r[1] * upstream, r[2] * upstream, r[3] * upstream, r[4] * upstream, r[5] * upstream};
     }
     for (int64_t base = 0; base < span.count; base += kGroup) {
-      with_weights(source, base, [&](auto weighted) {
-        Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
-        source.template load<weighted.value>(base, z, t, w);
-        compute_group<kGradient, weighted.value>(job, source, base, row, slopes, upstream, z, t, w);
+      with_kind(source, last_mirrored, base, [&](auto kind) {
+        if constexpr (kind.value == Kind::mirrored) {
+          mirrored_group<false, true>(job, source, base, nullptr, row, slopes, upstream);
+        } else {
+          constexpr bool kWeighted = kind.value == Kind::weighted;
+          Real z[kUnroll][kVector], t[kUnroll][kVector], w[kUnroll][kVector];
+          source.template load<kWeighted>(base, z, t, w);
+          compute_group<kGradient, kWeighted, kGradient>(job, source, base, row, slopes, upstream, z, t, w);
+        }
       });
     }
   }
