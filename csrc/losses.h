@@ -84,7 +84,7 @@ struct Focal {
 // The focal loss at gamma = 2, its default: a square in place of a power.
 template <class Real>
 struct FocalSquare {
-  using Log = QuickLog;
+  using Log = AbsoluteLog;
   HD explicit FocalSquare(const Real*) {}
   HD bool keeps_hard_labels() const { return true; }
   template <class T, class V>

@@ -1,5 +1,5 @@
-"""Mutation tests of csrc/cuda: each mistake of mutations.py, made in a copy of the sources, must fail test_cuda.py or
-test_cuda_steps.py.
+"""Mutation tests of csrc/cuda: each mistake of mutations.py, made in a copy of the sources, must fail one of
+FILES.
 
     python tests/mutate.py --all [--only REGEX]     runs them (all: about an hour on two cores); exits 1 if one survives
     python tests/mutate.py --list [--only REGEX]    names them
@@ -30,7 +30,7 @@ ROOT = TESTS.parent
 sys.path.insert(0, str(TESTS / "shim"))
 from build import build  # noqa: E402
 
-FILES = ("test_cuda_steps.py", "test_cuda.py")  # the quicker one first
+FILES = ("test_cuda_steps.py", "test_cuda_hard.py", "test_cuda.py")  # the quicker ones first
 TIMEOUT = 600  # seconds, of a run of the tests: a mutant may loop forever
 
 

@@ -1,6 +1,6 @@
 """Mistakes that somebody could make in csrc/cuda, as patterns: each place where one fits is a mutation of its own.
 
-tests/mutate.py applies one at a time and expects test_cuda.py or test_cuda_steps.py to fail. What may survive stands
+tests/mutate.py applies one at a time and expects one of its FILES to fail. What may survive stands
 in EQUIVALENT, with the reason; a survivor that is not there is a missing test.
 """
 
@@ -84,6 +84,7 @@ PATTERNS = (
     Pattern("tail", r"(?<!; )(\b(?:i|lane|base \+ lane|group\.i)) < ([\w.]*\bcount|here)\b", r"\1 <= \2"),
     Pattern("tail", r"i >= count", "i > count"),
     Pattern("tail of a group", r"kVector \* kUnroll > count", "kVector * kUnroll > count + kVector"),
+    Pattern("tail of a group", r"source\.count - kGroup", "source.count"),
     Pattern("tail of a tile", r"span\.count - base < shape\.pixels \? span\.count - base : ", ""),
     # Chunks.
     Pattern("tail of a unit", r"cut\.pixels - first < cut\.chunk \? cut\.pixels - first : ", ""),
@@ -109,7 +110,7 @@ PATTERNS = (
     Pattern("too small", r"\+ 2 \* kClasses \* kThreads\)", "+ (2 * kClasses - 1) * kThreads)"),
     Pattern("too small", r"\(double\)\) \* kHeadThreads / kWarp", "(double)) * (kHeadThreads / kWarp - 1)"),
     # What was added before is added again, or lost.
-    Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|first = false);", ";"),
+    Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|hard\.clear\(\)|first = false);", ";"),
     Pattern("no clear", r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[c\]|group_sums\[s\]|v) = 0\.0f;", ";"),
     Pattern("no clear", r"\b(?:totals\[threadIdx\.x\]|of_class\[s\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
     Pattern("lost", r"\bown \+= (?=f\(i\)|job\.partial)", "own = "),
@@ -120,6 +121,13 @@ PATTERNS = (
         "slopes", r"\b((?:span\.)?unit|k / job\.cut\.per_unit) \* (job\.layout\.unit_slopes\(\))", r"\1 * (\2 - 1)"
     ),
     Pattern("unit", r"unit % classes", "unit / classes"),
+    # Hard labels in half precision.
+    Pattern("hard labels", r"labels\.valid\(\) \? 0 : ~0u", "0"),
+    Pattern("hard labels", r"if \(hard\.valid\(\)\) return;", "return;"),
+    Pattern("hard labels", r"source\.plain_bytes\(\) && ", ""),
+    Pattern("hard labels", r" && Points::can_mirror\(job\)", ""),
+    Pattern("hard labels", r"!job\.problem\.has_weight && !job\.can_ignore;", "!job.can_ignore;"),
+    Pattern("hard labels", r"!job\.problem\.has_weight && !job\.can_ignore;", "!job.problem.has_weight;"),
     # What the vector kernels must not be given: the shim reports a misaligned access.
     Pattern("alignment", r"\bwhole\(int64_t\(reinterpret_cast<uintptr_t>\(v\.data\)\)\)", "true"),
     Pattern("alignment", r"\bwhole\(v\.\w+ \* size\)|\bis_array\(p\.\w+, group\)|\bv\.stride\[0\] == 1", "true"),

@@ -30,7 +30,9 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     with ThreadPoolExecutor(2) as pool:
-        own = pool.submit(run_tests, ("test_cuda.py", "test_cuda_steps.py"), SEGFUSE_THIN="4", **environment)
+        own = pool.submit(
+            run_tests, ("test_cuda.py", "test_cuda_hard.py", "test_cuda_steps.py"), SEGFUSE_THIN="4", **environment
+        )
         rest = pool.submit(
             run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="12", **environment
         )

@@ -14,7 +14,7 @@ namespace {
 struct NoPoints {
   static constexpr int kCount = 0, kBlocks = 3;
   static constexpr bool kMirrored = true;
-  using Log = QuickLog;  // which nobody reads
+  using Log = AbsoluteLog;  // which nobody reads
   __device__ static bool can_mirror(const Job&) { return true; }
   template <class Real, class Function>
   __device__ static void of_label_1(const Function&) {}

@@ -125,7 +125,7 @@ struct DenseRow {
     bytes.load(target + base);
     labels = {bytes.pair[0], bytes.pair[1]};
     if (kChecks) {
-      const uint32_t spoilt = labels.valid() ? 0 : 0xffffffffu;
+      const uint32_t spoilt = labels.valid() ? 0 : ~0u;
       for (uint32_t& pair : pack.pair) pair |= spoilt;
     }
 #pragma unroll

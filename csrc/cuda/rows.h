@@ -41,8 +41,7 @@ struct RowTotals {
       for (int i = 0; i < 2; ++i) value[kPoint + i] += log_from_one(product[i]);
     }
     if (hard.valid()) return;
-#pragma unroll
-    for (int i = 1; i < kCount; ++i) value[i] = not_a_number<Real>();
+    for (Real& v : value) v = not_a_number<Real>();
   }
   __device__ void add_point(int i, bool counts, Real v) {
     if (counts) value[kPoint + i] += v;
@@ -124,7 +123,7 @@ struct Rows {
     if constexpr (kGradient) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        const Pixel<Dual<Real>> x = Link::seed(Link::template pixel<QuickLog>(z[k]));
+        const Pixel<Dual<Real>> x = Link::seed(Link::template pixel<HalfLog>(z[k]));
         Real g = kSums ? Real(0) : (label[k] ? row.present : row.absent) * x.p.d[0];
         Points::template of_label_1<Real>([&](const auto& loss) {
           const Real own = label[k] ? upstream * slope[0] : -(upstream * slope[1]);
