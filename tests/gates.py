@@ -36,7 +36,7 @@ SLACK = 1.05  # what a build may cost more than the table
 
 # Kernels that must not spill: those with a loop over pixels in 16-byte accesses, and others.
 STREAMING = re.compile(
-    r"(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \d>), false>"
+    r"(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \w+>), false>"
     r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>) (?P<step>\w+)"
 )
 OTHERS = re.compile(r"(Tile<\w+>|HeadKernel<\w+>|AddChunks|Rescale<\w+>) \w+")
@@ -203,7 +203,8 @@ def exchanges(kernel: re.Match[str]) -> int:
     if kernel["step"] == "gradient":
         return 0
     if kernel["row"]:
-        return SHUFFLES * (5 if "NoPoints" in kernel[0] else 8) + 2
+        sums = 5 if "NoPoints" in kernel[0] else 8 if "BceWithLogits" in kernel[0] else 7  # labels, if they balance
+        return SHUFFLES * sums + 2
     classes = int(kernel["classes"])
     columns = [2 * classes, classes] if kernel["step"] == "statistics" else []
     if classes == 2 and kernel["map"] != "float":

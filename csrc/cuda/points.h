@@ -13,7 +13,7 @@ namespace {
 
 struct NoPoints {
   static constexpr int kCount = 0, kBlocks = 3;
-  static constexpr bool kMirrored = true;
+  static constexpr bool kBalanced = false, kMirrored = true;
   using Log = AbsoluteLog;  // which nobody reads
   __device__ static bool can_mirror(const Job&) { return true; }
   template <class Real, class Function>
@@ -22,11 +22,11 @@ struct NoPoints {
   __device__ static void for_each(const Job&, const Function&) {}
 };
 
-// kResident: blocks of a processor whose registers must fit; one more would spill.
-template <template <class> class Loss, int kResident = 3>
+// kBalanced_: the labels may balance the term (policy.cu brings no other that is balanced).
+template <template <class> class Loss, bool kBalanced_>
 struct OnePoint {
-  static constexpr int kCount = 1, kBlocks = kResident;
-  static constexpr bool kMirrored = true;
+  static constexpr int kCount = 1, kBlocks = 3;
+  static constexpr bool kBalanced = kBalanced_, kMirrored = true;
   using Log = typename Loss<float>::Log;
   __device__ static bool can_mirror(const Job& job) {
     return Loss<float>(job.plan.points[0].narrow).keeps_hard_labels();
@@ -44,7 +44,7 @@ struct OnePoint {
 
 struct AnyPoints {
   static constexpr int kCount = kMaxPoints, kBlocks = 2;
-  static constexpr bool kMirrored = false;
+  static constexpr bool kBalanced = true, kMirrored = false;
   template <class Real, class Function>
   __device__ static void for_each(const Job& job, const Function& f) {
 #pragma unroll 1

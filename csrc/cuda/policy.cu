@@ -49,7 +49,7 @@ PointSet points_of(const Plan& plan) {
     case PointKind::cross_entropy:
       return PointSet::cross_entropy;
     case PointKind::focal_square:
-      return PointSet::focal_square;
+      return plan.sums_labels() ? PointSet::any : PointSet::focal_square;
     default:
       return PointSet::any;
   }

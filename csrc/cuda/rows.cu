@@ -4,7 +4,8 @@
 namespace segfuse {
 namespace {
 
-using FocalPoint = OnePoint<FocalSquare>;
+using BcePoint = OnePoint<BceWithLogits, true>;
+using FocalPoint = OnePoint<FocalSquare, false>;
 
 #define SEGFUSE_ENTRY(step, name, E, engine, dtype, link, points, extra) \
   entry<E, Step::step>("rows." #step "<" name ">", Engine::engine, dtype, LinkKind::link, PointSet::points, extra)
@@ -18,7 +19,7 @@ using FocalPoint = OnePoint<FocalSquare>;
 #define SEGFUSE_ROWS(...) Rows<__VA_ARGS__>
 #define SEGFUSE_ELEMENT(Element, name, dtype)                                                \
   SEGFUSE_DENSE(Element, name ", none", dtype, none, NoPoints, false),                       \
-      SEGFUSE_DENSE(Element, name ", bce", dtype, bce, OnePoint<BceWithLogits>, false),      \
+      SEGFUSE_DENSE(Element, name ", bce", dtype, bce, BcePoint, false),                     \
       SEGFUSE_DENSE(Element, name ", focal_square", dtype, focal_square, FocalPoint, false), \
       SEGFUSE_DENSE(Element, name ", any", dtype, any, AnyPoints, true)
 #define SEGFUSE_STRIDED(Real, dtype, Link, link)                                                                  \
@@ -31,9 +32,9 @@ using FocalPoint = OnePoint<FocalSquare>;
 
 // float16 is not among them: a gradient divided by the number of pixels would underflow before it is scaled up. Nor is
 // the focal loss: it would spill.
-#define SEGFUSE_BOTH(Element, name, dtype)                                                                          \
-  SEGFUSE_ENTRY(both, name ", bce", SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, OnePoint<BceWithLogits>, false), rows, \
-                dtype, sigmoid, bce, false)
+#define SEGFUSE_BOTH(Element, name, dtype)                                                                           \
+  SEGFUSE_ENTRY(both, name ", bce", SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, BcePoint, false), rows, dtype, sigmoid, \
+                bce, false)
 
 constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENT(float, "float32", Dtype::f32),           SEGFUSE_ELEMENT(Half, "float16", Dtype::f16),

@@ -17,10 +17,10 @@ struct Constant {
 };
 
 // What a thread adds up: Σ w, Σ w t, the region sums, two per pointwise term.
-template <class Real, int kPoints, bool kExtra>
+template <class Real, class Points, bool kExtra>
 struct RowTotals {
   static constexpr int kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion,
-                       kCount = kPoint + 2 * kPoints;
+                       kCount = kPoint + 2 * Points::kCount;
   Real value[kCount];
   // Of groups of hard labels, what `value` lacks of them until they settle. `product`: whose logarithm that is, of both
   // parts of a pointwise term. It has a factor of at most 2 per pixel, so it stays finite, and rounding takes 6e-8 of
@@ -35,8 +35,8 @@ struct RowTotals {
     product[0] = product[1] = Real(1);
   }
   __device__ void settle() {
-    if constexpr (kPoints == 1) {
-      labels() += Real(hard.count());
+    if (Points::kBalanced) labels() += Real(hard.count());
+    if constexpr (Points::kCount == 1) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) value[kPoint + i] += log_from_one(product[i]);
     }
@@ -58,7 +58,7 @@ struct RowTotals {
 template <class Source, class Link, class Points, bool kExtra>
 struct Rows {
   using Real = typename Source::Real;
-  using Totals = RowTotals<Real, Points::kCount, kExtra>;
+  using Totals = RowTotals<Real, Points, kExtra>;
   static constexpr int kVector = Source::kVector, kUnroll = Source::kUnroll;
   static constexpr int kBlock = kThreads, kBlocks = Points::kBlocks, kGroup = kThreads * kVector * kUnroll;
   static constexpr int kSharedBytes =
@@ -160,7 +160,7 @@ struct Rows {
         const Real weight = kWeighted ? w[u][k] : Real(1);
         const Pixel<Real> x = pixel<kWeighted>(weight, z[u][k], t[u][k]);
         if (kWeighted) totals.weight() += weight;
-        if (Points::kCount > 0) totals.labels() += weight * t[u][k];
+        if (Points::kBalanced) totals.labels() += weight * t[u][k];
         if (regions)
           region_sums<kExtra>(weight, x.p, x.q, t[u][k], true, [&](int s, Real v) { totals.region(s) += v; });
         Points::template for_each<Real>(job, [&](const auto& loss, int i) {
