@@ -1,5 +1,4 @@
-"""Mutation tests of csrc/cuda: each mistake of mutations.py, made in a copy of the sources, must fail one of
-FILES.
+"""Mutation tests of csrc/cuda: each mistake of mutations.py, made in a copy of the sources, must fail one of FILES.
 
     python tests/mutate.py --all [--only REGEX]     runs them (all: about an hour on two cores); exits 1 if one survives
     python tests/mutate.py --list [--only REGEX]    names them

@@ -1,7 +1,7 @@
 """Mistakes that somebody could make in csrc/cuda, as patterns: each place where one fits is a mutation of its own.
 
-tests/mutate.py applies one at a time and expects one of its FILES to fail. What may survive stands
-in EQUIVALENT, with the reason; a survivor that is not there is a missing test.
+tests/mutate.py applies one at a time and expects one of its FILES to fail. What may survive stands in EQUIVALENT, with
+the reason; a survivor that is not there is a missing test.
 """
 
 from __future__ import annotations

@@ -6,10 +6,6 @@
 namespace segfuse {
 namespace {
 
-// A source brings kUnroll vectors of kVector neighbours at once, so that many loads are on their way before the first
-// is used; a sink takes the results. kWeighted: there may be weights other than 1; positions at and past `count` have
-// weight 0. Else `w` is not touched.
-
 // Labels of 8 neighbours, a byte each.
 struct HardLabels {
   uint32_t word[2];
@@ -27,6 +23,10 @@ struct HardLabelSum {
   __device__ float count() const { return float(int((parts * 0x01010101u) >> 24)); }
   __device__ bool valid() const { return (bits & 0xfefefefeu) == 0; }
 };
+
+// A source brings kUnroll vectors of kVector neighbours at once, so that many loads are on their way before the first
+// is used; a sink takes the results. kWeighted: there may be weights other than 1; positions at and past `count` have
+// weight 0. Else `w` is not touched.
 
 // Any strides and types, an element at a time.
 template <class Real_>
