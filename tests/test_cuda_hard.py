@@ -125,6 +125,14 @@ def test_a_wrong_label_makes_everything_nan(dtype: torch.dtype, wrong: int) -> N
             assert nan[1, position]
             assert not nan[0].any()
             assert not nan[2].any()
+        for case in (BCE, FOCAL):  # in a sum no factor is NaN, only the pixel's own group
+            logits = make_logits(target.shape, dtype).requires_grad_()
+            (gradient,) = torch.autograd.grad(case.module(reduction="sum")(logits, target), logits)
+            first = position // 8 * 8
+            assert gradient[1].flatten().isnan().nonzero().flatten().tolist() in (
+                [position],
+                [*range(first, first + 8)],
+            )
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 6e4, -6e4])
