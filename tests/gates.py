@@ -39,19 +39,12 @@ STREAMING = re.compile(
     r"(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \w+>), false>"
     r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>) (?P<step>\w+)"
 )
-OTHERS = re.compile(r"(Tile<\w+>|HeadKernel<\w+>|AddChunks|Rescale<\w+>) \w+")
+OTHERS = re.compile(r"(Tile<\w+, \d+, \w+>|HeadKernel<\w+>|AddChunks|Rescale<\w+>) \w+")
 # Loops of each step: whether they write.
 LOOPS = {"statistics": {False}, "gradient": {True}, "both": {True}}
-TILE = re.compile(r"Tile<(?P<element>\w+)> (?P<step>\w+)")
-# The loops of tile.h inside that over pixels, in their order: over classes or teams, and how many of them a turn takes;
-# "": not of planes (channels_last), or one that the compiler unrolled further than there are teams.
-TILE_LOOPS = {
-    "statistics": ["class 4", "", "class 1", "", "team 4", "class 1", "", "team 4", "class 1"],
-    "gradient": [
-        *["class 4", "", "class 1", "", "team 4", "class 1", "", "team 4"],
-        *["class 1", "", "team 4", "class 2", "class 4", ""],
-    ],
-}
+TILE = re.compile(r"Tile<(?P<element>\w+), (?P<slots>\d+), (?P<staged>\w+)> (?P<step>\w+)")
+GROUP = 4  # slots that tile.h asks for at once
+MANY_CLASSES = 16  # from which label_group.h reads 8 bytes of each
 WARPS, SHUFFLES = 8, 5  # of a block; that add a float over a warp (a double: twice as many)
 
 
@@ -68,9 +61,10 @@ class Code:
 
     costs: what else the model of the roof (roof.py) asks for, in instructions. narrow: per pixel, with uint8 labels.
     before, after: per thread and block, ahead of the loop over pixels and behind it, where the sums are added over the
-    block. Of `tile`, per thread: class, team: for each class of a pixel, each team; tile: a tile's rest; row, value:
-    of a class and kind of sum, added over the tile, and of each value there; loads: how many logits a thread asks for
-    before it uses the first.
+    block. Of tiles, per thread and turn with all slots in use: alone, of the only thread of a pixel; label, other: of a
+    team, the thread that sees to the label and the others. slot: of a slot, by which a turn is shorter where fewer are
+    in use; team: of a value that another thread told; row, value: of a sum that is added over the lanes, and of each 32
+    lanes; loads: bytes that a thread asks for before it uses the first, with all slots in use.
     """
 
     total: Counter[str]
@@ -156,14 +150,15 @@ def measure(name: str, function: sass.Function) -> Code:
     total = sass.count(function)
     nothing = Code(total, None, 0, Counter(), {})
     if tile := TILE.fullmatch(name):
-        return replace(nothing, costs=tile_costs(sass.flow(function), tile["step"]))
+        return replace(nothing, costs=tile_costs(function, tile))
     kernel = STREAMING.fullmatch(name)
     if not kernel:
         return nothing
     blocks = sass.flow(function)
     size, classes = 4 if "float" in (kernel["row"], kernel["map"]) else 2, int(kernel["classes"] or 1)
     # Of a label map a turn is one vector: with more, loads that only weights need would count as labels.
-    many = (16 // size,) if kernel["map"] else (32, 16, 8, 4, 2, 1)
+    width = 16 if classes < MANY_CLASSES else 8
+    many = (width // size,) if kernel["map"] else (32, 16, 8, 4, 2, 1)
     turns = cheapest_turns(blocks, size, classes, many, label_bytes=8 if kernel["map"] else 4)
     if turns.keys() != LOOPS[kernel["step"]]:
         return nothing
@@ -182,14 +177,12 @@ def cheapest_turns(
     for loop in sass.innermost_loops(blocks, "load128"):
         writes = any(kind.startswith("store") for block in loop.blocks.values() for kind in block.counts)
         for pixels in many:
-            logits = pixels * classes * size / 16
-            required = {
-                "load128": math.ceil(logits + pixels * label_bytes / 16),
-                "store128": math.ceil(logits) if writes else 0,
-                "mufu": pixels * (classes + 1),  # exponentials and a reciprocal
-            }
-            if label_bytes == 1:  # those of a vector of logits at once: 4 or 8 bytes
-                required |= {"load128": math.ceil(logits), "load" if size == 4 else "load64": pixels * size // 16}
+            vector = (16 if classes < MANY_CLASSES else 8) // size
+            required = Counter(mufu=pixels * (classes + 1))  # exponentials and a reciprocal
+            for kind in ("load", "store") if writes else ("load",):
+                required[f"{kind}{vector * size * 8}"] += math.ceil(pixels / vector) * classes
+            labels = min(vector * label_bytes, 16)  # bytes that are loaded at once
+            required[f"load{labels * 8}" if labels > 4 else "load"] += math.ceil(pixels * label_bytes / labels)
             if turn := loop.cheapest_turn(required):
                 if writes not in best or turn[0] * best[writes][1] < best[writes][0] * pixels:
                     best[writes] = (turn[0], pixels, turn[1], loop)
@@ -227,44 +220,92 @@ def around(blocks: dict[int, sass.Block], head: int, turning: set[int], exchange
     return {"before": before[0] - blocks[head].length, "after": min(after)}
 
 
-def tile_costs(blocks: dict[int, sass.Block], step: str) -> dict[str, float]:
+def tile_kinds(code: list[str]) -> Counter[str]:
+    """What the phases of a turn of tile.h are told by."""
+    ops = list(map(sass.opcode, code))
+    found = Counter(
+        {
+            "logit": sum(op.startswith("LDG") and "CONSTANT" in op and "128" not in op for op in ops),
+            "run": sum(op.startswith("LDG") and "128" in op for op in ops),
+            "label": sum(op.startswith("LDG.E.64") and "CONSTANT" not in op for op in ops),
+            "word": ops.count("LDG.E"),  # a logit once more, a slope
+            "gradient": sum(op.startswith("STG") and ".EF" in op for op in ops),
+            "power": ops.count("MUFU.EX2"),
+            "read": sum(op.startswith("LDS") for op in ops),
+            "slopes": ops.count("LDS.128"),
+            "write": sum(op in ("STS", "STS.U16") for op in ops),
+            "barrier": sum(op.startswith("BAR") for op in ops),
+            "shuffle": sum(op.startswith("SHFL") for op in ops),
+            "sum": sum(op.startswith("FFMA") for op in ops),
+        }
+    )
+    if found["power"] or found["read"] or len(code) > 2 * found["sum"] or found["sum"] < GROUP:
+        found["sum"] = 0  # a block that only adds to false positives has as many
+    return found
+
+
+def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]:
+    blocks = sass.flow(function)
+    for first, block in blocks.items():
+        block.counts = tile_kinds(function.code[first : first + block.length])
     loops = sass.nest(blocks, set(blocks))
     pixels = max(loops, key=lambda loop: len(loop.body))
-    costs: dict[str, float] = dict.fromkeys(("class", "team"), 0.0)
+    slots, staged, step = int(tile["slots"]), tile["staged"] == "true", tile["step"]
 
-    def counts(loop: sass.Nest) -> Counter[str]:
-        return sum((blocks[b].counts for b in loop.body), Counter())
-
-    def shortest_turn(loop: sass.Nest, required: dict[str, int]) -> int:
-        """With every arm that may be left out left out."""
-        ways = {b: [w for w in blocks[b].after if w in loop.body and w != loop.head] for b in loop.body}
+    def turn(loop: sass.Nest, required: dict[str, int], without_teams: bool = False) -> int:
+        left = loop.body
+        if without_teams:
+            left = {b for b in left if not (blocks[b].counts["barrier"] and (blocks[b].counts["write"] or not staged))}
+        ways = {b: [w for w in blocks[b].after if w in left and w != loop.head] for b in left}
         body = {b: replace(blocks[b], after=after) for b, after in ways.items()}
-        found = sass.cheapest_way(body, loop.head, {b for b in body if loop.head in blocks[b].after}, required)
+        found = sass.cheapest_way(body, loop.head, {b for b in left if loop.head in blocks[b].after}, required)
         if not found:
-            raise ValueError(f"no turn of the loop at instruction {loop.head} with {required}")
+            raise ValueError(f"{tile[0]}: no turn with {required}")
         return found[0]
 
-    # Divisions (strides of more than one dimension) have four reciprocals, the flush has doubles.
-    simple = [loop for loop in pixels.inner if not loop.inner and counts(loop)["mufu"] < 4]
-    simple = [loop for loop in simple if not counts(loop)["double"]]
-    if len(simple) != len(TILE_LOOPS[step]):
-        raise ValueError(f"tile.h, {step}: {len(simple)} loops over classes and teams, {len(TILE_LOOPS[step])} named")
-    for loop, name in zip(simple, TILE_LOOPS[step], strict=True):
-        if name:
-            what, many = name.split()
-            turn = sass.Loop(blocks, loop.body, loop.head).cheapest_turn({})
-            costs[what] += (turn[0] if turn else math.nan) / int(many)
-    costs["loads"] = counts(simple[0])["load"]
-    points = [shortest_turn(loop, {}) for loop in pixels.inner if loop.inner and counts(loop)["mufu"]]
-    costs["tile"] = shortest_turn(pixels, {"load64": 1}) + min(points)  # an int64 label, the cheapest pointwise term
-    turning = {b for b in pixels.body if pixels.head in blocks[b].after}
-    if step == "gradient":
-        return costs | around(blocks, pixels.head, turning, 0)
-    flush = next(loop for loop in loops if loop.head > pixels.head and counts(loop)["exchange"] and loop.inner)
-    costs["row"] = shortest_turn(flush, {"exchange": 2 * SHUFFLES})
-    unrolled = flush.inner[0]  # of each value, a conversion and an addition
-    costs["value"] = sum(blocks[b].length for b in unrolled.body) / (counts(unrolled)["double"] / 2)
-    return costs | around(blocks, pixels.head, turning, 3 * SHUFFLES + 2)
+    def whole_turn(used: int, fixed: dict[str, int], without_teams: bool) -> int:
+        """With so many slots in use: their phases follow one another, so that what each adds can be added."""
+        phases = {"power": used + 1, "read" if staged else "logit": used + (1 if staged else 0)}
+        if step == "statistics":
+            phases["sum"] = used
+        else:
+            phases["write" if staged else "gradient"] = used
+        if step == "gradient":
+            phases["slopes"] = 2 * used // GROUP
+        base = turn(pixels, fixed, without_teams)
+        more = [fixed | {kind: fixed.get(kind, 0) + n} for kind, n in phases.items()]
+        return base + sum(turn(pixels, required, without_teams) - base for required in more)
+
+    # A label, a pointwise term with its two sums, I and FN; of the gradient the slope of the term. What the threads of a
+    # team tell one another: peak, rest, others; label, weight.
+    label = {"label": 1, "word": (0 if staged or tile["element"] != "float" else 1) + (step != "statistics")}
+    sums = {"statistics": 5, "both": 3, "gradient": 0}[step]
+    told = 3 if step == "gradient" else 2
+    barriers = (2 if staged else 0) + (1 if staged and step != "statistics" else 0)
+    of_team = {"barrier": barriers + 2}
+    costs: dict[str, float] = {
+        "alone": whole_turn(slots, label | {"write": sums, "barrier": barriers}, without_teams=True),
+        "label": whole_turn(slots, label | of_team | {"write": sums + told + 2}, without_teams=False),
+        "other": whole_turn(slots, of_team | {"write": told}, without_teams=False),
+    }
+    half = whole_turn(slots // 2, label | {"write": sums, "barrier": barriers}, without_teams=True)
+    costs["slot"] = (costs["alone"] - half) / (slots - slots // 2)
+    # A value of a row that is heard; a sum that is added over the lanes, and each 32 lanes of it.
+    costs |= dict.fromkeys(("team", "row", "value"), 0.0)
+    for loop in pixels.inner:
+        counts = sum((blocks[b].counts for b in loop.body), Counter())
+        if counts["slopes"] > 1 and not counts["write"] and not loop.inner:  # unrolled; each read has four teams'
+            costs["team"] += sum(blocks[b].length for b in loop.body) / (4 * counts["slopes"])
+        if counts["shuffle"] and loop.inner:
+            costs["row"] = max(costs["row"], turn(loop, {"shuffle": SHUFFLES}))
+            costs["value"] = max(costs["value"], turn(loop.inner[0], {}))
+    before = sass.cheapest_way(blocks, 0, {pixels.head}, {})
+    assert before
+    costs["before"] = before[0] - blocks[pixels.head].length
+    costs["loads"] = slots * (4 if tile["element"] == "float" else 2)
+    if staged:  # a batch: slice.h
+        costs["loads"] = 16.0 * max(block.counts["run"] for block in blocks.values())
+    return costs
 
 
 def table() -> dict[str, dict]:

@@ -63,7 +63,7 @@ class Mutation:
 DEVICE = r"(?!steps|policy|binding).*"  # the host's loops run over tables of kernels
 FOR = r"(for \([^;:\n]*"
 ARRAYS = (
-    r"(?:totals|staging|told\[\d\]|of_label|of_weight|e|scales|present|fp|tp|sums|of_class|columns?"
+    r"(?:totals|staging|scales|present|absent|fp|sums|of_class|columns?"
     r"|job\.partial|job\.block_totals)"
 )
 
@@ -76,16 +76,15 @@ PATTERNS = (
     Pattern("last round", FOR + r";[^;\n]* < [^;\n]+)(?=;)", r"\1 - 1", DEVICE),
     Pattern("last round", FOR + r";[^;\n]* > [^;\n]+)(?=;)", r"\1 + 1", DEVICE),
     Pattern("stride", FOR + r";[^;\n]*; \w+ \+= [^()\n]+)(?=\))", r"\1 + 1", DEVICE),
-    Pattern("walk", r"\bi \+= pixels;", "i += pixels + 1;"),
-    Pattern("walk", r"\bc \+= classes;", "c += classes + 1;"),
-    Pattern("walk", r"c >= shape\.classes", "c > shape.classes"),
     # Who does it, and where it ends.
     Pattern("thread guard", r"(if \((?:int\()?threadIdx\.x\)? < )([^)\n]+)\)", r"\1\2 - 1)"),
     Pattern("tail", r"(?<!; )(\b(?:i|lane|base \+ lane|group\.i)) < ([\w.]*\bcount|here)\b", r"\1 <= \2"),
     Pattern("tail", r"i >= count", "i > count"),
     Pattern("tail of a group", r"kVector \* kUnroll > count", "kVector * kUnroll > count + kVector"),
     Pattern("tail of a group", r"source\.count - kGroup", "source.count"),
-    Pattern("tail of a tile", r"span\.count - base < shape\.pixels \? span\.count - base : ", ""),
+    Pattern("tail of a tile", r"base \+ lane < pixels", "base + lane <= pixels"),
+    Pattern("tail of a tile", r"left < shape\.pixels \? left : ", ""),
+    Pattern("tail of a tile", r"if \(rest < size\)", "if (false)"),
     # Chunks.
     Pattern("tail of a unit", r"cut\.pixels - first < cut\.chunk \? cut\.pixels - first : ", ""),
     Pattern("chunk", r"\(i - unit \* cut\.per_unit\)", "(i + 1 - unit * cut.per_unit)"),
@@ -99,20 +98,21 @@ PATTERNS = (
     Pattern(
         "overlap", r"(\b" + ARRAYS + r" \+ )((?:[\w:.* ]+\(\)|[\w:.+* ]+?)(?=[;,)]))", r"\1\2 - 1", r".*\.h|steps\.cu"
     ),
-    Pattern("overlap", r"return pixels \+ 1;", "return pixels - 1;"),
     Pattern("overlap", r"staging\[(\w+) \* kCount", r"staging[\1 * (kCount - 1)"),
     Pattern("overlap", r"y\[k\] \* 2 \* kThreads", "y[k] * kThreads"),
     Pattern("too small", r"\(kWarps \+ 1\)|\(1 \+ kWarps\)", "kWarps"),
-    Pattern("too small", r"\+ 4 \* kThreads", "+ 3 * kThreads"),
-    Pattern("too small", r"statistics \? 0 : 2 \* classes", "statistics ? 0 : classes"),
-    Pattern("too small", r"statistics && regions \? 4 : 1", "statistics && regions ? 3 : 1"),
+    Pattern("too small", r"regions \? 2 \* shape\.classes : 0", "regions ? 2 * shape.classes - 1 : 0"),
+    Pattern("too small", r"shape\.classes \+ shape\.teams\(\) \* slots", "shape.teams() * slots"),
     Pattern("too small", r"kPixels \* kThreads \* 5", "kPixels * kThreads * 4"),
     Pattern("too small", r"\+ 2 \* kClasses \* kThreads\)", "+ (2 * kClasses - 1) * kThreads)"),
     Pattern("too small", r"\(double\)\) \* kHeadThreads / kWarp", "(double)) * (kHeadThreads / kWarp - 1)"),
     # What was added before is added again, or lost.
     Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|hard\.clear\(\)|first = false);", ";"),
-    Pattern("no clear", r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[c\]|group_sums\[s\]|v) = 0\.0f;", ";"),
-    Pattern("no clear", r"\b(?:totals\[threadIdx\.x\]|of_class\[s\]|sum\[c \* row \+ lane\]) = 0(?:\.0f)?;", ";"),
+    Pattern("no clear",
+        r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[[cj]\]|group_sums\[s\]|table\(\)\[[^]]+\]|absent\[i\]) = 0\.0f;",
+        ";",
+    ),
+    Pattern("no clear", r"\b(?:totals\[threadIdx\.x\]|of_class\[s\]) = 0(?:\.0f)?;", ";"),
     Pattern("lost", r"\bown \+= (?=f\(i\)|job\.partial)", "own = "),
     Pattern("lost", r"first \? 0 : to\[threadIdx\.x\]", "0"),
     # Slopes.
@@ -135,6 +135,16 @@ PATTERNS = (
     Pattern("alignment", r"\bis_dense_\w+\((?:t|p\.weight\.dtype)\)", "true", r".*\.cu"),
     Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.class_stride == 1"),
     Pattern("channels_last", r"v\.dims == 1 && v\.class_stride == 1", "v.dims == 1"),
+    Pattern("channels_last", r"v\.stride\[0\] == sizes\.classes", "true"),
+    Pattern("channels_last", r"\| bytes\) % 16 == 0", "| bytes) % 4 == 0"),
+    # Threads that share a pixel, and slots that hold no class.
+    Pattern("teams", r"\(teams < 4 \? 4 : teams\)", "teams"),
+    Pattern("teams", r"teams == 2 && ", "false && "),
+    Pattern("teams", r"wrong \? absent\[0\] : s", "s"),
+    Pattern("teams", r" && t != peak_team", ""),
+    Pattern("slots", r"slice\.count < 32 \? ~0u << slice\.count : 0u", "0u"),
+    Pattern("slots", r"slice\.count < 32 \? (~0u << slice\.count) : 0u", r"\1"),
+    Pattern("sums", r"adds <= kAddsPerFlush", "true"),
     # The head of many blocks, a gradient that is there already, numbers of the host.
     Pattern("phase", r"\(first \? kTotal : 0\) \| middle", "middle"),
     Pattern("phase", r"if \(!one_output\) go\(kReduce, job\.score_blocks\);", ";"),
@@ -153,6 +163,7 @@ PATTERNS = (
 PADDING = "beyond the end, all weights are 0"
 FEW = "fewer than threads"
 WHOLE = "counts are whole vectors"
+FOURS = "both end after the last four"
 EQUIVALENT = {
     "device.h: first round: for (int lane = kWarp / 2; lane > 0; lane /= 2) "
     "v += __shfl_xor_sync(0xffffffffu, v, lane);": "17, 8, 4, 2 and 1 span the warp as 16, 8, 4, 2 and 1 do",
@@ -170,10 +181,12 @@ EQUIVALENT = {
     "is not stored; the address is the sanitizers' to find",
     "policy.cu: alignment: (!p.has_upstream || is_array(p.upstream, group)) && (step == Step::statistics || "
     "is_array(p.output, group)); #2": "a gradient is a fresh tensor: an array where the logits are one",
-    "tile.h: overlap: told[0] = reinterpret_cast<float*>(staging + kSums * kWarps);": "never in use at the same time",
-    "tile.h: overlap: sums = e + shape.plane();": "a plane ends with padding",
-    "tile.h: tail: if (job.problem.has_upstream && base + lane < span.count) {": "a pixel of weight 0, whose upstream "
-    "gradient is not looked at; the address is the sanitizers' to find",
+    "slice.h: last round: for (int g = 0; g < kSlots; g += kGroup) {": FOURS,
+    "slice.h: last round: for (int g = 0; g < kSlots; g += kGroup) { #2": FOURS,
+    "slice.h: last round: for (int g = 0; g < kSlots; g += kGroup) { #3": FOURS,
+    "tile.h: last round: for (int t = 0; t < teams; t += 4) {": FOURS,
+    "tile.h: stride: for (uint32_t base = 0, adds = 1; base < slice.pixels; base += pixels, ++adds) {": "the count's, "
+    "which nobody takes",
 }
 
 

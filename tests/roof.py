@@ -55,6 +55,7 @@ LATENCY = 0.75e-6
 
 # The sources' own numbers and formulas, which the functions below repeat; test_roof.py has the text.
 THREADS, WARPS, MOST_POINTS, ADDS_PER_FLUSH, TILE_MEMORY = 256, 8, 4, 64, 81920
+MOST_SLOTS = {False: 32, True: 24}  # staged or not
 
 
 def blocks_per_processor(device: Device, threads: int, registers: int, shared: int) -> int:
@@ -73,16 +74,29 @@ def label_map_bytes(classes: int) -> int:
     return 8 * (3 * (1 + WARPS) + 3 * classes) + 4 * ((classes + 1) // 2 * 2 + 2 * classes * THREADS)
 
 
-def tile_bytes(pixels: int, classes: int, statistics: bool) -> int:
-    """Of a loss with a region term."""
-    floats = classes * (pixels + 1) * (4 if statistics else 1) + (0 if statistics else 2 * classes) + 4 * THREADS
-    return 8 * (1 + 2 * MOST_POINTS) * (1 + WARPS) + 4 * floats
+def slots_of(classes: int, staged: bool) -> int:
+    """Of a thread with so many classes."""
+    return 8 if classes <= 8 else 20 if classes <= 20 and not staged else MOST_SLOTS[staged]
 
 
-def tile_pixels(classes: int) -> int:
+def tile_bytes(pixels: int, classes: int, size: int, staged: bool, step: str) -> int:
+    """Of Dice + CE, or of CE where one pass does both steps."""
+    teams = THREADS // pixels
+    if step == "gradient":
+        floats = classes + teams * slots_of(-(-classes // teams), staged)
+    else:
+        floats = (3 + (2 * classes if step == "statistics" else 0)) * pixels
+    told = 4 * (9 * THREADS + 2 * MOST_POINTS)
+    stride = classes * size + (16 if classes * size % 32 == 0 else 0)
+    return told + 16 * -(-floats // 4) + (pixels * stride if staged else 0)
+
+
+def tile_pixels(classes: int, size: int, staged: bool) -> int:
     """Every device above lets a block have more than TILE_MEMORY."""
     pixels = THREADS
-    while max(tile_bytes(pixels, classes, step) for step in (True, False)) > TILE_MEMORY:
+    while -(-classes // (THREADS // pixels)) > MOST_SLOTS[staged] or any(
+        tile_bytes(pixels, classes, size, staged, step) > TILE_MEMORY for step in ("statistics", "gradient")
+    ):
         pixels //= 2
     return pixels
 
@@ -96,7 +110,7 @@ def chunk_of(units: int, pixels: int, unit_sums: int) -> int:
     return chunk
 
 
-ENGINES, ORDER = ("rows", "label_map", "tile"), ("float32", "bfloat16", "float16")
+ENGINES, ORDER = ("rows", "label_map", "tile", "staged_tile"), ("float32", "bfloat16", "float16")
 # Of the copy rate, on an H100; none for float16, and where one pass does both steps.
 AIMS = {
     ("float32", "statistics"): 0.80,
@@ -171,7 +185,7 @@ def kernels() -> list[Kernel]:
     found = []
     for name, row in gates.table().items():
         if tile := gates.TILE.fullmatch(name):
-            found += [tiled(tile["element"], tile["step"], classes, row) for classes in TILE_CLASSES]
+            found += [tiled(tile, classes, row) for classes in TILE_CLASSES if holds(tile, classes)]
         elif kernel := gates.STREAMING.fullmatch(name):
             found.append(streaming(kernel, row))
     return found
@@ -213,34 +227,48 @@ def streaming(kernel: re.Match[str], row: dict) -> Kernel:
     )
 
 
-def tiled(element: str, step: str, classes: int, row: dict) -> Kernel:
-    logits, size = ELEMENTS[element]
+def holds(tile: re.Match[str], classes: int) -> bool:
+    """Whether it is the kernel for so many classes."""
+    staged = tile["staged"] == "true"
+    teams = THREADS // tile_pixels(classes, ELEMENTS[tile["element"]][1], staged)
+    return slots_of(-(-classes // teams), staged) == int(tile["slots"])
+
+
+def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
+    logits, size = ELEMENTS[tile["element"]]
+    step, staged, slots = tile["step"], tile["staged"] == "true", int(tile["slots"])
     label, label_size = ("int64", 8) if logits == "float32" else ("uint8", 1)
-    pixels = tile_pixels(classes)
+    pixels = tile_pixels(classes, size, staged)
     teams = THREADS // pixels
-    turns = math.ceil(classes / teams) * teams if pixels < WARP else classes  # lanes of a warp wait for one another
-    chunk = chunk_of(MAP_UNITS, MAP_PIXELS, 3 + 3 * classes)
-    per_block = flushed(row, chunk / pixels)
-    if step == "statistics":  # a warp takes every eighth row
-        of_row = row["row"] + row["value"] * math.ceil(pixels / WARP)
-        per_block += math.ceil(3 * classes / WARPS) * of_row * math.ceil(chunk / pixels / ADDS_PER_FLUSH)
+    sums = 3 if step == "both" else 3 + 3 * classes
+    chunk = chunk_of(MAP_UNITS, MAP_PIXELS, sums)
+    in_use = -(-classes // teams)
+    unused = (slots - -(-in_use // gates.GROUP) * gates.GROUP) * row["slot"]
+    if teams == 1:
+        per_pixel = row["alone"] - unused
+    else:
+        turns = row["label"] + (teams - 1) * row["other"] - teams * unused
+        per_pixel = turns + teams * max(teams, 4) * row["team"]
+    # Each warp adds every eighth sum over the lanes.
+    flush = math.ceil(sums / WARPS) * (row["row"] + row["value"] * math.ceil(pixels / WARP))
+    flushes = 0 if step == "gradient" else math.ceil(chunk / pixels / ADDS_PER_FLUSH)
     return Kernel(
-        engine="tile",
+        engine="staged_tile" if staged else "tile",
         classes=classes,
         logits=logits,
         label=label,
         step=step,
-        points="Dice + CE",
+        points="CE" if step == "both" else "Dice + CE",
         registers=row["registers"],
-        shared=tile_bytes(pixels, classes, step == "statistics"),
+        shared=tile_bytes(pixels, classes, size, staged, step),
         read=classes * size + label_size,
         written=0 if step == "statistics" else classes * size,
-        per_pixel=row["class"] * turns + teams * (row["tile"] + row["team"] * min(teams, classes)),
-        per_block=per_block,
-        flight=min(row["loads"], classes / teams) * size,
+        per_pixel=per_pixel,
+        per_block=row["before"] + flushes * flush,
+        flight=row["loads"] if staged else in_use * size,
         chunk=chunk,
         blocks=MAP_UNITS * -(-MAP_PIXELS // chunk),
-        in_step=True,
+        in_step=staged or teams > 1,
     )
 
 
@@ -302,7 +330,7 @@ def parts() -> dict[str, str]:
         ),
         "constants": f"Copy rate: {percent(COPY)} % of the rated one. Sustained: {percent(SUSTAINED)} % of all slots. "
         f"Latency of a busy memory: {LATENCY * 1e6:.2f} µs.\n",
-        "aims": table(", aim, rows, label_map, tile", [aim_row(found, *what) for what in AIMS]),
+        "aims": table(", aim, rows, label_map, tile, staged_tile", [aim_row(found, *what) for what in AIMS]),
     }
     columns = "/px, /block, blocks; warps, KB in flight, H100 %, aim %, H100 measured, A100 %, RTX 4090 %"
     for engine in ENGINES:

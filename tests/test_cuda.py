@@ -5,6 +5,7 @@ their tails, exact numbers of classes, tiles, chunks, NaN for labels out of rang
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable
 
@@ -31,9 +32,10 @@ from test_layout import channels_last, inner, inner_channels_last
 from test_values import PATHS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-CLASS_COUNTS = (2, 3, 4, 5, 6, 8, 16, 19, 21, 33, 65, 150, 1024)
-EXACT_COUNTS = (2, 3, 4, 5, 8, 16, 19, 21)  # label_map.cu
-ENGINES = ("rows", "label_map", "tile", "any_joint")
+# Those of label_map.cu, and for tile.h: a thread's 8, 20, 24 and 32 classes, 1 to 32 threads of a pixel, stages with and
+# without gaps, too many classes for a stage.
+CLASS_COUNTS = (2, 3, 4, 5, 6, 8, 16, 19, 21, 25, 33, 64, 65, 150, 1024)
+ENGINES = ("rows", "label_map", "tile", "staged_tile", "any_joint")
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
@@ -92,10 +94,10 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
         check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
     weight = make_weight("multiclass", shape)
     check_case(case, make_logits(shape, dtype), target.to(torch.int16), weight, ignore_index=255)
-    spills = dtype == torch.bfloat16 and classes == 21  # there is no such kernel
-    if case.loss == "cross_entropy_loss" and classes in EXACT_COUNTS and dtype != torch.float16 and not spills:
-        with _native.scheme("gradient_in_forward"):
-            check_case(case, make_logits(shape, dtype), target, ignore_index=255)
+    if case.loss in ("cross_entropy_loss", "focal_loss") and dtype != torch.float16:
+        for layout in (channels_last, lambda x: x):
+            with _native.scheme("gradient_in_forward"):
+                check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
 
 
 @pytest.mark.parametrize("classes", [4, 6])
@@ -109,6 +111,8 @@ def test_many_rounds_of_sums(classes: int) -> None:
     ):
         for values in (logits, torch.zeros(shape) + torch.arange(classes).view(1, -1, 1, 1)):
             check_case(case, values, make_target("multiclass", shape))
+    shape = (1, 150, 64, 67)  # so many classes that a thread has a pixel of a tile of 32
+    check_case(multiclass("tversky_loss", alpha=0.3, beta=0.7), make_logits(shape), make_target("multiclass", shape))
     binary = Case("tversky_loss", "binary", {"alpha": 0.3, "beta": 0.7})
     for pixels in (8 * 2**15, 41 * 2**15):  # chunks that a warp adds, and those that a block does
         for logits in (make_logits((1, 1, pixels)), torch.full((1, 1, pixels), 0.3)):
@@ -220,6 +224,44 @@ def test_no_vectors_where_memory_is_not_aligned(case: Case, layout: Callable[[Te
         spread = layout(upstream) if value.dim() > 1 else upstream
         (expected,) = torch.autograd.grad(value, leaf, upstream, retain_graph=True)
         assert torch.equal(torch.autograd.grad(value, leaf, spread)[0], expected)
+
+
+def some_channels(x: Tensor) -> Tensor:
+    """The first of more channels, channels_last."""
+    return channels_last(torch.cat([x, x], 1))[:, : x.shape[1]]
+
+
+def odd_begin(x: Tensor) -> Tensor:
+    """Channels_last, the first element not the first of 16 bytes."""
+    memory = misaligned(x.movedim(1, -1).contiguous())
+    return memory.movedim(-1, 1)
+
+
+def odd_images(x: Tensor) -> Tensor:
+    """Channels_last, samples an odd number of elements apart."""
+    memory = odd_samples(x.movedim(1, -1).contiguous().flatten(1))
+    return memory.unflatten(1, (*x.shape[2:], x.shape[1])).movedim(-1, 1)
+
+
+def upside_down(x: Tensor) -> Tensor:
+    """Channels_last, columns before rows."""
+    return channels_last(x.transpose(2, 3)).transpose(2, 3)
+
+
+@pytest.mark.parametrize("classes", [5, 8, 33])
+@pytest.mark.parametrize("layout", [channels_last, some_channels, odd_begin, odd_images, upside_down])
+def test_channels_last_and_what_is_like_it(layout: Callable[[Tensor], Tensor], classes: int) -> None:
+    """Only channels_last is one run of memory, in whole words of 16 bytes but for its end."""
+    cases = (multiclass("focal_loss", gamma=1.5), multiclass("tversky_loss", alpha=0.3, beta=0.7))
+    for shape, dtype in itertools.product(((2, classes, 19, 24), (1, classes, 19, 27)), (torch.float32, torch.bfloat16)):
+        logits = layout(make_logits(shape, dtype))
+        assert logits.shape == shape
+        one = shape[0] == 1 and layout is odd_images  # no other sample
+        engine = "staged_tile" if layout is channels_last or one else "tile"
+        for case in cases:
+            with _native.trace() as events:
+                check_case(case, logits, make_target("multiclass", shape))
+            assert events[0].kernel.split(".")[0] == engine
 
 
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)

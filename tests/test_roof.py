@@ -24,12 +24,24 @@ SOURCES = {
         "int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) + "
         "int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);",
     ],
+    "cuda/label_group.h": ["kVector = (kClasses < 16 ? 16 : 8) / int(sizeof(Element));"],
     "cuda/tile.h": [
+        "constexpr int kFewSlots = 8;",
+        "return staged ? 24 : 32;",
+        "return classes <= kFewSlots ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);",
+        "float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];",
+        "float label[kThreads], weight[kThreads], reference[kThreads];",
+        "float slopes[2 * kMaxPoints];",
+        "(layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;",
+        "return regions ? shape.classes + shape.teams() * slots : 0;",
+        "(table_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));",
+    ],
+    "cuda/slice.h": [
         "return kThreads / pixels;",
-        "return pixels + 1;",
-        "plane() * (statistics && regions ? 4 : 1) + (statistics ? 0 : 2 * classes) + 4 * kThreads;",
-        "const int64_t sums = 1 + 2 * kMaxPoints;",
-        "int64_t(sizeof(double)) * sums * (1 + kWarps) + int64_t(sizeof(float)) * floats;",
+        "return (classes + teams() - 1) / teams();",
+        "return classes * size % 32 == 0;",
+        "return classes * size + (padded(size) ? 16 : 0);",
+        "static constexpr int kGroup = 4;",
     ],
     "cuda/tile.cu": ["for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2)"],
     "cuda/policy.cu": [
@@ -85,9 +97,13 @@ def test_sizes() -> None:
     """By hand, of csrc/cuda: shared memory, the pixels of a tile, those of a chunk."""
     assert roof.rows_bytes(1) == 8 * 8 * 9 + 4 * 8
     assert roof.label_map_bytes(19) == 8 * (27 + 57) + 4 * (20 + 2 * 19 * 256)
-    assert roof.tile_bytes(128, 19, statistics=True) == 8 * 81 + 4 * (4 * 19 * 129 + 1024)
-    assert roof.tile_bytes(128, 19, statistics=False) == 8 * 81 + 4 * (19 * 129 + 38 + 1024)
-    assert [roof.tile_pixels(classes) for classes in (6, 18, 19, 150)] == [256, 256, 128, 16]
+    told = 4 * (9 * 256 + 8)
+    assert roof.tile_bytes(128, 64, 4, False, "statistics") == told + 4 * (3 + 128) * 128
+    assert roof.tile_bytes(128, 64, 4, False, "gradient") == told + 4 * (64 + 2 * 32)
+    assert roof.tile_bytes(256, 6, 2, True, "both") == told + 4 * 3 * 256 + 256 * 12
+    assert roof.tile_bytes(64, 64, 4, True, "both") == told + 4 * 3 * 64 + 64 * (256 + 16)  # 16 bytes stay free
+    assert [roof.tile_pixels(classes, 4, False) for classes in (6, 32, 33, 64, 118, 150)] == [256, 256, 128, 128, 64, 32]
+    assert [roof.tile_pixels(classes, 4, True) for classes in (6, 19, 24, 25, 150)] == [256, 256, 128, 128, 32]
     assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 19) == 8192  # 8 x 128 are many, 8 x 64 are not
     assert roof.chunk_of(32, 1024 * 1024, 6) == 16384  # 32 x 64 still are
     assert roof.chunk_of(16, 256 * 256, 6) == 4096  # 16 x 16 are few
@@ -139,7 +155,11 @@ def test_every_kernel_over_pixels_is_there() -> None:
     table = roof.gates.table()
     over_pixels = [name for name in table if roof.gates.STREAMING.fullmatch(name)]
     tiles = [name for name in table if roof.gates.TILE.fullmatch(name)]
-    assert len(roof.kernels()) == len(over_pixels) + len(tiles) * len(roof.TILE_CLASSES)
+    wholes = [kernel for kernel in roof.kernels() if kernel.engine.endswith("tile")]
+    assert len(roof.kernels()) == len(over_pixels) + len(wholes)
+    # Planes and channels_last, three types, two or three steps: each number of classes has a kernel.
+    assert len(wholes) == 2 * (3 + 3 + 2) * len(roof.TILE_CLASSES)
+    assert len(tiles) == (3 + 2) * (3 + 3 + 2)
     assert {name.split()[-1] for name in set(table) - {*over_pixels, *tiles}} == {"add", "head", "rescale"}
     aimed = {(kernel.engine, kernel.logits, kernel.step) for kernel in roof.kernels() if kernel.aim}
     assert aimed == {(engine, *what) for engine in roof.ENGINES for what in roof.AIMS}

@@ -129,13 +129,6 @@ struct Pack {
     uint32_t pair[(kBytes + 3) / 4];  // of 16-bit elements, or four bytes
   };
   __device__ Pack() {}
-  // Element k as it is computed in. Of two bfloat16 each is one instruction, if they are not taken apart first.
-  __device__ typename Number<Element>::Real widened(int k) const {
-    if constexpr (std::is_same_v<Element, Bfloat16> && kCount % 2 == 0)
-      return float_of(k % 2 ? pair[k / 2] & 0xffff0000u : pair[k / 2] << 16);
-    else
-      return Number<Element>::widened(element[k]);
-  }
   __device__ void clear() {
     for (int i = 0; i < kBytes / kWide; ++i) word[i] = W{};
   }
@@ -234,13 +227,16 @@ __device__ inline bool all_below(const Pack<T, kCount>& labels) {
   for (int k = 0; k < kCount; ++k) all = all && uint64_t(int64_t(labels.element[k])) < uint64_t(kLimit);
   return all;
 }
-// Four at a time: the highest bit of each byte that is as large, or becomes so when 128 - kLimit is added.
+// Four at a time, where there are as many: the highest bit of each byte that is as large, or becomes so when 128 -
+// kLimit is added.
 template <int kLimit, int kCount>
 __device__ inline bool all_below(const Pack<uint8_t, kCount>& labels) {
   uint32_t large = 0;
 #pragma unroll
-  for (int j = 0; j < kCount / 4; ++j)
-    large |= labels.pair[j] | ((labels.pair[j] & 0x7f7f7f7fu) + (128 - kLimit) * 0x01010101u);
+  for (int j = 0; j < (kCount + 3) / 4; ++j) {
+    const uint32_t four = kCount % 4 ? labels.pair[j] & ((1u << 8 * (kCount % 4)) - 1) : labels.pair[j];
+    large |= four | ((four & 0x7f7f7f7fu) + (128 - kLimit) * 0x01010101u);
+  }
   return !(large & 0x80808080u);
 }
 

@@ -22,10 +22,11 @@ struct Job {
   Constants constants;
   Layout layout;
   Cut cut;
-  bool can_ignore;  // the target's type can hold ignore_index
-  int tile_pixels;  // of tile.h
-  double* partial;  // the sums of every chunk, as ChunkSums
-  double* sums;     // per unit
+  bool can_ignore;   // the target's type can hold ignore_index
+  int tile_pixels;   // of tile.h; 0: it cannot
+  bool tile_staged;  // the logits come through a stage (slice.h)
+  double* partial;   // the sums of every chunk, as ChunkSums
+  double* sums;      // per unit
   double* head_workspace;
   double* vector;        // between the halves of the head
   double* block_totals;  // per block of kScore: what it adds to the vector

@@ -55,12 +55,11 @@ KernelTable tile_kernels();
 KernelTable head_kernels();
 KernelTable rescale_kernels();
 
-// Pixels of the largest tile (tile.h) that `shared_bytes` hold, the same for all passes; 0 if even the smallest is too
-// large. Its engine, and the classes that a thread has at most in its kernel.
+// Sets Job::tile_pixels and tile_staged: the largest tile (tile.h) that `shared_bytes` hold, the same for all passes.
 constexpr int kFewestTilePixels = 8;
-int tile_pixels(const Plan& plan, const Problem& problem, int64_t shared_bytes);
-Engine tile_engine(const Problem& problem, Step step);
-int tile_slots(const Problem& problem, int pixels);
+void choose_tile(Job& job, int64_t shared_bytes);
+Engine tile_engine(const Job& job, Step step);
+int tile_slots(const Job& job, Engine engine);  // how many classes a thread has at most in its kernel
 // Shared memory of a tile; 0 of other kernels.
 int64_t tile_bytes(const Kernel& kernel, const Job& job);
 

@@ -1,4 +1,5 @@
-// What label_map.h reads at a time: 16 bytes of logits of every class, and labels and weights of their pixels.
+// What label_map.h reads at a time: 16 bytes of logits of every class, 8 of many classes, and labels and weights of
+// their pixels.
 #pragma once
 
 #include "dense.h"
@@ -12,7 +13,8 @@ __device__ inline bool is_moderate(float slope) { return abs(slope) < 1e12f; }
 // Where a chunk begins, hidden from the compiler: it would compute all of this from the start, for every vector.
 template <class Element, int kClasses>
 struct LabelChunk {
-  static constexpr int kVector = 16 / int(sizeof(Element));
+  // Of many classes half as much: two blocks per processor, code that its cache for instructions holds.
+  static constexpr int kVector = (kClasses < 16 ? 16 : 8) / int(sizeof(Element));
 
   Dense<kVector> dense;
   const Element* logits;

@@ -10,22 +10,6 @@
 namespace segfuse {
 namespace {
 
-// Cross-entropy, its labels not smoothed (policy.cu), or no pointwise term.
-struct CrossEntropyOrNone {
-  static constexpr int kCount = 1;
-  template <class Real, class F>
-  __device__ static void for_each(const Job& job, const F& f) {
-    constexpr Real none[kParameters] = {};
-    if (job.plan.point_count) f(CrossEntropy<Real>(none), 0);
-  }
-};
-
-// The factor of a label's class in a pointwise term.
-__device__ inline float class_scale(const Job& job, int k, int y) {
-  const int table = job.plan.points[k].table;
-  return table < 0 ? 1.0f : float(job.constants.tables[table * job.problem.classes + y]);
-}
-
 template <class Element, int kClasses>
 struct LabelMap {
   using Points = CrossEntropyOrNone;
@@ -36,7 +20,7 @@ struct LabelMap {
   // rounding.)
   static constexpr bool kMirrors = kNarrow && kClasses == 2;
   static constexpr int kVector = Group::kVector;
-  static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 16 ? 4 : kClasses <= 8 ? 3 : 1;
+  static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 16 ? 4 : kClasses <= 8 ? 3 : 2;
   static constexpr int kGroup = kThreads * kVector;
   static constexpr int kGroupSums = 1 + 2 * Points::kCount;
   // Statistics: sums of the block, what warps hand over, and per thread two columns of one value per class.

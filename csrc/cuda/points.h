@@ -1,15 +1,13 @@
 // The pointwise terms of a job: none, one known at compile time, or any (a switch per pixel). for_each(job, f) calls
-// f(loss, k) for each term k; sums indexed by k go through add_at.
+// f(loss, k) for each term k; sums indexed by k go through add_at. Of hard labels in half precision (rows.h), where
+// kMirrored: of_label_1(f) calls f(loss) for a loss that knows the label 1 only; can_mirror(job) is whether that is the
+// job's.
 #pragma once
 
 #include "job.h"
 
 namespace segfuse {
 namespace {
-
-//
-// Of hard labels in half precision (rows.h), where kMirrored: of_label_1(f) calls f(loss) for a loss that knows the
-// label 1 only; can_mirror(job) is whether that is the job's.
 
 struct NoPoints {
   static constexpr int kCount = 0, kBlocks = 3;
@@ -42,6 +40,16 @@ struct OnePoint {
   }
 };
 
+// Cross-entropy, its labels not smoothed (policy.cu), or no pointwise term.
+struct CrossEntropyOrNone {
+  static constexpr int kCount = 1;
+  template <class Real, class F>
+  __device__ static void for_each(const Job& job, const F& f) {
+    constexpr Real none[kParameters] = {};
+    if (job.plan.point_count) f(CrossEntropy<Real>(none), 0);
+  }
+};
+
 struct AnyPoints {
   static constexpr int kCount = kMaxPoints, kBlocks = 2;
   static constexpr bool kBalanced = true, kMirrored = false;
@@ -58,6 +66,12 @@ struct AnyPoints {
       }
   }
 };
+
+// The factor of a label's class in a pointwise term of a label map.
+__device__ inline float class_scale(const Job& job, int k, int y) {
+  const int table = job.plan.points[k].table;
+  return table < 0 ? 1.0f : float(job.constants.tables[table * job.problem.classes + y]);
+}
 
 // value[i] += v, for an i that is not known at compile time, without indexing registers.
 template <int kFirst, int kCount, class Array, class Real>

@@ -181,9 +181,10 @@ const Kernel* kernel_for(Step step, const Job& job) {
     if (const Kernel* k =
             find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
       return k;
-  if (job.tile_pixels && step != Step::values)
-    return find(
-        {step, tile_engine(p, step), p.logits.dtype, plan.link, PointSet::any, false, tile_slots(p, job.tile_pixels)});
+  if (job.tile_pixels && step != Step::values) {
+    const Engine engine = tile_engine(job, step);
+    return find({step, engine, p.logits.dtype, plan.link, PointSet::any, false, tile_slots(job, engine)});
+  }
   if (step == Step::both && plan.joint) return nullptr;
   if (plan.joint) return find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
   if (plan.link == LinkKind::sigmoid && !p.wide && all_arrays(p, step))
@@ -201,8 +202,8 @@ Scheme scheme_for(const Job& job, Scheme wanted) {
   const bool can_foresee = is_foreseeable(job.plan, job.problem) && kernel_for(Step::both, job);
   if (wanted == Scheme::gradient_in_forward && !can_foresee)
     throw std::invalid_argument(
-        "scheme: gradient_in_forward is for a mean or a sum of BCE or cross-entropy in float32 and bfloat16, in "
-        "planes");
+        "scheme: gradient_in_forward is for a mean or a sum of BCE in planes, or of one pointwise loss of class "
+        "indices, in float32 and bfloat16");
   return can_foresee && (wanted == Scheme::gradient_in_forward || is_likely(job)) ? Scheme::gradient_in_forward
                                                                                   : Scheme::two_pass;
 }
@@ -221,8 +222,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Constants& constant
   job.layout = Layout(plan, problem);
   job.cut = cut_of(job.layout, problem.pixels);
   job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
-  if (is_plain_label_map(plan, problem) && problem.pixels <= INT32_MAX)
-    job.tile_pixels = tile_pixels(plan, problem, tile_memory());
+  if (is_plain_label_map(plan, problem) && problem.pixels <= INT32_MAX) choose_tile(job, tile_memory());
   return job;
 }
 

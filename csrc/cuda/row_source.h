@@ -129,7 +129,7 @@ struct DenseRow {
       for (uint32_t& pair : pack.pair) pair |= spoilt;
     }
 #pragma unroll
-    for (int k = 0; k < kVector; ++k) z[k] = pack.widened(k);
+    for (int k = 0; k < kVector; ++k) z[k] = Number<Element>::widened(pack, k);
   }
   __device__ Dense<kVector> dense() const { return {job, n, first, count}; }
   __device__ int64_t position(int64_t base, int u) const {
@@ -177,7 +177,7 @@ struct DenseRow {
     load_all<kWeighted>(labels<T>(), base, [&](const Pack<T, kVector>& pack, int u) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        t[u][k] = pack.widened(k);
+        t[u][k] = Number<T>::widened(pack, k);
         if (kWeighted && t[u][k] == job.plan.ignored_label) w[u][k] = 0.0f;
         if (!is_probability(t[u][k])) t[u][k] = not_a_number<float>();
       }
@@ -199,7 +199,7 @@ struct DenseRow {
     }
     load_all<kWeighted>(logits, base, [&](const Pack<Element, kVector>& pack, int u) {
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) z[u][k] = pack.widened(k);
+      for (int k = 0; k < kVector; ++k) z[u][k] = Number<Element>::widened(pack, k);
     });
     switch (job.problem.target.dtype) {
       case Dtype::boolean:

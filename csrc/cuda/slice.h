@@ -20,9 +20,9 @@ struct TileShape {
 
 // Whether a tile is one run of memory, the classes of a pixel side by side (channels_last), in whole words of 16 bytes.
 // Tiles begin at multiples of 8 pixels.
-inline bool is_run(const View& v, int64_t classes) {
-  const auto bytes = uintptr_t(v.sample_stride * size_of(v.dtype));
-  return v.dims == 1 && v.class_stride == 1 && v.stride[0] == classes &&
+inline bool is_run(const View& v, const Sizes& sizes) {
+  const auto bytes = uintptr_t(sizes.samples > 1 ? v.sample_stride * size_of(v.dtype) : 0);
+  return v.dims == 1 && v.class_stride == 1 && v.stride[0] == sizes.classes &&
          (reinterpret_cast<uintptr_t>(v.data) | bytes) % 16 == 0;
 }
 

@@ -15,51 +15,50 @@ namespace {
       SEGFUSE_THREE(Bfloat16, "bfloat16", Dtype::bf16, __VA_ARGS__), \
       SEGFUSE_TWO_PASSES(Half, "float16", Dtype::f16, __VA_ARGS__)
 
-static_assert(kFewSlots == 8 && kMostSlots == 24, "as below");
+// Slots: those of slots_of.
 constexpr Kernel kKernels[] = {
-    SEGFUSE_ELEMENTS(8, false, tile),
-    SEGFUSE_ELEMENTS(24, false, tile),
-    SEGFUSE_ELEMENTS(8, true, staged_tile),
-    SEGFUSE_ELEMENTS(24, true, staged_tile),
+    SEGFUSE_ELEMENTS(8, false, tile),       SEGFUSE_ELEMENTS(20, false, tile),       SEGFUSE_ELEMENTS(32, false, tile),
+    SEGFUSE_ELEMENTS(8, true, staged_tile), SEGFUSE_ELEMENTS(24, true, staged_tile),
 };
 
-bool is_tile(Engine engine) { return engine == Engine::tile || engine == Engine::staged_tile; }
-
-int64_t bytes(const Plan& plan, const Problem& problem, int pixels, Engine engine, bool statistics) {
-  const TileShape shape{pixels, int(problem.classes)};
-  const int64_t stage = shape.staged_stride(int(size_of(problem.logits.dtype))) * pixels;
-  return stage_at(Layout(plan, problem), shape, statistics) + (engine == Engine::staged_tile ? stage : 0);
+int64_t bytes(const Job& job, int pixels, bool staged, bool statistics) {
+  const TileShape shape{pixels, int(job.problem.classes)};
+  const int64_t stage = staged ? shape.staged_stride(int(size_of(job.problem.logits.dtype))) * pixels : 0;
+  return stage_at(job.layout, shape, slots_of(shape, staged), statistics) + stage;
 }
 
 }  // namespace
 
 KernelTable tile_kernels() { return {kKernels, sizeof(kKernels) / sizeof(Kernel)}; }
 
-Engine tile_engine(const Problem& problem, Step step) {
-  const bool writes = step != Step::statistics;
-  return is_run(problem.logits, problem.classes) && (!writes || is_run(problem.output, problem.classes))
-             ? Engine::staged_tile
-             : Engine::tile;
-}
-
-int tile_pixels(const Plan& plan, const Problem& problem, int64_t shared_bytes) {
-  const Engine engine = tile_engine(problem, Step::statistics);
-  for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2) {
-    const TileShape shape{pixels, int(problem.classes)};
-    if (shape.most_classes() <= kMostSlots && shape.classes >= shape.teams() &&
-        bytes(plan, problem, pixels, engine, true) <= shared_bytes &&
-        bytes(plan, problem, pixels, engine, false) <= shared_bytes)
-      return pixels;
+void choose_tile(Job& job, int64_t shared_bytes) {
+  for (const bool staged : {true, false}) {
+    if (staged && !is_run(job.problem.logits, job.problem)) continue;
+    for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2) {
+      const TileShape shape{pixels, int(job.problem.classes)};
+      if (shape.most_classes() > most_slots(staged) || shape.classes < shape.teams() ||
+          bytes(job, pixels, staged, true) > shared_bytes || bytes(job, pixels, staged, false) > shared_bytes)
+        continue;
+      job.tile_pixels = pixels;
+      job.tile_staged = staged;
+      return;
+    }
   }
-  return 0;
 }
 
-int tile_slots(const Problem& problem, int pixels) { return slots_of({pixels, int(problem.classes)}); }
+Engine tile_engine(const Job& job, Step step) {
+  const bool staged = job.tile_staged && (step == Step::statistics || is_run(job.problem.output, job.problem));
+  return staged ? Engine::staged_tile : Engine::tile;
+}
+
+int tile_slots(const Job& job, Engine engine) {
+  return slots_of({job.tile_pixels, int(job.problem.classes)}, engine == Engine::staged_tile);
+}
 
 int64_t tile_bytes(const Kernel& kernel, const Job& job) {
-  return is_tile(kernel.key.engine)
-             ? bytes(job.plan, job.problem, job.tile_pixels, kernel.key.engine, kernel.key.step != Step::gradient)
-             : 0;
+  const bool staged = kernel.key.engine == Engine::staged_tile;
+  if (!staged && kernel.key.engine != Engine::tile) return 0;
+  return bytes(job, job.tile_pixels, staged, kernel.key.step != Step::gradient);
 }
 
 }  // namespace segfuse

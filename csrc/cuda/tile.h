@@ -10,26 +10,31 @@
 namespace segfuse {
 namespace {
 
-// Classes of a thread: the kernel with the fewest registers that holds them.
-constexpr int kFewSlots = 8, kMostSlots = 24;
-HD int slots_of(const TileShape& shape) { return shape.most_classes() <= kFewSlots ? kFewSlots : kMostSlots; }
+// Classes of a thread: the kernel with the fewest registers that holds them. A stage needs registers of its own.
+constexpr int kFewSlots = 8;
+constexpr int most_slots(bool staged) { return staged ? 24 : 32; }
+inline int slots_of(const TileShape& shape, bool staged) {
+  const int classes = shape.most_classes();
+  return classes <= kFewSlots ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);
+}
 
-// What the threads of a pixel tell one another; first in shared memory.
+// What the threads of a pixel tell one another; first in shared memory. Per thread: a row for each pixel, of a value
+// per team, read four at a time (of two teams: with two more that change nothing). Per pixel: what one thread knows.
 struct Told {
-  float peak[kThreads], rest[kThreads], others[kThreads];        // per thread
-  float label[kThreads], weight[kThreads], reference[kThreads];  // per pixel
-  float slopes[2 * kMaxPoints];                                  // foreseen
+  float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];
+  float label[kThreads], weight[kThreads], reference[kThreads];
+  float slopes[2 * kMaxPoints];  // foreseen
 };
 // Behind it. Statistics: a column of sums for each lane, those of a unit, then I and FN of each class. Gradient: the
 // slopes of each team's slots where they are not the label's; then of each class where it is.
-HD int64_t table_floats(const Layout& layout, const TileShape& shape, bool statistics) {
+HD int64_t table_floats(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
   const bool regions = layout.region_sums > 0;
   if (statistics) return (layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;
-  return regions ? shape.classes + shape.teams() * slots_of(shape) : 0;
+  return regions ? shape.classes + shape.teams() * slots : 0;
 }
 // Behind that, the stage of slice.h.
-HD int64_t stage_at(const Layout& layout, const TileShape& shape, bool statistics) {
-  return int64_t(sizeof(Told)) + (table_floats(layout, shape, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));
+HD int64_t stage_at(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
+  return int64_t(sizeof(Told)) + (table_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));
 }
 
 template <class Element, int kSlots, bool kStaged>
@@ -47,22 +52,46 @@ struct Tile {
 
   __device__ Tile(const Job& j, int64_t chunk, bool statistics)
       : job(j),
-        slice(j, chunk_of(j.cut, chunk), int(stage_at(j.layout, {j.tile_pixels, int(j.problem.classes)}, statistics))),
+        slice(j, chunk_of(j.cut, chunk),
+              int(stage_at(j.layout, {j.tile_pixels, int(j.problem.classes)}, kSlots, statistics))),
         teams(slice.shape.teams()),
         regions(j.plan.region_count > 0),
         has_label(slice.team == teams - 1) {}
 
   __device__ static Told& told() { return *reinterpret_cast<Told*>(shared_memory()); }
   __device__ static float* table() { return reinterpret_cast<float*>(shared_memory() + sizeof(Told)); }
-  __device__ int told_at(int t) const { return t * slice.shape.pixels + slice.lane; }
-  __device__ float sum_over_teams(const float* values) const {
+  __device__ int row() const { return slice.lane * (teams < 4 ? 4 : teams); }
+  __device__ void tell(float (&values)[2 * kThreads], float mine) const { values[row() + slice.team] = mine; }
+  // f(team, what it told) for every team of the pixel.
+  template <class F>
+  __device__ void hear(const float (&values)[2 * kThreads], const F& f) const {
+    const float4* told_of = reinterpret_cast<const float4*>(values + row());
+#pragma unroll 2
+    for (int t = 0; t < teams; t += 4) {
+      const float4 v = told_of[t / 4];
+      f(t, v.x);
+      f(t + 1, v.y);
+      f(t + 2, v.z);
+      f(t + 3, v.w);
+    }
+  }
+  __device__ float sum_over_teams(const float (&values)[2 * kThreads]) const {
     float sum = 0.0f;
-    for (int t = 0; t < teams; ++t) sum += values[told_at(t)];
+    hear(values, [&](int, float v) { sum += v; });
     return sum;
+  }
+  // The values that two teams have too many. Ends with a barrier.
+  __device__ void prepare() const {
+    for (int i = threadIdx.x; teams == 2 && i < 2 * kThreads; i += kThreads) {
+      told().peak[i] = -INFINITY;
+      told().rest[i] = told().others[i] = 0.0f;
+    }
+    __syncthreads();
   }
 
   // The tile at `base`: weight, label, powers of the logits (see LabelMap::At), 0 where a slot holds the label's class
   // or none; `rest`: their sum over this thread's slots.
+  template <bool kFindsPeak>
   __device__ void load(uint32_t base, float (&e)[kSlots]) {
     if (has_label) {
       w = 0.0f;
@@ -76,7 +105,7 @@ struct Tile {
     float peak = e[0];
     slice.each([&](int j) { peak = max(peak, e[j]); });
     if (teams > 1) {
-      told().peak[threadIdx.x] = peak;
+      tell(told().peak, peak);
       if (has_label) {
         told().label[slice.lane] = float(y);
         told().weight[slice.lane] = w;
@@ -84,13 +113,12 @@ struct Tile {
       __syncthreads();
       y = int(told().label[slice.lane]);
       w = told().weight[slice.lane];
-      peak = told().peak[slice.lane];
+      peak = -INFINITY;
       peak_team = 0;
-      for (int t = 1; t < teams; ++t) {
-        const float other = told().peak[told_at(t)];
-        if (other > peak) peak_team = t;
+      hear(told().peak, [&](int t, float other) {
+        if (kFindsPeak && other > peak) peak_team = t;
         peak = max(peak, other);
-      }
+      });
     }
     float own_logit = slice.logit(y);
     if constexpr (!std::is_same_v<Element, Half>) {  // which has none of these
@@ -103,7 +131,7 @@ struct Tile {
     const float shift = -(peak * Base2<float>::log2_e);
     log2_own = fma(own_logit, Base2<float>::log2_e, shift);
     const unsigned slot = unsigned(y - slice.first);
-    unsigned empty = ~0u << slice.count;
+    unsigned empty = slice.count < 32 ? ~0u << slice.count : 0u;
     if (slot < unsigned(slice.count)) empty |= 1u << slot;
     rest = 0.0f;
     slice.each([&](int j) {
@@ -117,12 +145,19 @@ struct Tile {
 
   // What the loss reads of the pixel, once every team has told its `rest`.
   __device__ void finish() {
-    own = Softmax::of_label<float>(own_power, teams > 1 ? sum_over_teams(told().rest) : rest, log2_own, inverse);
+    own = Softmax::of_label<float, Number<Element>::kNarrow>(own_power, teams > 1 ? sum_over_teams(told().rest) : rest,
+                                                             log2_own, inverse);
   }
 
-  __device__ float scale(int k) const {
-    const int of = job.plan.points[k].table;
-    return of < 0 ? 1.0f : float(job.constants.tables[of * job.problem.classes + y]);
+  // f(loss, k, the factor of the label's class) for each pointwise term. Cross-entropy without factors, the most usual
+  // of all, need not look for its kind and factor: 70 instructions.
+  template <class F>
+  __device__ void for_points(const F& f) const {
+    const PointTerm& term = job.plan.points[0];
+    if (job.plan.point_count == 1 && term.kind == PointKind::cross_entropy && term.table < 0)
+      CrossEntropyOrNone::for_each<float>(job, [&](const auto& loss, int k) { f(loss, k, 1.0f); });
+    else
+      AnyPoints::for_each<float>(job, [&](const auto& loss, int k) { f(loss, k, class_scale(job, k, y)); });
   }
 
   __device__ static void statistics(const Job& job) { Tile(job, blockIdx.x, true).template add_chunk<false>(); }
@@ -135,13 +170,13 @@ struct Tile {
     const int step = job.layout.region_sums, rows = group + (regions ? 2 * classes : 0);
     for (int i = threadIdx.x; i < rows * pixels; i += kThreads) table()[i] = 0.0f;
     if constexpr (kWrites) foresee_slopes(job, slice.unit, told().slopes);
-    __syncthreads();
+    prepare();
     float fp[kSlots] = {};
     for (uint32_t base = 0, adds = 1; base < slice.pixels; base += pixels, ++adds) {
       float e[kSlots];  // of this turn alone: what no slot holds is not kept
-      load(base, e);
+      load<false>(base, e);
       if (teams > 1) {
-        told().rest[threadIdx.x] = rest;
+        tell(told().rest, rest);
         __syncthreads();
       }
       finish();
@@ -172,17 +207,16 @@ struct Tile {
       add_rows(group, group + classes, first, [&](int r) { return group + (r - group) * step + 1; });
       __syncthreads();
     }
+    // A label map needs no sum of negatives: head.h.
     for (int c = threadIdx.x; step > kRegionSums && c < classes; c += kThreads)
-      sums_of_chunk(job, blockIdx.x)[group + c * step + kRegionSums] =
-          0;  // a label map needs no sum of negatives: head.h
+      sums_of_chunk(job, blockIdx.x)[group + c * step + kRegionSums] = 0;
   }
 
   __device__ void add_label(int group) {
     const int pixels = slice.shape.pixels;
     float* mine = table() + slice.lane;
     mine[0] += w;
-    AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
-      const float factor = scale(k);
+    for_points([&](const auto& loss, int k, float factor) {
       mine[(1 + 2 * k) * pixels] += w * factor * loss(own, 1.0f).positive;
       mine[(2 + 2 * k) * pixels] += job.plan.points[k].weighs_the_mean ? w * factor : w;
     });
@@ -213,8 +247,8 @@ struct Tile {
   __device__ float slope_of_points(const float* slopes, float upstream) const {
     const Pixel<Dual<float>> dual = Softmax::seed(own);
     float d = 0.0f;
-    AnyPoints::for_each<float>(job, [&](const auto& loss, int k) {
-      d += slopes[2 * k] * upstream * scale(k) * loss(dual, 1.0f).positive.d[0];
+    for_points([&](const auto& loss, int k, float factor) {
+      d += slopes[2 * k] * upstream * factor * loss(dual, 1.0f).positive.d[0];
     });
     return d;
   }
@@ -245,13 +279,13 @@ struct Tile {
         present[c] = r[0] * upstream;
         absent[i] = r[1] * upstream;
       }
-      __syncthreads();
       absent += slice.team * kSlots;
     }
+    prepare();
     const float of_point = upstream_of<float>(job, slice.unit, 0);
     for (uint32_t base = 0; base < slice.pixels; base += slice.shape.pixels) {
       float e[kSlots];
-      load(base, e);
+      load<true>(base, e);
       float weight = w;
       if (job.problem.has_upstream) {
         const View& v = job.problem.upstream;
@@ -271,8 +305,8 @@ struct Tile {
         slice.each(absent, [&](int j, float a) { others += e[j] * (a - reference); });
       }
       if (teams > 1) {
-        told().rest[threadIdx.x] = rest;
-        told().others[threadIdx.x] = others;
+        tell(told().rest, rest);
+        tell(told().others, others);
         if (slice.team == peak_team) told().reference[slice.lane] = reference;
         __syncthreads();
       }
@@ -284,8 +318,10 @@ struct Tile {
         if (teams > 1) {
           reference = told().reference[slice.lane];
           others = sum_over_teams(told().others);
-          for (int t = 0; wrong && t < teams; ++t)
-            if (t != peak_team) others += told().rest[told_at(t)] * (table()[t * kSlots] - reference);
+          if (wrong)
+            hear(told().rest, [&](int t, float v) {
+              if (t < teams && t != peak_team) others += v * (table()[t * kSlots] - reference);
+            });
         }
         const float mean = own.p * (s - reference) + others * inverse, scaled = weight * inverse;
         const float at_label = weight * softmax_pull_back(own.p, own.q, s - reference, mean, d, 0.0f);
