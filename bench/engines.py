@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ FLOATS = tuple(TOLERANCE)
 LAYOUTS = ("contiguous", "channels_last", "slice")
 LABELS = (torch.uint8, torch.int64, torch.int32, torch.int16)
 EXACT_COUNTS = (2, 3, 4, 5, 8, 16, 19, 21)  # csrc/cuda/label_map.cu
+TILE_COUNTS = (6, 17, 30)  # one for each size of csrc/cuda/tile.cu
 # Some of these, the kernel for any number of classes, and more classes than one warp's lanes hold.
 CLASS_COUNTS = (2, 4, 17, 19, 33, 70, 150)
 # Of a call that cannot have its gradient ahead, "auto" means two passes.
@@ -71,6 +73,11 @@ def plain() -> Iterator[Call]:
             family = f"label map, {classes}, plain"
             yield Call(family, segfuse.DiceCELoss(ignore_index=255), x, labels(x, 255), None, "contiguous")
             yield Call(family, segfuse.CrossEntropyLoss(), x, labels(x, None), None, "contiguous")
+        for classes, layout in product(TILE_COUNTS, ("contiguous", "channels_last")):
+            x = (2 * torch.randn(2, classes, 32, 32)).to(dtype)
+            family = f"label map, {classes}, {layout}"
+            yield Call(family, segfuse.DiceCELoss(ignore_index=255), x, labels(x, 255), None, layout)
+            yield Call(family, segfuse.FocalLoss("multiclass"), x, labels(x, None), None, layout)
 
 
 def probabilities() -> Iterator[Call]:

@@ -276,8 +276,8 @@ def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]
         more = [fixed | {kind: fixed.get(kind, 0) + n} for kind, n in phases.items()]
         return base + sum(turn(pixels, required, without_teams) - base for required in more)
 
-    # A label, a pointwise term with its two sums, I and FN; of the gradient the slope of the term. What the threads of a
-    # team tell one another: peak, rest, others; label, weight.
+    # A label, a pointwise term with its two sums, I and FN; of the gradient the slope of the term. What the threads of
+    # a team tell one another: peak, rest, others; label, weight.
     label = {"label": 1, "word": (0 if staged or tile["element"] != "float" else 1) + (step != "statistics")}
     sums = {"statistics": 5, "both": 3, "gradient": 0}[step]
     told = 3 if step == "gradient" else 2

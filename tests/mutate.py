@@ -29,7 +29,12 @@ ROOT = TESTS.parent
 sys.path.insert(0, str(TESTS / "shim"))
 from build import build  # noqa: E402
 
-FILES = ("test_cuda_steps.py", "test_cuda_hard.py", "test_cuda.py")  # the quicker ones first
+FILES = (
+    "test_cuda_steps.py",
+    "test_cuda_rows_half.py",
+    "test_cuda_maps_half.py",
+    "test_cuda.py",
+)  # the quicker ones first
 TIMEOUT = 600  # seconds, of a run of the tests: a mutant may loop forever
 
 

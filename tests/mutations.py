@@ -108,7 +108,8 @@ PATTERNS = (
     Pattern("too small", r"\(double\)\) \* kHeadThreads / kWarp", "(double)) * (kHeadThreads / kWarp - 1)"),
     # What was added before is added again, or lost.
     Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|hard\.clear\(\)|first = false);", ";"),
-    Pattern("no clear",
+    Pattern(
+        "no clear",
         r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[[cj]\]|group_sums\[s\]|table\(\)\[[^]]+\]|absent\[i\]) = 0\.0f;",
         ";",
     ),

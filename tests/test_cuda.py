@@ -32,8 +32,8 @@ from test_layout import channels_last, inner, inner_channels_last
 from test_values import PATHS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-# Those of label_map.cu, and for tile.h: a thread's 8, 20, 24 and 32 classes, 1 to 32 threads of a pixel, stages with and
-# without gaps, too many classes for a stage.
+# Those of label_map.cu; for tile.h a thread's 8, 20, 24 and 32 classes, 1 to 32 threads of a pixel, stages with and without
+# gaps, too many classes for a stage.
 CLASS_COUNTS = (2, 3, 4, 5, 6, 8, 16, 19, 21, 25, 33, 64, 65, 150, 1024)
 ENGINES = ("rows", "label_map", "tile", "staged_tile", "any_joint")
 
@@ -253,7 +253,9 @@ def upside_down(x: Tensor) -> Tensor:
 def test_channels_last_and_what_is_like_it(layout: Callable[[Tensor], Tensor], classes: int) -> None:
     """Only channels_last is one run of memory, in whole words of 16 bytes but for its end."""
     cases = (multiclass("focal_loss", gamma=1.5), multiclass("tversky_loss", alpha=0.3, beta=0.7))
-    for shape, dtype in itertools.product(((2, classes, 19, 24), (1, classes, 19, 27)), (torch.float32, torch.bfloat16)):
+    for shape, dtype in itertools.product(
+        ((2, classes, 19, 24), (1, classes, 19, 27)), (torch.float32, torch.bfloat16)
+    ):
         logits = layout(make_logits(shape, dtype))
         assert logits.shape == shape
         one = shape[0] == 1 and layout is odd_images  # no other sample

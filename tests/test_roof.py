@@ -102,7 +102,14 @@ def test_sizes() -> None:
     assert roof.tile_bytes(128, 64, 4, False, "gradient") == told + 4 * (64 + 2 * 32)
     assert roof.tile_bytes(256, 6, 2, True, "both") == told + 4 * 3 * 256 + 256 * 12
     assert roof.tile_bytes(64, 64, 4, True, "both") == told + 4 * 3 * 64 + 64 * (256 + 16)  # 16 bytes stay free
-    assert [roof.tile_pixels(classes, 4, False) for classes in (6, 32, 33, 64, 118, 150)] == [256, 256, 128, 128, 64, 32]
+    assert [roof.tile_pixels(classes, 4, False) for classes in (6, 32, 33, 64, 118, 150)] == [
+        256,
+        256,
+        128,
+        128,
+        64,
+        32,
+    ]
     assert [roof.tile_pixels(classes, 4, True) for classes in (6, 19, 24, 25, 150)] == [256, 256, 128, 128, 32]
     assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 19) == 8192  # 8 x 128 are many, 8 x 64 are not
     assert roof.chunk_of(32, 1024 * 1024, 6) == 16384  # 32 x 64 still are

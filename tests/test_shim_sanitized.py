@@ -9,6 +9,8 @@ from conftest import DEVICE, ROOT, SEED, SHIM
 from mutate import shrunk
 from test_shim import HOSTILE, MORE, VALUES, run, run_tests
 
+CUDA = ("test_cuda.py", "test_cuda_rows_half.py", "test_cuda_maps_half.py", "test_cuda_steps.py")
+
 pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the other tests on the shim by itself")
 
 
@@ -30,9 +32,7 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     with ThreadPoolExecutor(2) as pool:
-        own = pool.submit(
-            run_tests, ("test_cuda.py", "test_cuda_hard.py", "test_cuda_steps.py"), SEGFUSE_THIN="4", **environment
-        )
+        own = pool.submit(run_tests, CUDA, SEGFUSE_THIN="4", **environment)
         rest = pool.submit(
             run_tests, (*VALUES, "test_layout.py", "test_edges.py", *MORE), SEGFUSE_THIN="12", **environment
         )

@@ -30,11 +30,15 @@ __device__ inline T warp_sum(T v) {
   return v;
 }
 
-// x (of 8 bytes), which the compiler keeps and does not compute again in each turn of a loop.
+// x, which the compiler keeps: it does not see how to compute it again in each turn of a loop.
 template <class T>
 __device__ inline T kept(T x) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a register, or two");
 #ifdef __CUDA_ARCH__
-  asm("" : "+l"(x));
+  if constexpr (sizeof(T) == 4)
+    asm volatile("" : "+r"(x));
+  else
+    asm volatile("" : "+l"(x));
 #endif
   return x;
 }
@@ -48,19 +52,6 @@ __device__ inline float opaque_float(int x) {
 #else
   return float(x);
 #endif
-}
-
-// x, in a way that the compiler does not see through.
-template <class T>
-__device__ inline T hidden(T x) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a register, or two");
-#ifdef __CUDA_ARCH__
-  if constexpr (sizeof(T) == 4)
-    asm volatile("" : "+r"(x));
-  else
-    asm volatile("" : "+l"(x));
-#endif
-  return x;
 }
 
 // -------------------------------------------------------------------------------------------------- half and bfloat16

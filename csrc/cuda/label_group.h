@@ -10,7 +10,7 @@ namespace {
 // Far from infinity, so that no sum or product of some is infinite.
 __device__ inline bool is_moderate(float slope) { return abs(slope) < 1e12f; }
 
-// Where a chunk begins, hidden from the compiler: it would compute all of this from the start, for every vector.
+// Where a chunk begins, kept: the compiler would compute all of this from the start, for every vector.
 template <class Element, int kClasses>
 struct LabelChunk {
   // Of many classes half as much: two blocks per processor, code that its cache for instructions holds.
@@ -25,15 +25,15 @@ struct LabelChunk {
   __device__ LabelChunk(const Job& job, const Span& span)
       : dense{job, span.unit, span.first, span.count}, count(int(span.count)) {
     const Problem& p = job.problem;
-    logits = hidden(dense.template at<const Element>(p.logits, 0, 0));
+    logits = kept(dense.template at<const Element>(p.logits, 0, 0));
     if (p.target.dtype == Dtype::i64)
-      target = hidden(dense.template at<const int64_t>(p.target, 0, 0));
+      target = kept(dense.template at<const int64_t>(p.target, 0, 0));
     else if (p.target.dtype == Dtype::i32)
-      target = hidden(dense.template at<const int32_t>(p.target, 0, 0));
+      target = kept(dense.template at<const int32_t>(p.target, 0, 0));
     else
-      target = hidden(dense.template at<const uint8_t>(p.target, 0, 0));
+      target = kept(dense.template at<const uint8_t>(p.target, 0, 0));
     const bool ignores = job.can_ignore && uint64_t(job.plan.ignore_index) < uint64_t(kClasses);
-    all_count = hidden(int(!p.has_weight && !p.has_upstream && !ignores));
+    all_count = kept(int(!p.has_weight && !p.has_upstream && !ignores));
   }
   __device__ Element* output() const { return dense.template at<Element>(dense.job.problem.output, 0, 0); }
   template <class T>

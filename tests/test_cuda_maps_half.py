@@ -14,7 +14,7 @@ from cases import TOLERANCE, Case, check_case, check_close, make_logits, make_ta
 from segfuse import _native
 
 HALVES = (torch.bfloat16, torch.float16)
-CLASSES = (2, 3, 4, 5, 8)
+CLASSES = (2, 3, 4, 5, 8, 19)
 LABELS = (torch.uint8, torch.int32, torch.int64)
 SIZE = (40, 48)  # whole vectors, and more than are read as one sample
 CROSS_ENTROPY, DICE = multiclass("cross_entropy_loss"), multiclass("dice_loss")
