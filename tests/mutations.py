@@ -16,8 +16,9 @@ from pathlib import Path
 SHRUNK = {
     r"(?<=kAddsPerFlush = )64(?=;)": "20",
     r"(?<=kSmallest = )4096(?=, )": "7168",
-    r"(?<=kPartials = )65536(?=;)": "300",
-    r"(?<=kMany = )1024(?=,)": "40",
+    r"(?<=kFewestPartials = )65536(?=,)": "300",
+    r"(?<=kPartials = )114688(?=;)": "400",
+    r"(?<=kMany = )1024(?=;)": "40",
     r"(?<=kFewChunks = )256(?=;)": "45",
     r"(?<=kFewRows = )2048(?=;)": "5",
     r"(?<=kRowsPerBlock = )512(?=,)": "3",
@@ -69,7 +70,8 @@ ARRAYS = (
 
 
 PATTERNS = (
-    Pattern("no barrier", r"__syncthreads\(\);", ";", seeds=3),
+    Pattern("no barrier", r"__syncthreads\(\);|\bsync_teams\(\);", ";", seeds=3),
+    Pattern("no barrier", r"1 \+ slice\.lane / kWarp", "1", seeds=3),
     Pattern("half a warp", r"0xffffffffu", "0x0000ffffu"),
     # Loops: the first round left out, the last one, a stride that is too long.
     Pattern("first round", FOR + r" = )([^;,\n]+)(?=;)", r"\1\2 + 1", DEVICE),

@@ -105,8 +105,10 @@ def chunk_of(units: int, pixels: int, unit_sums: int) -> int:
     chunk = 4096
     while chunk < 16384 and units * -(-pixels // chunk) >= 1024:
         chunk *= 2
-    while chunk < pixels and units * -(-pixels // chunk) * unit_sums > 65536:
-        chunk *= 2
+    sums = units * unit_sums
+    most = max(max(65536, 114688 - 3 * sums) // sums, 1)
+    if -(-pixels // chunk) > most:
+        chunk = -(-(-(-pixels // most)) // 256) * 256
     return chunk
 
 
@@ -139,7 +141,7 @@ class Kernel:
     flight: float  # bytes that a thread asks for before it uses the first
     chunk: int
     blocks: int
-    in_step: bool  # barriers keep the warps of a block together
+    groups: int  # of a block's warps, which barriers keep together; 0: each for itself
 
     @property
     def aim(self) -> float | None:
@@ -165,7 +167,7 @@ def share(kernel: Kernel, device: Device) -> Share:
     memory = kernel.read / reading + kernel.written / copy
     instructions = kernel.per_pixel + kernel.per_block * THREADS / kernel.chunk
     arithmetic = instructions / (SUSTAINED * device.processors * SCHEDULERS * WARP * device.clock)
-    parties = resident if kernel.in_step else warps / SCHEDULERS
+    parties = min(resident * kernel.groups, warps / SCHEDULERS) if kernel.groups else warps / SCHEDULERS
     balance = kernel.blocks / device.processors / busiest
     time = (max(memory, arithmetic) + min(memory, arithmetic) / parties) / balance
     return Share(resident, warps, flight, (kernel.read + kernel.written) / copy / time)
@@ -223,7 +225,7 @@ def streaming(kernel: re.Match[str], row: dict) -> Kernel:
         flight=row["pixels"] * (classes * size + label_size),
         chunk=chunk,
         blocks=units * -(-pixels // chunk),
-        in_step=False,
+        groups=0,
     )
 
 
@@ -268,7 +270,7 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
         flight=row["loads"] if staged else in_use * size,
         chunk=chunk,
         blocks=MAP_UNITS * -(-MAP_PIXELS // chunk),
-        in_step=staged or teams > 1,
+        groups=1 if staged else 0 if teams == 1 else max(pixels // WARP, 1),
     )
 
 

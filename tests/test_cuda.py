@@ -32,8 +32,8 @@ from test_layout import channels_last, inner, inner_channels_last
 from test_values import PATHS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-# Those of label_map.cu; for tile.h a thread's 8, 20, 24 and 32 classes, 1 to 32 threads of a pixel, stages with and without
-# gaps, too many classes for a stage.
+# Those of label_map.cu; for tile.h a thread's 8, 20, 24 and 32 classes, 1 to 32 threads of a pixel, stages with and
+# without gaps, more classes than a stage holds.
 CLASS_COUNTS = (2, 3, 4, 5, 6, 8, 16, 19, 21, 25, 33, 64, 65, 150, 1024)
 ENGINES = ("rows", "label_map", "tile", "staged_tile", "any_joint")
 

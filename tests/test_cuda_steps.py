@@ -261,6 +261,8 @@ def test_tiles_of_samples_of_few_pixels() -> None:
         (segfuse.CrossEntropyLoss() + segfuse.DiceLoss("multiclass", pool_batch=True), (4096, 1000)),
         (segfuse.DiceBCELoss("binary"), (32, 1, 1024, 1024)),
         (segfuse.DiceCELoss(), (8, 19, 512, 1024)),
+        (segfuse.DiceCELoss(), (8, 150, 512, 1024)),
+        (segfuse.DiceCELoss(), (16, 150, 512, 512)),
     ],
     ids=str,
 )

@@ -46,9 +46,11 @@ SOURCES = {
     "cuda/tile.cu": ["for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2)"],
     "cuda/policy.cu": [
         "return most < 81920 ? most : 81920;",
-        "kSmallest = 4096, kLargest = 16384, kMany = 1024, kPartials = 65536;",
+        "kSmallest = 4096, kLargest = 16384, kMany = 1024;",
+        "kStep = 256, kFewestPartials = 65536, kPartials = 114688;",
         "while (cut.chunk < kLargest && layout.units * per_unit() >= kMany) cut.chunk *= 2;",
-        "while (cut.chunk < cut.pixels && layout.units * per_unit() * layout.unit_sums() > kPartials) cut.chunk *= 2;",
+        "const int64_t partials = std::max(kFewestPartials, kPartials - 3 * sums);",
+        "if (per_unit() > most) cut.chunk = ((cut.pixels + most - 1) / most + kStep - 1) / kStep * kStep;",
     ],
 }
 
@@ -114,7 +116,8 @@ def test_sizes() -> None:
     assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 19) == 8192  # 8 x 128 are many, 8 x 64 are not
     assert roof.chunk_of(32, 1024 * 1024, 6) == 16384  # 32 x 64 still are
     assert roof.chunk_of(16, 256 * 256, 6) == 4096  # 16 x 16 are few
-    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 64) == 16384  # 8 x 32 x 195 sums
+    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 64) == 8192  # 8 x 64 x 195 sums
+    assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 150) == 18944  # 103,816 sums, 28 times 3,624
 
 
 KERNEL = roof.Kernel(
@@ -133,7 +136,7 @@ KERNEL = roof.Kernel(
     flight=64,
     chunk=4096,
     blocks=132 * 30,
-    in_step=False,
+    groups=0,
 )
 
 
@@ -147,9 +150,13 @@ def test_a_share_by_hand() -> None:
     slow = dataclasses.replace(KERNEL, per_pixel=110)
     assert roof.share(slow, H100).of_copy == pytest.approx(copy / (2 * arithmetic + copy / 6))
     # 4 bytes a thread are 3 KB an SM, read in 0.75 us: 0.54 TB/s; the blocks take turns.
-    late = dataclasses.replace(KERNEL, flight=4, in_step=True)
+    late = dataclasses.replace(KERNEL, flight=4, groups=1)
     reading = 8 / (24 * 32 * 4 * 132 / 0.75e6)
     assert roof.share(late, H100).of_copy == pytest.approx(copy / (reading + arithmetic / 3))
+    # Two halves of each block; of more parts than warps of a scheduler nobody would notice.
+    assert roof.share(dataclasses.replace(late, groups=2), H100) == roof.share(
+        dataclasses.replace(late, groups=0), H100
+    )
     # What is written is not waited for.
     written = dataclasses.replace(late, read=4, written=4)
     assert roof.share(written, H100).of_copy == pytest.approx(copy / ((reading + copy) / 2 + arithmetic / 3))

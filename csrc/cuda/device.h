@@ -30,6 +30,15 @@ __device__ inline T warp_sum(T v) {
   return v;
 }
 
+// A barrier for `threads` threads of the block, whole warps, that give the same id, 1 to 15.
+__device__ inline void sync_part(int id, int threads) {
+#ifdef __CUDACC__
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#else
+  segfuse_shim::part_barrier(id, threads);
+#endif
+}
+
 // x, which the compiler keeps: it does not see how to compute it again in each turn of a loop.
 template <class T>
 __device__ inline T kept(T x) {

@@ -80,6 +80,13 @@ struct Tile {
     hear(values, [&](int, float v) { sum += v; });
     return sum;
   }
+  // A barrier for the threads that share a pixel, and for those of the pixels of their warps: others go on.
+  __device__ void sync_teams() const {
+    if (kStaged || slice.shape.pixels < kWarp)
+      __syncthreads();
+    else
+      sync_part(1 + slice.lane / kWarp, teams * kWarp);
+  }
   // The values that two teams have too many. Ends with a barrier.
   __device__ void prepare() const {
     for (int i = threadIdx.x; teams == 2 && i < 2 * kThreads; i += kThreads) {
@@ -110,7 +117,7 @@ struct Tile {
         told().label[slice.lane] = float(y);
         told().weight[slice.lane] = w;
       }
-      __syncthreads();
+      sync_teams();
       y = int(told().label[slice.lane]);
       w = told().weight[slice.lane];
       peak = -INFINITY;
@@ -177,7 +184,7 @@ struct Tile {
       load<false>(base, e);
       if (teams > 1) {
         tell(told().rest, rest);
-        __syncthreads();
+        sync_teams();
       }
       finish();
       if (w != 0.0f) {  // else not read into anything
@@ -308,7 +315,7 @@ struct Tile {
         tell(told().rest, rest);
         tell(told().others, others);
         if (slice.team == peak_team) told().reference[slice.lane] = reference;
-        __syncthreads();
+        sync_teams();
       }
       finish();
       const float d = slope_of_points(slopes, of_point);

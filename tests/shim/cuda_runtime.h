@@ -2,16 +2,17 @@
 //     g++ -std=c++17 -I tests/shim -fno-strict-aliasing -Wno-unknown-pragmas -x c++ source.cu tests/shim/*.cpp -ldl
 //
 // Every CUDA thread is a fiber with a stack of its own. cudaLaunchKernelEx runs the whole grid before it returns:
-// blocks in shuffled order (one at a time; in one launch of four a few at once; in a cooperative launch all at once),
+// blocks in shuffled order (one at a time; in one launch of four a few at once),
 // threads in random order. A thread keeps running until a synchronisation point, and nothing but that point
 // synchronises: the lanes of a warp are never in lockstep.
 //
-// Checked, with a report and abort(): a barrier that not all threads of the block reach at the same line; a warp
-// collective whose mask names a lane that has exited or waits elsewhere, or lanes that disagree on the mask; a shuffle
-// from a lane outside the mask; misaligned __ldg, __ldcs, __ldcg, __stcs, __stcg and atomics; impossible grids and
-// blocks; a spin-wait that nobody ends. Too much dynamic shared memory is an error code, as in CUDA. Shared memory is
-// filled with 0xFF before every block: NaN in every floating type, -1 as an index, so that reading too early shows.
-// ASan and UBSan see every access, shared memory being a heap block of exactly the size asked for.
+// Checked, with a report and abort(): a barrier that not all threads of the block, or of its part, reach at the same
+// line; a warp collective whose mask names a lane that has exited or waits elsewhere, or lanes that disagree on the
+// mask; a shuffle from a lane outside the mask; misaligned __ldg, __ldcs, __ldcg, __stcs, __stcg and atomics;
+// impossible grids and blocks; a spin-wait that nobody ends. Too much dynamic shared memory is an error code, as in
+// CUDA. Shared memory is filled with 0xFF before every block: NaN in every floating type, -1 as an index, so that
+// reading too early shows. ASan and UBSan see every access, shared memory being a heap block of exactly the size asked
+// for.
 //
 // Stricter than CUDA: a limit of dynamic shared memory may not be lowered; exited threads do not count as arrived at a
 // barrier; a mask may name only lanes that the block has; __activemask() is the caller's own bit; a spin-wait must call
@@ -60,7 +61,6 @@ enum cudaError {
   cudaErrorInvalidAddressSpace = 717,
   cudaErrorInvalidPc = 718,
   cudaErrorLaunchFailure = 719,
-  cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotSupported = 801,
   cudaErrorSystemDriverMismatch = 803,
   cudaErrorCompatNotSupportedOnDevice = 804,
@@ -86,7 +86,6 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
-  cudaDevAttrCooperativeLaunch = 95,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
   cudaDevAttrMaxBlocksPerMultiprocessor = 106,
   cudaDevAttrReservedSharedMemoryPerBlock = 111
@@ -112,7 +111,6 @@ struct cudaFuncAttributes {
 
 typedef enum cudaLaunchAttributeID {
   cudaLaunchAttributeIgnore = 0,
-  cudaLaunchAttributeCooperative = 2,
   cudaLaunchAttributeClusterDimension = 4,
   cudaLaunchAttributeProgrammaticStreamSerialization = 6,
   cudaLaunchAttributePriority = 8,
@@ -121,7 +119,6 @@ typedef enum cudaLaunchAttributeID {
 
 typedef union cudaLaunchAttributeValue {
   char pad[64];
-  int cooperative;
   struct {
     unsigned x, y, z;
   } clusterDim;
@@ -169,7 +166,6 @@ inline const char* cudaGetErrorName(cudaError_t error) {
     SEGFUSE_SHIM_NAME(cudaErrorNoKernelImageForDevice)
     SEGFUSE_SHIM_NAME(cudaErrorIllegalAddress)
     SEGFUSE_SHIM_NAME(cudaErrorLaunchOutOfResources)
-    SEGFUSE_SHIM_NAME(cudaErrorCooperativeLaunchTooLarge)
     SEGFUSE_SHIM_NAME(cudaErrorNotSupported)
 #undef SEGFUSE_SHIM_NAME
     default:
@@ -211,8 +207,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       return *value = 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
       return *value = 233472, cudaSuccess;
-    case cudaDevAttrCooperativeLaunch:
-      return *value = 1, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       return *value = 232448, cudaSuccess;
     case cudaDevAttrMaxBlocksPerMultiprocessor:
@@ -249,11 +243,6 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const v
 template <class T>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, T* function) {
   return cudaFuncGetAttributes(attributes, reinterpret_cast<const void*>(function));
-}
-
-template <class T>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T, int block_size, size_t dynamic_bytes) {
-  return *blocks = segfuse_shim::occupancy(block_size, dynamic_bytes), cudaSuccess;
 }
 
 template <class... Expected, class... Actual>

@@ -45,11 +45,6 @@ uint32_t draw() {  // xorshift64*
 }
 size_t draw_below(size_t n) { return size_t((uint64_t(draw()) * n) >> 32); }
 
-uint64_t from_environment(const char* name, uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text && *text ? std::strtoull(text, nullptr, 0) : otherwise;
-}
-
 // -------------------------------------------------------------------------------------------------------- scheduling
 
 void enable(Warp& warp, unsigned lanes) {
@@ -185,12 +180,11 @@ void pause(bool sleep) {
   Thread* self = run.current;
   if (++run.spins > run.patience)
     give_up(
-        text("no thread came to its end in %llu scheduling points: a spin-wait that nobody ends, or, in an ordinary "
-             "launch, on another block",
+        text("no thread came to its end in %llu scheduling points: a spin-wait that nobody ends, or on another block",
              (unsigned long long)run.patience),
         self->block);
   const uint32_t dice = draw();
-  if (!sleep && !run.cooperative && dice & 3u) return;
+  if (!sleep && dice & 3u) return;
   enable(self->block->warps[self->warp], 1u << self->lane);
   resume(self->context, take((dice >> 2 & 3u) == 0));
 }
@@ -217,6 +211,24 @@ int barrier(Op op, int predicate, Site site) {
   }
   wait();
   return block.verdict;  // stands until all threads have come to the next barrier
+}
+
+void part_barrier(int id, unsigned threads, Site site) {
+  Thread* self = run.current;
+  Block& block = *self->block;
+  if (id < 1 || id > 15 || !threads || threads % 32 || threads > block.threads.size())
+    give_up(text("bar.sync at %s: id %d, %u threads", text(site).c_str(), id, threads), &block);
+  self->op = Op::sync_part;
+  self->site = site;
+  std::vector<Thread*>& waiting = block.part[id];
+  waiting.push_back(self);
+  --block.busy;
+  if (waiting.size() == threads) {
+    block.busy += threads;
+    for (Thread* t : waiting) enable(block.warps[t->warp], 1u << t->lane);
+    waiting.clear();
+  }
+  wait();
 }
 
 uint64_t collective(Op op, unsigned mask, uint64_t value, int argument, int width, Site site) {
@@ -263,15 +275,10 @@ uint64_t collective(Op op, unsigned mask, uint64_t value, int argument, int widt
   return warp.value[self->lane];
 }
 
-// --------------------------------------------------------------------------------------------------- called by the
-// host
+// ------------------------------------------------------------------------------------------- called by the host
 
 int fault() { return int(from_environment("SEGFUSE_SHIM_FAULT", 0)); }
 int multiprocessors() { return int(from_environment("SEGFUSE_SHIM_SMS", 3)); }
-
-int occupancy(int block_size, size_t bytes) {
-  return block_size < 1 || block_size > 1024 || bytes > 232448 ? 0 : int(std::min<size_t>(2, 233472 / (bytes + 1024)));
-}
 
 int dynamic_shared_limit(const void* function) {
   const std::lock_guard<std::mutex> lock(one_launch);
@@ -294,9 +301,7 @@ int launch(const cudaLaunchConfig_t& config, const void* function, void (*call)(
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   run.shared_bytes = config.dynamicSmemBytes;
-  run.cooperative = false;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
-    if (config.attrs[i].id == cudaLaunchAttributeCooperative) run.cooperative = config.attrs[i].val.cooperative != 0;
     if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) return cudaErrorNotSupported;
   }
   seed_launch();
@@ -310,13 +315,11 @@ int launch(const cudaLaunchConfig_t& config, const void* function, void (*call)(
                  run.shared_bytes, limit, name_of(function).c_str());
     return cudaErrorInvalidValue;
   }
-  if (run.cooperative && blocks > uint64_t(multiprocessors()) * unsigned(occupancy(int(size), run.shared_bytes)))
-    return cudaErrorCooperativeLaunchTooLarge;
 
   run.patience = from_environment("SEGFUSE_SHIM_PATIENCE", 1 << 26);
   run.spins = 0;
   run.warp_by_warp = draw() % 3 == 0;
-  const size_t together = run.cooperative ? blocks : std::min<size_t>(blocks, draw() % 4 ? 1 : 2 + draw() % 3);
+  const size_t together = std::min<size_t>(blocks, draw() % 4 ? 1 : 2 + draw() % 3);
   while (stacks.size() < together * size) stacks.push_back(new_stack());
   std::vector<uint64_t> order(blocks);
   std::iota(order.begin(), order.end(), uint64_t(0));

@@ -18,10 +18,11 @@ struct Site {
 };
 
 enum class Op : uint8_t {
-  sync,  // the four barriers of a block
+  sync,  // the barriers of a block
   sync_or,
   sync_and,
   sync_count,
+  sync_part,  // of some of its warps
   warp_sync,  // from here on collectives of a warp
   shuffle,
   shuffle_up,
@@ -38,11 +39,11 @@ enum class Op : uint8_t {
 unsigned char* shared_memory();
 
 int barrier(Op op, int predicate, Site site);
+void part_barrier(int id, unsigned threads, Site site = Site::here());
 uint64_t collective(Op op, unsigned mask, uint64_t value, int argument, int width, Site site);
 unsigned own_lane_bit();
 
-// A point where another thread may run: in a cooperative launch always, in an ordinary one now and then, or always
-// when `sleep`. Counts towards the watchdog.
+// A point where another thread may run, now and then, or always when `sleep`. Counts towards the watchdog.
 void pause(bool sleep = false);
 long long ticks();
 
@@ -55,7 +56,6 @@ inline void check_alignment(const volatile void* address, size_t size, Site site
 
 int dynamic_shared_limit(const void* function);
 void set_dynamic_shared_limit(const void* function, int bytes);
-int occupancy(int block_size, size_t dynamic_bytes);  // blocks of a multiprocessor
 int multiprocessors();
 int fault();
 

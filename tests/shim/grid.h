@@ -1,6 +1,7 @@
 // What the scheduler (fiber.cpp) and its reports (report.cpp) know of a grid.
 #pragma once
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -46,17 +47,23 @@ struct Block {
   bool mixed;  // not all at that one
   unsigned votes;
   int verdict;
+  std::vector<Thread*> part[16];  // at the barrier of a part, by its id
 };
 
 struct Run {  // the launch under way
   const void* kernel;
   size_t shared_bytes;
-  bool cooperative, warp_by_warp;
+  bool warp_by_warp;
   uint64_t seed, number;     // SEGFUSE_SHIM_SEED, launches since it was set
   uint64_t patience, spins;  // scheduling points since a thread last came to its end
   Thread* current;
 };
 inline Run run;
+
+inline uint64_t from_environment(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text && *text ? std::strtoull(text, nullptr, 0) : otherwise;
+}
 
 inline bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
 

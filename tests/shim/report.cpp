@@ -27,9 +27,9 @@ std::string text(Site site) {
 
 const char* name(Op op) {
   static const char* const names[] = {
-      "__syncthreads",    "__syncthreads_or", "__syncthreads_and", "__syncthreads_count", "__syncwarp", "__shfl_sync",
-      "__shfl_up_sync",   "__shfl_down_sync", "__shfl_xor_sync",   "__ballot_sync",       "__any_sync", "__all_sync",
-      "__match_any_sync", "nothing"};
+      "__syncthreads", "__syncthreads_or", "__syncthreads_and", "__syncthreads_count", "bar.sync",
+      "__syncwarp",    "__shfl_sync",      "__shfl_up_sync",    "__shfl_down_sync",    "__shfl_xor_sync",
+      "__ballot_sync", "__any_sync",       "__all_sync",        "__match_any_sync",    "nothing"};
   return names[int(op)];
 }
 
@@ -102,6 +102,9 @@ void report_stuck(const Block& block) {
               &block);
     }
   }
+  for (int id = 0; id < 16; ++id)
+    if (!block.part[id].empty())
+      give_up(text("divergent bar.sync: %zu threads wait at barrier %d for more", block.part[id].size(), id), &block);
   give_up(text("divergent __syncthreads: %u threads wait at %s, %s", block.arrived,
                block.mixed ? "different barriers" : "a barrier",
                block.exited ? text("%u have exited", block.exited).c_str() : "none has exited"),

@@ -18,12 +18,9 @@ static int failures = 0;
 
 static void seed(int s) { setenv("SEGFUSE_SHIM_SEED", std::to_string(s).c_str(), 1); }
 
-template <bool cooperative = false, class... Expected, class... Actual>
+template <class... Expected, class... Actual>
 cudaError_t launch(void (*kernel)(Expected...), dim3 grid, dim3 block, size_t shared, Actual... arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  const cudaLaunchConfig_t config = {grid, block, shared, nullptr, &attribute, cooperative ? 1u : 0u};
+  const cudaLaunchConfig_t config = {grid, block, shared, nullptr, nullptr, 0};
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
@@ -89,6 +86,33 @@ int wrong_sums(int seeds) {
   return wrong;
 }
 
+// --------------------------------------------------------------------------------------------------- parts of a block
+
+// Four parts of two warps each: of each part, one warp reads what the other wrote. `omit`: a part that does not wait.
+__global__ void parts_kernel(int* errors, int omit) {
+  int* values = reinterpret_cast<int*>(shared_memory());
+  const int part = int(threadIdx.x) / 64, other = int(threadIdx.x) ^ 32;
+  for (int round = 0; round <= part; ++round) {  // some go on while others are still waiting
+    values[threadIdx.x] = 1000 * round + int(threadIdx.x);
+    if (part != omit) segfuse_shim::part_barrier(1 + part, 64);
+    atomicAdd(errors, int(values[other] != 1000 * round + other));
+    if (part != omit) segfuse_shim::part_barrier(1 + part, 64);
+  }
+}
+__global__ void half_a_part(int) {
+  if (threadIdx.x < 32) segfuse_shim::part_barrier(3, 64);
+}
+__global__ void part_of_no_warp(int) { segfuse_shim::part_barrier(16, 64); }
+
+int wrong_parts(int omit, int seeds) {
+  int errors = 0;
+  for (int s = 0; s < seeds; ++s) {
+    seed(s);
+    EXPECT(launch(parts_kernel, 3, 256, 1024, &errors, omit) == cudaSuccess);
+  }
+  return errors;
+}
+
 // ------------------------------------------------------------------------------------------------------------- lanes
 
 __global__ void lanes_kernel(int* errors) {
@@ -125,28 +149,10 @@ __global__ void index_kernel(unsigned* seen) {
   atomicAdd(seen + block * 30 + thread, 1u);
 }
 
-// ------------------------------------------------------------------------------------------------------ cooperative
+// -------------------------------------------------------------------------------------------- a wait that nobody ends
 
-__global__ void grid_barrier_kernel(unsigned* arrived, int* values, int* errors) {
-  for (unsigned round = 1; round <= 10; ++round) {
-    if (threadIdx.x == 40) values[blockIdx.x] = int(round * 100 + blockIdx.x);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(arrived, 1u);
-      while (__ldcg(arrived) < (2 * round - 1) * gridDim.x) __nanosleep(20);
-    }
-    __syncthreads();
-    const unsigned next = (blockIdx.x + 1) % gridDim.x;
-    if (__ldcg(values + next) != int(round * 100 + next)) atomicAdd(errors, 1);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      atomicAdd(arrived, 1u);
-      while (atomicAdd(arrived, 0u) < 2 * round * gridDim.x) {
-      }
-    }
-    __syncthreads();
-  }
+__global__ void waiting_kernel(unsigned* arrived) {
+  while (__ldcg(arrived) == 0) __nanosleep(20);
 }
 
 // ----------------------------------------------------------------------------------------------------------- mistakes
@@ -238,21 +244,19 @@ int main() {
   EXPECT(wrong_sums<Omit::barrier_of_sum>(20) > 0);
   EXPECT(wrong_sums<Omit::barrier_of_ticket>(20) > 0);
   EXPECT(wrong_sums<Omit::warp_sync>(20) > 0);
+  EXPECT(wrong_parts(-1, 20) == 0);
+  EXPECT(wrong_parts(2, 20) > 0);
 
   for (int s = 0; s < 20; ++s) {
     seed(s);
-    int errors = 0, values[6] = {}, clean = 0;
-    unsigned arrived = 0, seen[2 * 3 * 2 * 30] = {};
+    int errors = 0, clean = 0;
+    unsigned seen[2 * 3 * 2 * 30] = {};
     EXPECT(launch(lanes_kernel, 3, 64, 0, &errors) == cudaSuccess && errors == 0);
-    EXPECT(launch<true>(grid_barrier_kernel, 6, 64, 0, &arrived, values, &errors) == cudaSuccess && errors == 0);
-    EXPECT(arrived == 120);
     EXPECT(launch(index_kernel, dim3(2, 3, 2), dim3(5, 3, 2), 0, seen) == cudaSuccess);
     for (unsigned n : seen) EXPECT(n == 1);
     EXPECT(launch(poison_kernel, 8, 1, 16, &clean) == cudaSuccess && clean == 0);
   }
 
-  EXPECT(launch<true>(nothing, 7, 32, 0, 0) == cudaErrorCooperativeLaunchTooLarge);
-  EXPECT(cudaGetLastError() == cudaErrorCooperativeLaunchTooLarge && cudaGetLastError() == cudaSuccess);
   EXPECT(cudaFuncSetAttribute(beyond, cudaFuncAttributeMaxDynamicSharedMemorySize, 232449) == cudaErrorInvalidValue);
   EXPECT(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 100000) == cudaSuccess);
   EXPECT(launch(nothing, 1, 32, 100000, 0) == cudaSuccess);
@@ -269,6 +273,8 @@ int main() {
   expect_report("divergent __syncthreads: 57 threads wait at a barrier, 7 have exited", some_exit, 0);
   expect_report("threads 0-6 exited", some_exit, 0);
   expect_report("kernel some_exit", some_exit, 0);
+  expect_report("divergent bar.sync: 32 threads wait at barrier 3 for more", half_a_part, 0);
+  expect_report("id 16, 64 threads", part_of_no_warp, 0);
   expect_report("wait at different barriers", two_barriers, 0);
   expect_report("wait at different barriers", mixed_barriers, 0);
   expect_report("lane that has exited", exited_lane, 0);
@@ -289,8 +295,7 @@ int main() {
   expect_abort("a spin-wait", [] {
     setenv("SEGFUSE_SHIM_PATIENCE", "100000", 1);
     unsigned arrived = 0;
-    int values[6] = {}, errors = 0;
-    launch(grid_barrier_kernel, 6, 64, 0, &arrived, values, &errors);
+    launch(waiting_kernel, 1, 64, 0, &arrived);
   });
 
   time_one("__syncthreads", barriers_kernel);
