@@ -106,9 +106,10 @@ def chunk_of(units: int, pixels: int, unit_sums: int) -> int:
     while chunk < 16384 and units * -(-pixels // chunk) >= 1024:
         chunk *= 2
     sums = units * unit_sums
-    most = max(max(65536, 114688 - 3 * sums) // sums, 1)
+    most = max(max(65536, 114688 - 3 * sums) // sums, 1) if sums else pixels
     if -(-pixels // chunk) > most:
-        chunk = -(-(-(-pixels // most)) // 256) * 256
+        least = math.ceil(pixels / most)
+        chunk = math.ceil(least / 256) * 256
     return chunk
 
 
@@ -208,7 +209,7 @@ def streaming(kernel: re.Match[str], row: dict) -> Kernel:
         units, pixels, sums = MAP_UNITS, MAP_PIXELS, 3 + 3 * classes
     if step == "both":
         points, sums = points.removeprefix("Dice + "), 3
-    chunk = chunk_of(units, pixels, sums)
+    chunk = chunk_of(units, pixels, 0 if step == "gradient" else sums)
     return Kernel(
         engine="rows" if kernel["row"] else "label_map",
         classes=classes,
@@ -242,7 +243,7 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
     label, label_size = ("int64", 8) if logits == "float32" else ("uint8", 1)
     pixels = tile_pixels(classes, size, staged)
     teams = THREADS // pixels
-    sums = 3 if step == "both" else 3 + 3 * classes
+    sums = {"statistics": 3 + 3 * classes, "both": 3, "gradient": 0}[step]
     chunk = chunk_of(MAP_UNITS, MAP_PIXELS, sums)
     in_use = -(-classes // teams)
     unused = (slots - -(-in_use // gates.GROUP) * gates.GROUP) * row["slot"]

@@ -118,6 +118,7 @@ def test_sizes() -> None:
     assert roof.chunk_of(16, 256 * 256, 6) == 4096  # 16 x 16 are few
     assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 64) == 8192  # 8 x 64 x 195 sums
     assert roof.chunk_of(8, 512 * 1024, 3 + 3 * 150) == 18944  # 103,816 sums, 28 times 3,624
+    assert roof.chunk_of(8, 512 * 1024, 0) == 8192
 
 
 KERNEL = roof.Kernel(

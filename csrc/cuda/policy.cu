@@ -151,19 +151,19 @@ std::string unusable() {
 
 // Larger chunks where there are many, for what a block does beside its pixels costs as much as 1,000 of them. Partial
 // sums of all chunks together stay below 0.9 MB less what else there is for every unit (sums, slopes, the head), or
-// half a megabyte; a chunk is at most a unit.
-Cut cut_of(const Layout& layout, int64_t pixels) {
+// half a megabyte; a chunk is at most a unit. unit_sums: 0 if the kernel makes none.
+Cut cut_of(int64_t units, int64_t unit_sums, int64_t pixels) {
   constexpr int64_t kSmallest = 4096, kLargest = 16384, kMany = 1024;
   constexpr int64_t kStep = 256, kFewestPartials = 65536, kPartials = 114688;
-  const int64_t sums = layout.units * layout.unit_sums();
+  const int64_t sums = units * unit_sums;
   Cut cut{pixels, kSmallest, 0, 0};
   const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
-  while (cut.chunk < kLargest && layout.units * per_unit() >= kMany) cut.chunk *= 2;
+  while (cut.chunk < kLargest && units * per_unit() >= kMany) cut.chunk *= 2;
   const int64_t partials = std::max(kFewestPartials, kPartials - 3 * sums);
   const int64_t most = sums ? std::max<int64_t>(partials / sums, 1) : per_unit();
   if (per_unit() > most) cut.chunk = ((cut.pixels + most - 1) / most + kStep - 1) / kStep * kStep;
   cut.per_unit = per_unit();
-  cut.count = layout.units * cut.per_unit;
+  cut.count = units * cut.per_unit;
   return cut;
 }
 
@@ -225,7 +225,7 @@ Job make_job(const Plan& plan, const Problem& problem, const Constants& constant
   job.problem = problem;
   job.constants = constants;
   job.layout = Layout(plan, problem);
-  job.cut = cut_of(job.layout, problem.pixels);
+  job.cut = cut_of(job.layout.units, job.layout.unit_sums(), problem.pixels);
   job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
   if (is_plain_label_map(plan, problem) && problem.pixels <= INT32_MAX) choose_tile(job, tile_memory());
   return job;

@@ -13,7 +13,7 @@ const std::vector<KernelTable>& tables();
 // Throws what CUDA reports.
 void check(cudaError_t status, const char* what);
 
-Cut cut_of(const Layout& layout, int64_t pixels);
+Cut cut_of(int64_t units, int64_t unit_sums, int64_t pixels);
 
 // The blocks of the head's phases that go over all rows: by their number alone. 1: all phases in one launch.
 int head_blocks(const Sizes& sizes);

@@ -100,7 +100,7 @@ Trace& trace() {
 
 int64_t partial_size(const Plan& plan, const Problem& problem) {
   const Layout layout(plan, problem);
-  const Cut cut = cut_of(layout, problem.pixels);
+  const Cut cut = cut_of(layout.units, layout.unit_sums(), problem.pixels);
   return cut.per_unit > 1 ? cut.count * layout.unit_sums() : 0;
 }
 
@@ -159,6 +159,7 @@ void head(const Plan& plan, const Problem& problem, const Constants& constants, 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
               const void* upstream, bool ahead, cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
+  job.cut = cut_of(job.layout.units, 0, problem.pixels);
   job.slopes = const_cast<void*>(slopes);
   job.upstream = upstream;
   if (ahead)
