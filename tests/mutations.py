@@ -101,7 +101,7 @@ PATTERNS = (
         "overlap", r"(\b" + ARRAYS + r" \+ )((?:[\w:.* ]+\(\)|[\w:.+* ]+?)(?=[;,)]))", r"\1\2 - 1", r".*\.h|steps\.cu"
     ),
     Pattern("overlap", r"staging\[(\w+) \* kCount", r"staging[\1 * (kCount - 1)"),
-    Pattern("overlap", r"y\[k\] \* 2 \* kThreads", "y[k] * kThreads"),
+    Pattern("overlap", r"\by \* 2 \* kThreads", "y * kThreads"),
     Pattern("too small", r"\(kWarps \+ 1\)|\(1 \+ kWarps\)", "kWarps"),
     Pattern("too small", r"regions \? 2 \* shape\.classes : 0", "regions ? 2 * shape.classes - 1 : 0"),
     Pattern("too small", r"shape\.classes \+ shape\.teams\(\) \* slots", "shape.teams() * slots"),

@@ -15,7 +15,7 @@ SOURCES = {
     ],
     "problem.h": ["constexpr int kMaxPoints = 4,", "constexpr int kRegionSums = 3, kNegativeSums = 4,"],
     "cuda/rows.h": [
-        "kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion, kCount = kPoint + 2 * kPoints;",
+        "kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion, kCount = kPoint + 2 * Points::kCount;",
         "int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPoints;",
     ],
     "cuda/row_source.h": ["kVector = 16 / int(sizeof(Element)), kUnroll = 8 / kVector;"],
@@ -48,7 +48,7 @@ SOURCES = {
         "return most < 81920 ? most : 81920;",
         "kSmallest = 4096, kLargest = 16384, kMany = 1024;",
         "kStep = 256, kFewestPartials = 65536, kPartials = 114688;",
-        "while (cut.chunk < kLargest && layout.units * per_unit() >= kMany) cut.chunk *= 2;",
+        "while (cut.chunk < kLargest && units * per_unit() >= kMany) cut.chunk *= 2;",
         "const int64_t partials = std::max(kFewestPartials, kPartials - 3 * sums);",
         "if (per_unit() > most) cut.chunk = ((cut.pixels + most - 1) / most + kStep - 1) / kStep * kStep;",
     ],
