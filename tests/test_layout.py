@@ -6,6 +6,7 @@ from torch import Tensor
 
 import segfuse
 from cases import Case, check_case, make_logits, make_target, make_weight, shape_of
+from conftest import DEVICE, SHIM
 from segfuse import _C, _native
 from test_values import PATHS
 
@@ -57,6 +58,7 @@ def test_layouts(case: Case, space: tuple[int, ...], layout) -> None:
     check_case(case, layout(logits.half()), target, weight, reduction="sum")
 
 
+@pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="on a GPU channels_last has kernels of its own")
 @pytest.mark.parametrize("instruction_set", _C.instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 8, 9, 16, 19, 150, 512, 513])
