@@ -12,6 +12,7 @@ from conftest import DEVICE, ROOT, SHIM
 
 TESTS = ROOT / "tests"
 SHIM_SOURCES = TESTS / "shim"
+sys.path.insert(0, str(SHIM_SOURCES))  # build.py
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1")
 # Other instruction sets, and an error for a label out of range, are the CPU kernels' own.
 ALGEBRA = (
