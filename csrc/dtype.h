@@ -11,23 +11,10 @@ namespace segfuse {
 enum class Dtype : int { f32, f64, f16, bf16, boolean, u8, i8, i16, i32, i64, u16, u32, u64 };
 
 HD int64_t size_of(Dtype t) {
-  switch (t) {
-    case Dtype::boolean:
-    case Dtype::u8:
-    case Dtype::i8:
-      return 1;
-    case Dtype::f16:
-    case Dtype::bf16:
-    case Dtype::i16:
-    case Dtype::u16:
-      return 2;
-    case Dtype::f32:
-    case Dtype::i32:
-    case Dtype::u32:
-      return 4;
-    default:
-      return 8;
-  }
+  const bool one = t == Dtype::boolean || t == Dtype::u8 || t == Dtype::i8;
+  const bool eight = t == Dtype::i64 || t == Dtype::f64 || t == Dtype::u64;
+  const bool two = t == Dtype::f16 || t == Dtype::bf16 || t == Dtype::i16 || t == Dtype::u16;
+  return one ? 1 : eight ? 8 : two ? 2 : 4;
 }
 
 // Whether an integer type can hold a value: -100 is not the uint8 156.

@@ -64,7 +64,7 @@ class Code:
     block. Of tiles, per thread and turn with all slots in use: alone, of the only thread of a pixel; label, other: of a
     team, the thread that sees to the label and the others. slot: of a slot, by which a turn is shorter where fewer are
     in use; team: of a value that another thread told; row, value: of a sum that is added over the lanes, and of each 32
-    lanes; loads: bytes that a thread asks for before it uses the first, with all slots in use.
+    lanes; loads, of a stage: bytes that a thread asks for before it uses the first.
     """
 
     total: Counter[str]
@@ -157,19 +157,19 @@ def measure(name: str, function: sass.Function) -> Code:
     blocks = sass.flow(function)
     size, classes = 4 if "float" in (kernel["row"], kernel["map"]) else 2, int(kernel["classes"] or 1)
     # Of a label map a turn is one vector: with more, loads that only weights need would count as labels.
-    width = 16 if classes < MANY_CLASSES else 8
-    many = (width // size,) if kernel["map"] else (32, 16, 8, 4, 2, 1)
-    turns = cheapest_turns(blocks, size, classes, many, label_bytes=8 if kernel["map"] else 4)
+    vector = (16 if classes < MANY_CLASSES else 8) // size
+    many = (vector,) if kernel["map"] else (32, 16, 8, 4, 2, 1)
+    turns = cheapest_turns(blocks, size, vector, classes, many, label_bytes=8 if kernel["map"] else 4)
     if turns.keys() != LOOPS[kernel["step"]]:
         return nothing
     cost, pixels, counts, loop = turns[kernel["step"] != "statistics"]
-    narrow = cheapest_turns(blocks, size, classes, many, label_bytes=1)[kernel["step"] != "statistics"]
+    narrow = cheapest_turns(blocks, size, vector, classes, many, label_bytes=1)[kernel["step"] != "statistics"]
     costs = around(blocks, loop.head, loop.turning, exchanges(kernel))
     return Code(total, cost / pixels, pixels, counts, {"narrow": narrow[0] / narrow[1], **costs})
 
 
 def cheapest_turns(
-    blocks: dict[int, sass.Block], size: int, classes: int, many: tuple[int, ...], label_bytes: int
+    blocks: dict[int, sass.Block], size: int, vector: int, classes: int, many: tuple[int, ...], label_bytes: int
 ) -> dict[bool, tuple[int, int, Counter[str], sass.Loop]]:
     """Of the loops that only read and of those that write: instructions of a turn, its pixels (the first of `many`
     that it can hold), its counts."""
@@ -177,7 +177,6 @@ def cheapest_turns(
     for loop in sass.innermost_loops(blocks, "load128"):
         writes = any(kind.startswith("store") for block in loop.blocks.values() for kind in block.counts)
         for pixels in many:
-            vector = (16 if classes < MANY_CLASSES else 8) // size
             required = Counter(mufu=pixels * (classes + 1))  # exponentials and a reciprocal
             for kind in ("load", "store") if writes else ("load",):
                 required[f"{kind}{vector * size * 8}"] += math.ceil(pixels / vector) * classes
@@ -302,7 +301,6 @@ def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]
     before = sass.cheapest_way(blocks, 0, {pixels.head}, {})
     assert before
     costs["before"] = before[0] - blocks[pixels.head].length
-    costs["loads"] = slots * (4 if tile["element"] == "float" else 2)
     if staged:  # a batch: slice.h
         costs["loads"] = 16.0 * max(block.counts["run"] for block in blocks.values())
     return costs

@@ -70,11 +70,6 @@ struct AnyJoint {
       Real weight = Real(1);
       return load_label<Real>(job, n, c, i, weight);
     }
-    // The factor of class c in a pointwise term.
-    __device__ Real scale(int k, int64_t c) const {
-      const int table = job.plan.points[k].table;
-      return table < 0 ? Real(1) : Real(job.constants.tables[table * job.problem.classes + c]);
-    }
   };
 
   __device__ static void statistics(const Job& job) {
@@ -110,7 +105,7 @@ struct AnyJoint {
 #pragma unroll
           for (int p = 0; p < kMaxPoints; ++p)
             if (p < job.plan.point_count)
-              group[2 + 2 * p] += job.plan.points[p].weighs_the_mean ? at.w * at.scale(p, at.y) : at.w;
+              group[2 + 2 * p] += job.plan.points[p].weighs_the_mean ? at.w * class_scale<Real>(job, p, at.y) : at.w;
         });
       double losses[kMaxPoints] = {};
       for (int64_t c = 0; c < job.problem.classes; ++c) {
@@ -133,7 +128,8 @@ struct AnyJoint {
             else if (layout.region_sums)
               region_sums<false>(at.w, x.p, x.q, t, layout.region_sums > kRegionSums, add);
             AnyPoints::for_each<Real>(job, [&](const auto& loss, int p) {
-              add_at<0, kMaxPoints>(losses, p, double(masked_product(at.w, at.scale(p, c) * loss(x, t).positive)));
+              add_at<0, kMaxPoints>(losses, p,
+                                    double(masked_product(at.w, class_scale<Real>(job, p, c) * loss(x, t).positive)));
             });
           });
         if (layout.region_sums)
@@ -181,7 +177,8 @@ struct AnyJoint {
         AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
           const bool of_probability = kSoftmax && job.plan.points[k].every_class;
           const Pixel<Dual<Real>> dual = of_probability ? Identity::seed(x) : Link::seed(x);
-          (of_probability ? region : own) += slopes[2 * k] * upstream * at.scale(k, c) * loss(dual, t).positive.d[0];
+          (of_probability ? region : own) +=
+              slopes[2 * k] * upstream * class_scale<Real>(job, k, c) * loss(dual, t).positive.d[0];
         });
       };
       Real reference = Real(0), mean = Real(0), region, own;
@@ -217,7 +214,7 @@ struct AnyJoint {
         const Pixel<Real> x = at.pixel(c);
         const Real t = at.label(c);
         AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-          const Real own = slopes[2 * k] * at.scale(k, c) * loss(x, t).positive;
+          const Real own = slopes[2 * k] * class_scale<Real>(job, k, c) * loss(x, t).positive;
           if (per_class)
             store_number(output, offset_of(output, at.n, c, at.i), masked_product(at.w, own));
           else

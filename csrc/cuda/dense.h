@@ -28,10 +28,6 @@ struct Dense {
     pack.load(at<const T>(v, c, i));
     return pack;
   }
-  template <class T>
-  __device__ void store(const View& v, int64_t c, int64_t i, const Pack<T, kVector>& pack) const {
-    pack.store(at<T>(v, c, i));
-  }
   // 1, or the weights of channel c.
   __device__ void load_weights(int64_t c, int64_t i, float (&w)[kVector]) const {
     const View& v = job.problem.weight;

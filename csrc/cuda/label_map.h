@@ -116,7 +116,7 @@ struct LabelMap {
     if (threadIdx.x < kGroupSums) totals[threadIdx.x] = 0;
     for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;
     for (int c = threadIdx.x; c < kClasses; c += kThreads)
-      scales[c] = job.plan.point_count ? class_scale(job, 0, c) : 1.0f;
+      scales[c] = job.plan.point_count ? class_scale<float>(job, 0, c) : 1.0f;
     const Span span = chunk_of(job.cut, chunk);
     const Chunk here(job, span);
     Element* output = nullptr;
@@ -250,7 +250,7 @@ struct LabelMap {
     const float slope = job.plan.point_count ? slopes[0] * upstream_of<float>(job, span.unit, 0) : 0.0f;
     bool finite = true;
     for (int c = threadIdx.x; c < kClasses; c += kThreads) {
-      scales[c] = job.plan.point_count ? slope * class_scale(job, 0, c) : 0.0f;
+      scales[c] = job.plan.point_count ? slope * class_scale<float>(job, 0, c) : 0.0f;
       const float* row = slopes + 2 * job.plan.point_count + kRegionSlopes * c;
       const float upstream = regions ? upstream_of<float>(job, span.unit, c) : 0.0f;
       present[c] = regions ? row[0] * upstream : 0.0f;

@@ -67,10 +67,11 @@ struct AnyPoints {
   }
 };
 
-// The factor of a label's class in a pointwise term of a label map.
-__device__ inline float class_scale(const Job& job, int k, int y) {
+// The factor of class c in a pointwise term of a multiclass plan.
+template <class Real>
+__device__ inline Real class_scale(const Job& job, int k, int64_t c) {
   const int table = job.plan.points[k].table;
-  return table < 0 ? 1.0f : float(job.constants.tables[table * job.problem.classes + y]);
+  return table < 0 ? Real(1) : Real(job.constants.tables[table * job.problem.classes + c]);
 }
 
 // value[i] += v, for an i that is not known at compile time, without indexing registers.

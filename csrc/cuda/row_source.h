@@ -78,7 +78,7 @@ struct StridedRow {
 template <class Element>
 struct DenseRow {
   using Real = float;
-  static constexpr bool kNarrow = sizeof(Element) == 2;  // half precision
+  static constexpr bool kNarrow = Number<Element>::kNarrow;
   static constexpr int kVector = 16 / int(sizeof(Element)), kUnroll = 8 / kVector;
   using Array = float[kUnroll][kVector];
   const Job& job;
@@ -95,14 +95,8 @@ struct DenseRow {
         count(count),
         logits(kept(static_cast<const Element*>(job.problem.logits.data) + own(job.problem.logits))),
         target(kept(static_cast<const unsigned char*>(job.problem.target.data) +
-                    own(job.problem.target) * label_bytes(job.problem.target.dtype))),
+                    own(job.problem.target) * size_of(job.problem.target.dtype))),
         output(kept(static_cast<Element*>(job.problem.output.data) + own(job.problem.output))) {}
-  __device__ static int label_bytes(Dtype t) {
-    return t == Dtype::boolean || t == Dtype::u8 ? 1
-           : t == Dtype::i64                     ? 8
-           : t == Dtype::f16 || t == Dtype::bf16 ? 2
-                                                 : 4;
-  }
   __device__ int64_t own(const View& v) const {
     return n * v.sample_stride + c * v.class_stride + first + int64_t(threadIdx.x) * kVector;
   }
@@ -136,11 +130,11 @@ struct DenseRow {
     return base + (u * kThreads + int64_t(threadIdx.x)) * kVector;
   }
 
-  // f(pack, u) for each vector of a tensor, all loads ahead of the first call.
   template <class T>
   __device__ const T* labels() const {
     return reinterpret_cast<const T*>(target);
   }
+  // f(pack, u) for each vector of a tensor, all loads ahead of the first call.
   template <bool kWeighted, class T, class F>
   __device__ void load_all(const T* from, int64_t base, const F& f) const {
     Pack<T, kVector> pack[kUnroll];

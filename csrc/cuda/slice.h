@@ -1,4 +1,5 @@
-// The tiles of tile.h: which thread has which classes of which pixel, how logits come and gradients go.
+// How tile.h shares out a tile: each thread has some classes of one pixel. It loads their logits and stores their
+// gradients.
 #pragma once
 
 #include "source.h"

@@ -159,7 +159,7 @@ void head(const Plan& plan, const Problem& problem, const Constants& constants, 
 void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
               const void* upstream, bool ahead, cudaStream_t stream) {
   Job job = make_job(plan, problem, constants);
-  job.cut = cut_of(job.layout.units, 0, problem.pixels);
+  job.cut = cut_of(job.layout.units, 0, problem.pixels);  // it makes no sums, whose memory would limit the chunks
   job.slopes = const_cast<void*>(slopes);
   job.upstream = upstream;
   if (ahead)

@@ -164,7 +164,7 @@ struct Tile {
     if (job.plan.point_count == 1 && term.kind == PointKind::cross_entropy && term.table < 0)
       CrossEntropyOrNone::for_each<float>(job, [&](const auto& loss, int k) { f(loss, k, 1.0f); });
     else
-      AnyPoints::for_each<float>(job, [&](const auto& loss, int k) { f(loss, k, class_scale(job, k, y)); });
+      AnyPoints::for_each<float>(job, [&](const auto& loss, int k) { f(loss, k, class_scale<float>(job, k, y)); });
   }
 
   __device__ static void statistics(const Job& job) { Tile(job, blockIdx.x, true).template add_chunk<false>(); }
@@ -298,8 +298,9 @@ struct Tile {
         const View& v = job.problem.upstream;
         weight = masked_product(w, load_number<float>(v, offset_of(v, slice.unit, 0, slice.position(base))));
       }
-      // Slopes relative to that of the class at the peak: see softmax_pull_back. Of a pixel that is wrong, teams
-      // without that class take their first one's; what that is off is added when all have told theirs.
+      // All slopes are taken less one of them, the slope of the class at the peak: softmax_pull_back says why. If the
+      // label is not at the peak, a team without that class takes its first slope off instead; the difference is added
+      // once all teams have told their sums.
       const bool wrong = own_power < at_peak;
       float s = 0.0f, reference = 0.0f, others = 0.0f;
       if (regions) {
