@@ -30,7 +30,7 @@ SMALLEST = 2.0**-24  # of float16: a mean's gradient has no digits there
 FLOATS = tuple(TOLERANCE)
 LAYOUTS = ("contiguous", "channels_last", "slice")
 LABELS = (torch.uint8, torch.int64, torch.int32, torch.int16)
-EXACT_COUNTS = (2, 3, 4, 5, 8, 16, 19, 21)  # csrc/cuda/label_map.cu
+EXACT_COUNTS = (2, 3, 4, 5, 6, 7, 8, 16, 19, 21)  # csrc/cuda/label_map.cu
 TILE_COUNTS = (6, 17, 30)  # one for each size of csrc/cuda/tile.cu
 # Some of these, the kernel for any number of classes, and more classes than one warp's lanes hold.
 CLASS_COUNTS = (2, 4, 17, 19, 33, 70, 150)
@@ -76,7 +76,7 @@ def plain() -> Iterator[Call]:
         for classes, layout in product(TILE_COUNTS, ("contiguous", "channels_last")):
             x = (2 * torch.randn(2, classes, 32, 32)).to(dtype)
             family = f"label map, {classes}, {layout}"
-            yield Call(family, segfuse.DiceCELoss(ignore_index=255), x, labels(x, 255), None, layout)
+            yield Call(family, segfuse.DiceFocalLoss("multiclass", ignore_index=255), x, labels(x, 255), None, layout)
             yield Call(family, segfuse.FocalLoss("multiclass"), x, labels(x, None), None, layout)
 
 
