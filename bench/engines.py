@@ -229,7 +229,7 @@ def outcome(loss: segfuse.Loss, x: Tensor, target: Tensor, weight: Tensor | None
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--module", type=Path, help="of the CUDA sources for the CPU (tests/shim/build.py)")
+    parser.add_argument("--module", type=Path, help="of the CUDA sources for the CPU (tools/build_shim.py)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="leave the calls of the CUDA engine there")
     parser.add_argument("--stride", type=int, default=1, help="every n-th call only")
     options = parser.parse_args()

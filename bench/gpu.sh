@@ -38,8 +38,8 @@ module=${SEGFUSE_SHIM:+--module $SEGFUSE_SHIM}
 headlines='(?i)^[abcd]/dice_(bce|ce)/(float32/(float32|int64)|bfloat16/uint8)$'
 table="$headlines|^(b/(ce|focal)|d/bce)/float32/(float32|int64)\$"
 sanitizers="memcheck racecheck synccheck initcheck"
-gpu_tests="tests/test_cuda_steps.py tests/test_cuda_rows_half.py tests/test_cuda_maps_half.py tests/test_transfer.py"
-gpu_tests+=" tests/test_cuda.py tests/test_values.py tests/test_layout.py"
+gpu_tests="tests/cuda/test_steps.py tests/cuda/test_rows_half.py tests/cuda/test_maps_half.py tests/torch/test_transfer.py"
+gpu_tests+=" tests/cuda/test_kernels.py tests/losses/test_values.py tests/cpu/test_layout.py"
 can_fail="engines tests $sanitizers ncu" # what the second run does again if it failed
 # Of the kernels that are looked at with ncu: bytes, how busy the issue slots are, waits for instructions, time.
 metrics=dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum

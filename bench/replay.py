@@ -5,7 +5,7 @@
 
 Without torch: the module is loaded by itself, memory is the driver's, one allocation per buffer. So a sanitizer has no
 kernels of torch to watch, and sees every access beyond a buffer. With --module, a module of the CUDA sources for the
-CPU (tests/shim/build.py), whose memory is the host's.
+CPU (tools/build_shim.py), whose memory is the host's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python docs/make_gallery.py [--out docs/images/gallery]        half a minute
 
-Returns numbers as well as pictures: tests/test_gallery.py checks what the pages say about them.
+Returns numbers as well as pictures: tests/repo/test_gallery.py checks what the pages say about them.
 """
 
 from __future__ import annotations

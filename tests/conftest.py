@@ -1,59 +1,25 @@
-"""Shared fixtures: every test starts from the same random state.
-
-SEGFUSE_SEED=n              other random inputs
-SEGFUSE_THIN=n              one test of n
-SEGFUSE_SHIM=module.so      the CUDA sources, run on the CPU (tests/shim/build.py), take the CPU kernels' place
-SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
-SEGFUSE_REQUIRE_CUDA=1      where the CUDA kernels, or a tool that checks them, are missing, a test fails
-"""
+"""Shared fixtures: every test starts from the same random state. What can be asked for: support/environment.py."""
 
 import gc
-import importlib.util
-import os
 import re
-import sys
 import zlib
-from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
 from packaging.version import Version  # pytest needs it, too
 
+from environment import DEVICE, LAUNCHED, SEED, SHIM, THIN, cuda_engine
 from segfuse import _kernels, _native
 from versions import NEEDS
-
-ROOT = Path(__file__).parents[1]
-DEVICE = os.environ.get("SEGFUSE_TEST_DEVICE", "cpu")
-SHIM = os.environ.get("SEGFUSE_SHIM")
-SEED = int(os.environ.get("SEGFUSE_SEED", "0"))
-THIN = int(os.environ.get("SEGFUSE_THIN", "1"))
-REQUIRED = os.environ.get("SEGFUSE_REQUIRE_CUDA") == "1"
 
 # On small tensors the oracle spends its time waking threads; test_engine.py runs the kernels on several.
 torch.set_num_threads(1)
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
-
-
-@lru_cache(maxsize=1)
-def cuda_engine() -> _kernels.CudaEngine:
-    """That of the GPU, or the CUDA sources compiled for the CPU."""
-    if DEVICE == "cuda":
-        return _kernels.required_engine(torch.device("cuda:0"))
-    sys.path.insert(0, str(ROOT / "tests" / "shim"))
-    from build import build
-
-    spec = importlib.util.spec_from_file_location("_cuda_shim", SHIM or build(ROOT / "build" / "shim"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return _kernels.CudaEngine(module)
-
-
-LAUNCHED: Counter[str] = Counter()
+if SHIM:
+    _kernels.engines["cpu"] = cuda_engine()
+    _native._traced.append(cuda_engine().module)
 
 
 @pytest.fixture
@@ -67,20 +33,8 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     LAUNCHED.update(event.kernel for event in events)
 
 
-def leave_out(reason: str) -> NoReturn:
-    """A test of the CUDA kernels that cannot run here."""
-    if REQUIRED:
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-if SHIM:
-    _kernels.engines["cpu"] = cuda_engine()
-    _native._traced.append(cuda_engine().module)
-
-
 # With pytest-xdist (-n) a file stays together, for its tests share builds and counts; the longest start first.
-LONGEST = ("test_shim.py", "test_shim_sanitized.py", "test_mutations.py", "test_cuda.py", "test_gpu_runs.py")
+LONGEST = ("test_shim.py", "test_shim_sanitized.py", "test_mutations.py", "test_kernels.py", "test_gpu_runs.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,25 @@
+"""Formatting and types, settled by machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp"))
+
+COMMANDS = {
+    "ruff check": ["ruff", "check", "."],
+    "ruff format": ["ruff", "format", "--check", "."],
+    "clang-format": ["clang-format", "--dry-run", "-Werror", *SOURCES],
+    "mypy": ["mypy"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_style(name: str) -> None:
+    command, *arguments = COMMANDS[name]
+    tool = Path(sys.executable).with_name(command)
+    done = subprocess.run([str(tool), *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
