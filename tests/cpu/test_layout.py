@@ -75,11 +75,9 @@ def test_binary_takes_any_arrangement_of_a_row(case: Case) -> None:
                 assert torch.equal(case.module()(x, t, w), expected)
 
 
-@pytest.mark.parametrize("case", PATHS, ids=str)
+@pytest.mark.parametrize("case", [case for case in PATHS if not case.is_region], ids=str)
 def test_upstream_without_strides(case: Case) -> None:
     """`.sum()` hands back a gradient of stride 0, `.t()` one that is transposed."""
-    if case.is_region:
-        return
     shape = shape_of(case.mode, 6, 10)
     target, base = make_target(case.mode, shape), make_logits(shape)
     reductions = (lambda v: 1.7 * v.sum(), lambda v: (v.transpose(-1, -2).contiguous().sin() * 0.3).sum())

@@ -27,6 +27,7 @@ from cases import (
     shape_of,
 )
 
+ADAPTIVE = [case for case in CASES if case.loss == "adaptive_log_loss"]
 BY_MODE = {mode: [case for case in CASES if case.mode == mode] for mode in MODES}
 MULTICLASS = "multiclass"
 
@@ -56,9 +57,7 @@ def test_a_compound_is_the_sum_of_its_terms(case: Case, size: int) -> None:
     others, (logits, target) = BY_MODE[case.mode], inputs(case.mode)
     terms = [others[(others.index(case) + k * (7 + k)) % len(others)] for k in range(size)]
     weight, scales = make_weight(case.mode, logits.shape).double(), [1.0, -0.7, 20.0, 0.3][:size]
-    for reduction in ("mean", "sum", "sample"):
-        if not all(term.allows(reduction) for term in terms):
-            continue
+    for reduction in (r for r in ("mean", "sum", "sample") if all(term.allows(r) for term in terms)):
         given: dict[str, Any] = {"reduction": reduction}
         losses = [term.module(**given if term.loss == "unified_focal_loss" else {}) for term in terms[1:]]
         losses.append(terms[0].module(**given))
@@ -287,19 +286,23 @@ def test_repr() -> None:
     assert "-0.25 * FocalTverskyLoss('multiclass', gamma=1.3, ignore_index=255)" in repr(loss)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", ADAPTIVE, ids=str)
+def test_the_function_around_another_loss_equals_its_module(case: Case) -> None:
+    logits, target = inputs(case.mode, torch.float32)
+    weight = make_weight(case.mode, logits.shape)
+    own = {k: v for k, v in case.options.items() if k not in ("base", "base_options")}
+    base = Case(case.options["base"], case.mode, case.options.get("base_options", {})).module()
+    found = sf.adaptive_log_loss(logits, target, base=base, weight=weight, **own)
+    check_same(found, case.module()(logits, target, weight), logits, tolerance=0)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ADAPTIVE], ids=str)
 def test_functions_equal_their_modules(case: Case) -> None:
     logits, target = inputs(case.mode, torch.float32)
     weight, function = make_weight(case.mode, logits.shape), getattr(sf, case.loss)
-    if case.loss == "adaptive_log_loss":
-        own = {k: v for k, v in case.options.items() if k not in ("base", "base_options")}
-        base = Case(case.options["base"], case.mode, case.options.get("base_options", {})).module()
-        found = function(logits, target, base=base, weight=weight, **own)
-        return check_same(found, case.module()(logits, target, weight), logits, tolerance=0)
     mode = {} if case.loss == "cross_entropy_loss" else {"mode": case.mode}
-    for data in ({}, {"reduction": "sum", "ignore_index": 0}, {"reduction": "none"}, {"from_logits": False}):
-        if not case.allows(data.get("reduction", "mean"), data.get("from_logits", True)):
-            continue
+    data_options = ({}, {"reduction": "sum", "ignore_index": 0}, {"reduction": "none"}, {"from_logits": False})
+    for data in (o for o in data_options if case.allows(o.get("reduction", "mean"), o.get("from_logits", True))):
         x = logits.detach().softmax(1).requires_grad_() if "from_logits" in data else logits
         found = function(x, target, weight=weight, **mode, **case.options, **data)
         check_same(found, case.module(**data)(x, target, weight), x, tolerance=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import segfuse
-from cases import CASES, Case, check_case, shape_of
+from cases import REDUCED, Case, check_case, shape_of
 from segfuse import _kernels
 
 INF = math.inf
@@ -135,9 +135,6 @@ def test_the_unified_loss_of_two_classes_is_the_binary_one() -> None:
     for options in ({}, {"asymmetric": False, "delta": 0.8}, {"gamma": 0.2, "focal_weight": 0.9, "reduction": "sum"}):
         binary = segfuse.UnifiedFocalLoss("binary", **options)(z, t)
         torch.testing.assert_close(segfuse.UnifiedFocalLoss("multiclass", 2, **options)(pair, t), binary)
-
-
-REDUCED = [(case, r) for case in CASES for r in ("mean", "sum", "sample", "none") if case.allows(r)]
 
 
 @pytest.mark.parametrize(("case", "reduction"), REDUCED, ids=str)

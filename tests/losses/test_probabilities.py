@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 import segfuse
-from cases import CASES, Case, check_case, make_logits, make_target, shape_of
+from cases import CASES, OF_PROBABILITIES, Case, check_case, make_logits, make_target, shape_of
 from environment import DEVICE, SHIM
 
 RAISES = DEVICE == "cpu" and SHIM is None
-INPUTS = [case for case in CASES if case.allows("mean", from_logits=False)]
 # Outside by more than the rounding of interpolated labels, which is left alone.
 OUTSIDE = (255.0, -100.0, 1.01, -0.001, math.inf, -math.inf)
 INSIDE = (1.00005, -0.00005)
@@ -77,7 +76,7 @@ def test_soft_labels_that_do_not_count_are_not_read(case: Case) -> None:
         check_case(case, logits, poisoned, ignore_index=255)
 
 
-@pytest.mark.parametrize("case", INPUTS, ids=str)
+@pytest.mark.parametrize("case", OF_PROBABILITIES, ids=str)
 def test_inputs_that_are_no_probabilities(case: Case) -> None:
     shape = shape_of(case.mode, 6, 8)
     logits, target = make_logits(shape), make_target(case.mode, shape)

@@ -21,6 +21,7 @@ TOLERANCE = {
 }
 
 MODES = ("binary", "multilabel", "multiclass")
+REDUCTIONS = ("mean", "sum", "sample", "none")
 CLASSES = 5
 PER_CLASS = (0.2, 1.5, 0.7, 2.0, 1.1)  # asymmetric on purpose
 REGIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "focal_tversky_loss")
@@ -204,6 +205,9 @@ def compound_cases() -> Iterator[Case]:
 
 
 CASES = [*point_cases(), *region_cases(), *compound_cases()]
+REDUCED = [(case, reduction) for case in CASES for reduction in REDUCTIONS if case.allows(reduction)]
+# Those that take probabilities.
+OF_PROBABILITIES = [case for case in CASES if case.allows("mean", from_logits=False)]
 # One case for each path through the kernels.
 PATHS = [
     Case("bce_with_logits_loss", "binary", {"pos_weight": 2.5}),
