@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp"))
+FOLDERS = (ROOT / "csrc", ROOT / "tests")
+SOURCES = sorted(str(p) for folder in FOLDERS for p in folder.rglob("*") if p.suffix in (".h", ".cpp", ".cu"))
 
 COMMANDS = {
     "ruff check": ["ruff", "check", "."],
