@@ -10,6 +10,7 @@ import torch
 from packaging.version import Version  # pytest needs it, too
 
 from environment import DEVICE, LAUNCHED, SEED, SHIM, THIN, cuda_engine
+from programs import Programs
 from segfuse import _kernels, _native
 from versions import NEEDS
 
@@ -31,6 +32,11 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with _native.trace() as events:
         yield
     LAUNCHED.update(event.kernel for event in events)
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("programs"))
 
 
 # With pytest-xdist (-n) a file stays together, for its tests share builds and counts; the longest start first.

@@ -1,0 +1,143 @@
+// Dual numbers, links and region slopes against central differences of the values, and the slopes at kinks.
+#include "check.h"
+#include "csrc/pixel.h"
+
+namespace segfuse {
+namespace {
+
+using D = Dual<double, 2>;
+constexpr double kStep = 1e-6, kClose = 1e-8, kNaN = __builtin_nan(""), kInfinity = __builtin_inf();
+
+template <class Function>
+double slope_of(const Function& f, double x, double step = kStep) {
+  return (f(x + step) - f(x - step)) / (2 * step);
+}
+
+// One expression on plain numbers and on dual ones.
+struct Rule {
+  const char* name;
+  double (*plain)(double, double);
+  D (*dual)(D, D);
+};
+#define RULE(expression)                                                         \
+  Rule {                                                                         \
+    #expression, [](double a, [[maybe_unused]] double b) { return expression; }, \
+        [](D a, [[maybe_unused]] D b) { return expression; }                     \
+  }
+const Rule kRules[] = {
+    RULE(a + b),
+    RULE(a - b),
+    RULE(a * b),
+    RULE(a / b),
+    RULE(-a),
+    RULE(a + 2.5),
+    RULE(-2.5 * a),
+    RULE(log1p(a)),
+    RULE(power(a, 0.3)),
+    RULE(power(a, 2.7)),
+    RULE(square(a)),
+    RULE(integer_power(a, 1)),
+    RULE(integer_power(a, 11)),
+    RULE(positive_part(a - b)),
+    RULE(at_most(0.5, a)),
+    RULE(abs(a - b)),
+    RULE(select(value_of(a) > 0.5, square(a), b)),
+    RULE(shifted(a, -1.5)),
+    RULE(scaled(a, -1.5)),
+    RULE(masked_product(-1.5, a)),
+    RULE((a * b + 2.5 * a) / (square(b) + log1p(a * b))),
+};
+
+void rules() {
+  for (const Rule& rule : kRules)
+    for (double a : {0.3, 0.7, 0.95})
+      for (double b : {0.2, 0.6, 1.4}) {
+        const D found = rule.dual({a, {1, 0}}, {b, {0, 1}});
+        check(found.v == rule.plain(a, b), std::string("value of ") + rule.name);
+        const double in_a = slope_of([&](double x) { return rule.plain(x, b); }, a);
+        const double in_b = slope_of([&](double x) { return rule.plain(a, x); }, b);
+        check_near(found.d[0], in_a, kClose, std::string("slope in a of ") + rule.name);
+        check_near(found.d[1], in_b, kClose, std::string("slope in b of ") + rule.name);
+      }
+  for (int n = 1; n <= 40; ++n)
+    check_near(integer_power(0.9, n), std::pow(0.9, n), 1e-14, "0.9 to the power of " + std::to_string(n));
+}
+
+void kinks() {
+  const Dual<double> zero{0, {3}}, half{0.5, {3}}, wrong{kNaN, {3}}, endless{kInfinity, {kNaN}};
+  CHECK(positive_part(zero).d[0] == 0);
+  CHECK(at_most(0.5, half).d[0] == 3);
+  CHECK(abs(zero).d[0] == 0);
+  CHECK(std::isnan(abs(wrong).d[0]));
+  CHECK(masked_product(0.0, endless).v == 0 && masked_product(0.0, endless).d[0] == 0);
+  for (double exponent : {0.0, 0.5, 1.0, 2.0}) {
+    const Dual<double> found = power(zero, exponent);
+    check(found.v == (exponent == 0) && found.d[0] == 0, "0 to the power of " + std::to_string(exponent));
+  }
+}
+
+// The slopes that a link gives to p, q and their logarithms, in the input.
+template <class Link>
+void link(const char* name, double z, double step) {
+  const Pixel<Dual<double>> seeded = Link::seed(Link::pixel(z));
+  const auto field = [&](const char* what, const Dual<double>& found, double Pixel<double>::* member) {
+    const double expected = slope_of([&](double x) { return Link::pixel(x).*member; }, z, step);
+    check_near(found.d[0], expected, kClose, std::string(name) + ", " + what + " at " + std::to_string(z));
+  };
+  field("z", seeded.z, &Pixel<double>::z);
+  field("p", seeded.p, &Pixel<double>::p);
+  field("q", seeded.q, &Pixel<double>::q);
+  field("-log p", seeded.minus_log_p, &Pixel<double>::minus_log_p);
+  field("-log q", seeded.minus_log_q, &Pixel<double>::minus_log_q);
+}
+
+void links() {
+  for (double z : {-30.0, -2.5, -0.1, 0.4, 3.0, 25.0}) link<Sigmoid>("sigmoid", z, kStep);
+  for (double p : {0.05, 0.5, 0.9}) link<Identity>("identity", p, kStep);
+  for (double z : {-700.0, -40.0, 40.0, 700.0}) {  // both tails with all their digits
+    const Pixel<double> x = Sigmoid::pixel(z);
+    const double tail = std::exp(-std::fabs(z));
+    check_near((z < 0 ? x.p : x.q) / tail, 1, 1e-15, "the small probability of " + std::to_string(z));
+    check_near((z < 0 ? x.minus_log_q : x.minus_log_p) / tail, 1, 1e-15, "the small logarithm of " + std::to_string(z));
+  }
+  // The label's class beside one other class, in float: own and rest are powers of two of the distances to the peak,
+  // which a product with the float next to log2(e) is.
+  for (float distance = -28; distance <= 28; distance += 0.375f) {
+    const float peak = max(0.0f, distance), own = distance - peak;
+    float inverse;
+    const Pixel<float> x = Softmax::of_label<float>(std::exp2(own), std::exp2(-peak), own, inverse);
+    const double z = distance / double(Base2<float>::log2_e);
+    const Pixel<double> exact = Sigmoid::pixel(z);
+    const std::string what = "the label's class, logit " + std::to_string(z);
+    check_near(x.p / exact.p, 1, 2e-7, what + ": p");
+    check_near(x.q / exact.q, 1, 2e-7, what + ": q");
+    check_near(x.minus_log_p / exact.minus_log_p, 1, 2e-7, what + ": -log p");
+  }
+}
+
+// region_slope is the derivative of the sums, each times its slope.
+void region_slopes() {
+  const RowSlopes<double> s{0.7, -0.4, 1.3, 0.6, -2.1, 0.9};
+  for (double t : {0.0, 0.3, 1.0})
+    for (double p : {0.1, 0.45, 0.92}) {
+      const auto weighed = [&](double x) {
+        double sum[12] = {};
+        region_sums<true>(1.0, x, 1 - x, t, true, [&](int i, double v) { sum[i] += v; });
+        return s.present * sum[0] + s.absent * sum[1] + s.squared_present * sum[4] + s.squared_absent * sum[5] +
+               s.above * sum[7] - s.below * sum[8];
+      };
+      const std::string what = "the region slope at p = " + std::to_string(p) + ", t = " + std::to_string(t);
+      check_near(region_slope<true>(s, p, 1 - p, t), slope_of(weighed, p), kClose, what);
+    }
+}
+
+}  // namespace
+}  // namespace segfuse
+
+int main() {
+  segfuse::rules();
+  segfuse::kinks();
+  segfuse::links();
+  segfuse::region_slopes();
+  return failed;
+}
