@@ -23,7 +23,7 @@ from replay import load
 from torch import Tensor
 
 import segfuse
-from segfuse import _kernels, _native
+from segfuse._core import engines, native
 
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SMALLEST = 2.0**-24  # of float16: a mean's gradient has no digits there
@@ -34,8 +34,8 @@ EXACT_COUNTS = (2, 3, 4, 5, 6, 7, 8, 16, 19, 21)  # csrc/cuda/label_map.cu
 TILE_COUNTS = (6, 17, 30)  # one for each size of csrc/cuda/tile.cu
 # Some of these, the kernel for any number of classes, and more classes than one warp's lanes hold.
 CLASS_COUNTS = (2, 4, 17, 19, 33, 70, 150)
-# Of a call that cannot have its gradient ahead, "auto" means two passes.
-SCHEMES = ("auto", "gradient_in_forward", "two_pass")
+# Of a call that cannot have its gradient ahead, "automatic" means two passes.
+SCHEMES = ("automatic", "gradient_in_forward", "two_pass")
 
 
 class Call(NamedTuple):
@@ -160,32 +160,32 @@ class Device:
 
     def __init__(self, name: str, module: Path | None, record: Path | None) -> None:
         self.name, self.engine, self.recorder = name, None, None
-        native: Any = None
+        kernels: Any = None
         self.missing: set[str] = set()  # kernels that nothing has launched yet
         if module:
-            native = load(module)
-            _native._traced.append(native)
+            kernels = load(module)
+            native._traced.append(kernels)
         elif name == "cuda":
-            _kernels.required_engine(torch.device("cuda:0"))
-            native = _native.cuda_module()
-        if record and native is None:
+            engines.required_engine(torch.device("cuda:0"))
+            kernels = native.cuda_module()
+        if record and kernels is None:
             raise ValueError("--record wants --device cuda or a --module: the CPU's kernels are not recorded")
         if record:
-            self.recorder = Recorder(native, record.open("wb"))
-        if native is not None:
-            self.engine = _kernels.CudaEngine(self.recorder or native)
-            self.missing = set(native.kernel_names())
+            self.recorder = Recorder(kernels, record.open("wb"))
+        if kernels is not None:
+            self.engine = engines.CudaEngine(self.recorder or kernels)
+            self.missing = set(kernels.kernel_names())
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """With this engine; the CPU's own is wanted for what is expected."""
         key = "cuda:0" if self.name == "cuda" else "cpu"
-        before = _kernels.engines[key]
-        _kernels.engines[key] = self.engine or before
+        before = engines.engines[key]
+        engines.engines[key] = self.engine or before
         try:
             yield
         finally:
-            _kernels.engines[key] = before
+            engines.engines[key] = before
 
     def run(self, call: Call, scheme: str) -> tuple[Tensor, Tensor]:
         """Loss and gradient."""
@@ -195,7 +195,7 @@ class Device:
         name = f"{call.family}, {scheme}: {call.loss}: {described(call)}"
         with ExitStack() as stack:
             stack.enter_context(self.in_place())
-            stack.enter_context(_native.scheme(scheme) if scheme != "auto" else nullcontext())
+            stack.enter_context(native.scheme(scheme) if scheme != "automatic" else nullcontext())
             stack.enter_context(self.recorder.sequence(name) if self.recorder else nullcontext())
             return outcome(call.loss, x, target, weight)
 
@@ -242,7 +242,7 @@ def main() -> int:
     done = wrong = 0
     for call in chosen:
         for scheme in SCHEMES if device.engine else SCHEMES[:1]:
-            with _native.trace() as events:
+            with native.trace() as events:
                 try:
                     problems = list(device.check(call, scheme))
                 except ValueError:

@@ -29,7 +29,7 @@ from machine import Clock, copy_rate, median_seconds, write_whole
 from peers import EAGER
 
 from cases import WORKLOADS, Case
-from segfuse import _native
+from segfuse._core import native
 
 Row = dict[str, Any]
 MB = 1 << 20
@@ -66,8 +66,8 @@ class Lab:
         count = set_count(self.device, size) if cold else 1
         sets = [first, *(case.inputs(self.device, seed) for seed in range(1, count))]
         context: Callable[[], Any] = nullcontext
-        if self.device == "cuda" and hasattr(_native, "scheme") and scheme:
-            context = lambda: _native.scheme(scheme)  # noqa: E731
+        if self.device == "cuda" and hasattr(native, "scheme") and scheme:
+            context = lambda: native.scheme(scheme)  # noqa: E731
         elif scheme not in (None, "two_pass"):
             raise ValueError(f"there is no {scheme} here")
         step = Step(loss, sets, context, upstream)

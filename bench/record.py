@@ -4,7 +4,7 @@ The file is a stream of pickled events, each written before what it is of happen
 does not return is in it as well:
 
 ("sequence", name)               what follows shares its buffers
-("plan", number, description)    of a module's Plan
+("plan", number, spec)           of a module's Plan
 ("buffer", number, size, bytes)  memory, and what it holds; None if nobody has written to it yet
 ("call", name, arguments)        with Reference and PlanNumber where an address or a plan was
 ("returned", value)              or ("raised", name of the exception)
@@ -16,7 +16,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
@@ -39,14 +39,17 @@ class Recorder:
         self._written: set[int] = set()  # buffers that are in the file
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: self._call(name, arguments)
+        value = getattr(self._module, name)
+        return (lambda *arguments: self._call(name, arguments)) if callable(value) else value
 
-    def Plan(self, description: dict[str, Any]) -> Any:
+    def Plan(self, spec: Any) -> Any:
         """As the module's."""
-        plan = self._module.Plan(description)
+        plan = self._module.Plan(spec)
         number = PlanNumber(len(self._plans))
         self._plans[id(plan)] = plan, number
-        self._write("plan", number, description)
+        # The same fields without the classes of segfuse, which replay.py does not import.
+        terms = tuple(SimpleNamespace(**vars(term)) for term in spec.terms)
+        self._write("plan", number, SimpleNamespace(**{**vars(spec), "terms": terms}))
         return plan
 
     @contextmanager

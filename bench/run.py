@@ -37,7 +37,7 @@ from peers import peers_of, versions
 import report
 import segfuse
 from cases import IGNORED, SCHEMES, Case, table
-from segfuse import _native
+from segfuse._core import native
 
 try:
     from tqdm import tqdm
@@ -72,17 +72,17 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def scheme_context(name: str) -> Callable[[], Any]:
-    return (lambda: _native.scheme(name)) if name != "auto" else nullcontext
+    return (lambda: native.scheme(name)) if name != "automatic" else nullcontext
 
 
 def schemes(device: str) -> list[str]:
     """The memory schemes that can be asked for beside the one that segfuse chooses."""
-    return list(SCHEMES) if device == "cuda" and hasattr(_native, "scheme") else []
+    return list(SCHEMES) if device == "cuda" and hasattr(native, "scheme") else []
 
 
 def traced(contender: Contender) -> dict[str, Any]:
     """The kernels of a step, and the bytes that they say they move."""
-    with _native.trace() as events:
+    with native.trace() as events:
         contender.result()
     moved = sum(event.bytes_read + event.bytes_written for event in events)
     return {"kernels": [event.kernel for event in events], "traced_bytes": moved or None}
@@ -212,7 +212,7 @@ class Bench:
                 matched[str(extra)] = Contender("segfuse", case.ours(ignore, **extra), sets, upstream=upstream)
             return matched[str(extra)]
 
-        yield {"who": "segfuse", "scheme": "auto"}, ours(), ours(), 0.0
+        yield {"who": "segfuse", "scheme": "automatic"}, ours(), ours(), 0.0
         for name in schemes(self.device):
             theirs = Contender(name, case.ours(ignore), sets, scheme_context(name), upstream)
             yield {"who": f"segfuse {name}", "scheme": name}, ours(), theirs, 0.0
@@ -302,7 +302,7 @@ class Bench:
     def once(self, case: Case) -> None:
         """One step of each scheme between the profiler's marks, after one that is not looked at."""
         sets = [case.inputs(self.device, 0)]
-        for name in schemes(self.device) or ["auto"]:
+        for name in schemes(self.device) or ["automatic"]:
             contender = Contender(name, case.ours(), sets, scheme_context(name))
             try:
                 contender.result()

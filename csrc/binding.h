@@ -1,170 +1,54 @@
-// What both Python modules take: a plan as a dict, tensors as (address, dtype code, shape, strides). No tensor type, no
-// per-loss code; names come from the lists of losses.h.
+// What both Python modules are: plans as objects, and the steps of a device (steps.h, included before this), which take
+// the named tuples Call and Buffers of python/segfuse/_core/engines.py. Tensors come as (address, dtype code, shape,
+// strides), other memory as (address, number of elements): no tensor type, so one build serves every torch.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <algorithm>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-#include "losses.h"
-#include "problem.h"
+#include "outputs.h"
+#include "spec_fields.h"
 #include "trace.h"
-
-namespace py = pybind11;
 
 namespace segfuse {
 namespace {
 
-// --------------------------------------------------------------------------------------------------------------- names
-
-template <class Enum>
-struct Name {
-  const char* name;
-  Enum value;
-};
-
-#define SEGFUSE_POINT_NAME(name, type) {#name, PointKind::name},
-#define SEGFUSE_REGION_NAME(name, type) {#name, RegionKind::name},
-#define SEGFUSE_SHAPE_NAME(name, type) {#name, ShapeKind::name},
-constexpr Name<PointKind> kPoints[] = {SEGFUSE_POINTWISE(SEGFUSE_POINT_NAME)};
-constexpr Name<RegionKind> kRegions[] = {SEGFUSE_REGION(SEGFUSE_REGION_NAME)};
-constexpr Name<ShapeKind> kShapes[] = {SEGFUSE_SHAPE(SEGFUSE_SHAPE_NAME)};
-constexpr Name<Reduction> kReductions[] = {
-    {"mean", Reduction::mean}, {"sum", Reduction::sum}, {"none", Reduction::none}, {"sample", Reduction::sample}};
-constexpr Name<Balance> kBalances[] = {{"none", Balance::none},         {"positive", Balance::positive},
-                                       {"negative", Balance::negative}, {"alpha", Balance::alpha},
-                                       {"balanced", Balance::balanced}, {"class_weight", Balance::class_weight}};
-constexpr Name<Absent> kAbsents[] = {{"score", Absent::score}, {"zero", Absent::zero}, {"skip", Absent::skip}};
-constexpr Name<Statistics> kStatistics[] = {{"product", Statistics::product},
-                                            {"squared", Statistics::squared},
-                                            {"soft_label", Statistics::soft_label},
-                                            {"squared_error", Statistics::squared_error}};
-constexpr Name<ClassFactor> kFactors[] = {
-    {"none", ClassFactor::none}, {"simple", ClassFactor::simple}, {"square", ClassFactor::square}};
-
-template <class Enum, size_t N>
-Enum named(const Name<Enum> (&list)[N], const py::dict& d, const char* key) {
-  const std::string name = py::cast<std::string>(d[key]);
-  for (const Name<Enum>& entry : list)
-    if (name == entry.name) return entry.value;
-  throw std::invalid_argument(std::string(key) + ": unknown name '" + name + "'");
-}
-
-template <class T>
-T field(const py::dict& d, const char* key) {
-  if (!d.contains(key)) throw std::invalid_argument(std::string("plan: missing '") + key + "'");
-  return py::cast<T>(d[key]);
-}
-
-PointTerm point_term(const py::dict& d) {
-  PointTerm p{};
-  p.kind = named(kPoints, d, "kind");
-  const auto parameters = field<std::vector<double>>(d, "parameters");
-  if (parameters.size() > size_t(kParameters)) throw std::invalid_argument("parameters: too many");
-  std::copy(parameters.begin(), parameters.end(), p.parameter);
-  p.balance = named(kBalances, d, "balance");
-  p.balance_value = field<double>(d, "balance_value");
-  p.table = field<int>(d, "table");
-  p.weighs_the_mean = field<bool>(d, "weighs_the_mean");
-  p.smooths = field<bool>(d, "smooths");
-  p.every_class = field<bool>(d, "every_class");
-  return p;
-}
-
-// Its scored classes are appended to `classes`.
-RegionTerm region_term(const py::dict& d, std::vector<int64_t>& classes) {
-  RegionTerm r{};
-  r.kind = named(kRegions, d, "kind");
-  r.shape = named(kShapes, d, "shape");
-  r.statistics = named(kStatistics, d, "statistics");
-  r.absent = named(kAbsents, d, "absent");
-  r.pool_batch = field<bool>(d, "pool_batch");
-  r.pool_classes = field<bool>(d, "pool_classes");
-  r.smooth_numerator = field<double>(d, "smooth_numerator");
-  r.smooth_denominator = field<double>(d, "smooth_denominator");
-  r.generalized = field<bool>(d, "generalized");
-  r.factor = named(kFactors, d, "factor");
-  r.adaptive = !d["adaptive"].is_none();
-  if (r.adaptive) {
-    const auto adaptive = field<std::vector<double>>(d, "adaptive");
-    r.omega = adaptive.at(0), r.threshold = adaptive.at(1), r.epsilon = adaptive.at(2);
-  }
-  r.eps = field<double>(d, "eps");
-  r.alpha = field<double>(d, "alpha");
-  r.beta = field<double>(d, "beta");
-  r.shape_parameter = field<double>(d, "shape_parameter");
-  r.table = field<int>(d, "table");
-  const auto scored = field<std::vector<int64_t>>(d, "classes");
-  r.first_class = int(classes.size());
-  r.class_count = int(scored.size());
-  classes.insert(classes.end(), scored.begin(), scored.end());
-  return r;
-}
-
-enum class Mode { binary, multilabel, multiclass };
-
-struct PyPlan {
-  Plan plan{};
-  Mode mode;
-  std::vector<int64_t> classes;  // Constants::classes
-
-  static void check_count(bool is_region, int count) {
-    const int most = is_region ? kMaxRegions : kMaxPoints;
-    if (count > most)
-      throw std::invalid_argument("a compound holds at most " + std::to_string(most) +
-                                  (is_region ? " region" : " pointwise") + " losses, got " + std::to_string(count));
-  }
-
-  explicit PyPlan(const py::dict& d) {
-    constexpr Name<Mode> modes[] = {
-        {"binary", Mode::binary}, {"multilabel", Mode::multilabel}, {"multiclass", Mode::multiclass}};
-    mode = named(modes, d, "mode");
-    plan.joint = mode == Mode::multiclass;
-    plan.link = !field<bool>(d, "from_logits") ? LinkKind::identity
-                : plan.joint                   ? LinkKind::softmax
-                                               : LinkKind::sigmoid;
-    plan.reduction = named(kReductions, d, "reduction");
-    plan.has_ignore = !d["ignore_index"].is_none();
-    plan.ignore_index = plan.has_ignore ? field<int64_t>(d, "ignore_index") : 0;
-    plan.ignore_value = double(plan.ignore_index);
-    const auto terms = field<py::list>(d, "terms");
-    int regions = 0;
-    for (const py::handle& term : terms) regions += field<std::string>(py::cast<py::dict>(term), "family") == "region";
-    check_count(true, regions);
-    check_count(false, int(terms.size()) - regions);
-    for (const py::handle& handle : terms) {
-      const auto term = py::cast<py::dict>(handle);
-      const bool is_region = field<std::string>(term, "family") == "region";
-      int& count = is_region ? plan.region_count : plan.point_count;
-      if (is_region)
-        plan.regions[count] = region_term(term, classes);
-      else
-        plan.points[count] = point_term(term);
-      plan.terms[plan.term_count++] = {is_region, count++, field<double>(term, "coefficient")};
-    }
-  }
-};
-
 // ------------------------------------------------------------------------------------------------------------- tensors
 
-// (address, dtype code, shape, strides), or None.
-View view(const py::object& tensor, const char* argument, bool has_classes, int64_t classes, int64_t samples,
-          int64_t pixels) {
+[[noreturn]] void refuse(const char* argument, const std::string& what) {
+  throw std::invalid_argument(std::string(argument) + ": " + what);
+}
+
+// Of a tuple that came from Python: by the C interface, for the general conversions take a microsecond per call.
+py::handle item(const py::handle& tuple, int i) {
+  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) <= i) throw py::type_error("a tuple is too short");
+  return PyTuple_GET_ITEM(tuple.ptr(), i);
+}
+int64_t number(const py::handle& object) {
+  const int64_t value = PyLong_AsLongLong(object.ptr());
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+template <class T>
+T* pointer(const py::handle& object) {
+  void* address = PyLong_AsVoidPtr(object.ptr());
+  if (!address && PyErr_Occurred()) throw py::error_already_set();
+  return static_cast<T*>(address);
+}
+std::vector<int64_t> numbers(const py::handle& tuple) {
+  std::vector<int64_t> found(py::len(tuple));
+  for (size_t i = 0; i < found.size(); ++i) found[i] = number(item(tuple, int(i)));
+  return found;
+}
+
+View view(const py::handle& tensor, const char* argument, bool has_classes, const Sizes& sizes) {
   View v;
   if (tensor.is_none()) return v;
-  const auto t = py::cast<py::tuple>(tensor);
-  const auto shape = py::cast<std::vector<int64_t>>(t[2]), stride = py::cast<std::vector<int64_t>>(t[3]);
-  v.data = reinterpret_cast<void*>(py::cast<uintptr_t>(t[0]));
-  v.dtype = static_cast<Dtype>(py::cast<int>(t[1]));
+  const auto shape = numbers(item(tensor, 2)), stride = numbers(item(tensor, 3));
+  v.data = pointer<void>(item(tensor, 0));
+  v.dtype = static_cast<Dtype>(number(item(tensor, 1)));
   const size_t first = has_classes ? 2 : 1;
-  const auto fail = [&](const std::string& what) { throw std::invalid_argument(std::string(argument) + ": " + what); };
-  if (shape.size() < first || shape[0] != samples || (has_classes && shape[1] != classes)) fail("unexpected shape");
-  v.sample_stride = samples > 1 ? stride[0] : 0;
-  v.class_stride = has_classes && classes > 1 ? stride[1] : 0;
+  if (shape.size() < first || shape[0] != sizes.samples || (has_classes && shape[1] != sizes.classes))
+    refuse(argument, "unexpected shape");
+  v.sample_stride = sizes.samples > 1 ? stride[0] : 0;
+  v.class_stride = has_classes && sizes.classes > 1 ? stride[1] : 0;
   int64_t total = 1;
   for (size_t d = first; d < shape.size(); ++d) {
     total *= shape[d];
@@ -174,7 +58,8 @@ View view(const py::object& tensor, const char* argument, bool has_classes, int6
       v.stride[v.dims - 1] = stride[d];
       continue;
     }
-    if (v.dims == kMaxDims) fail("more than " + std::to_string(kMaxDims) + " spatial dimensions that do not merge");
+    if (v.dims == kMaxDims)
+      refuse(argument, "more than " + std::to_string(kMaxDims) + " spatial dimensions that do not merge");
     v.size[v.dims] = shape[d];
     v.stride[v.dims++] = stride[d];
   }
@@ -182,84 +67,213 @@ View view(const py::object& tensor, const char* argument, bool has_classes, int6
     v.size[0] = 1;
     v.stride[v.dims++] = 1;
   }
-  if (total != pixels) fail("unexpected number of positions");
-  if (!v.data && samples * pixels * (has_classes ? classes : 1) > 0) fail("has no storage");
+  if (total != sizes.pixels) refuse(argument, "unexpected number of positions");
+  if (!v.data && sizes.samples * total * (has_classes ? sizes.classes : 1) > 0) refuse(argument, "has no storage");
   return v;
 }
 
-// Of the sizes of the logits alone.
-inline Problem make_sizes(const PyPlan& plan, const std::vector<int64_t>& shape) {
-  const bool has_classes = plan.mode != Mode::binary;
-  if (shape.size() < (has_classes ? 2u : 1u)) throw std::invalid_argument("logits: too few dimensions");
-  Problem p{};
-  p.samples = shape[0];
-  p.classes = has_classes ? shape[1] : 1;
-  p.pixels = 1;
-  for (size_t d = has_classes ? 2 : 1; d < shape.size(); ++d) p.pixels *= shape[d];
-  return p;
+// ---------------------------------------------------------------------------------------------------------------- call
+
+// The fields of the named tuples, in their order; the package compares them with its own when it is imported.
+#define SEGFUSE_CALL(X) X(plan) X(logits) X(target) X(weight) X(soft) X(tables) X(coefficients) X(classes) X(executor)
+#define SEGFUSE_BUFFERS(X) X(loss) X(terms) X(slopes) X(output) X(sums) X(partial) X(workspace) X(vector)
+#define SEGFUSE_FIELD(name) name,
+#define SEGFUSE_FIELD_NAME(name) #name,
+namespace field {
+struct Call {
+  enum { SEGFUSE_CALL(SEGFUSE_FIELD) };
+};
+struct Buffers {
+  enum { SEGFUSE_BUFFERS(SEGFUSE_FIELD) };
+};
+}  // namespace field
+
+// A plan on the data of one call. Without a target it is for the head, which reads sizes only.
+struct NativeCall {
+  const NativePlan& native;
+  const Plan& plan;
+  Problem problem{};
+  Constants constants;
+  Executor executor;
+
+  explicit NativeCall(const py::tuple& t)
+      : native(py::cast<const NativePlan&>(item(t, field::Call::plan))),
+        plan(native.plan),
+        constants{pointer<const double>(item(t, field::Call::tables)),
+                  pointer<const double>(item(t, field::Call::coefficients)),
+                  pointer<const int64_t>(item(t, field::Call::classes))},
+        executor((Executor)number(item(t, field::Call::executor))) {
+    if (!constants.classes) constants.classes = native.classes.data();
+    const py::handle logits = item(t, field::Call::logits), target = item(t, field::Call::target);
+    const py::handle weight = item(t, field::Call::weight);
+    const bool soft = item(t, field::Call::soft).ptr() == Py_True, multilabel = native.mode == Mode::multilabel;
+    Problem& p = problem;
+    set_sizes(numbers(item(logits, 2)));
+    p.label_map = plan.joint && !soft;
+    p.logits.dtype = static_cast<Dtype>(number(item(logits, 1)));
+    if (!is_floating(p.logits.dtype)) refuse("logits", "not a floating type");
+    p.wide = p.logits.dtype == Dtype::f64;
+    if (target.is_none()) return;
+    p.logits = view(logits, "logits", has_classes(), p);
+    p.target = view(target, "target", multilabel || soft, p);
+    p.weight = view(weight, "weight", multilabel, p);
+    p.has_weight = !weight.is_none();
+    p.hard_target = !is_floating(p.target.dtype);
+    if (p.label_map && !p.hard_target) refuse("target", "a label map holds integers");
+  }
+
+  bool has_classes() const { return native.mode != Mode::binary; }
+  // Whether the values of an unreduced loss have a class axis.
+  bool values_have_classes() const { return native.mode == Mode::multilabel || plan.unreduced_classes(); }
+  MemorySizes sizes() const { return memory_sizes(plan, problem); }
+  int64_t outputs() const { return OutputMap{plan, problem, nullptr}.count(); }
+  Call with(const Problem& p, Scheme scheme = Scheme::automatic) const { return {plan, p, constants, scheme}; }
+
+ private:
+  void set_sizes(const std::vector<int64_t>& shape) {
+    const size_t first = has_classes() ? 2 : 1;
+    if (shape.size() < first) refuse("logits", "too few dimensions");
+    problem.samples = shape[0];
+    problem.classes = has_classes() ? shape[1] : 1;
+    problem.pixels = 1;
+    for (size_t d = first; d < shape.size(); ++d) problem.pixels *= shape[d];
+  }
+};
+
+// The memory of a step, each part of the size that the call gives.
+class NativeBuffers {
+ public:
+  NativeBuffers(const py::tuple& tuple, const NativeCall& call) : tuple_(tuple), call_(call) {}
+
+  Buffers found{};
+
+  py::handle output() const { return item(tuple_, field::Buffers::output); }
+  template <class T>
+  T* checked(int index, const char* name, int64_t expected) const {
+    const py::handle memory = item(tuple_, index);
+    const int64_t count = number(item(memory, 1));
+    if (count != expected)
+      refuse(name, std::to_string(count) + " numbers, where " + std::to_string(expected) + " are expected");
+    T* address = pointer<T>(item(memory, 0));
+    if (!address && expected) refuse(name, "has no storage");
+    return address;
+  }
+  // And the status, which is behind them.
+  void set_slopes() {
+    const int64_t slopes = Layout(call_.plan, call_.problem).slopes();
+    char* first = checked<char>(field::Buffers::slopes, "slopes", slopes + 1);
+    found.slopes = first;
+    found.status = first + slopes * int64_t(call_.problem.wide ? sizeof(double) : sizeof(float));
+  }
+  void set_results() {
+    set_slopes();
+    // The values of an unreduced loss are the output.
+    if (!call_.plan.unreduced()) found.loss = checked<void>(field::Buffers::loss, "loss", call_.outputs());
+    found.terms = checked<double>(field::Buffers::terms, "terms", call_.outputs() * call_.plan.term_count);
+  }
+
+ private:
+  const py::tuple& tuple_;
+  const NativeCall& call_;
+};
+
+// --------------------------------------------------------------------------------------------------------------- steps
+
+// True if the output has been written.
+bool native_forward(const py::tuple& call_tuple, const py::tuple& buffer_tuple, const std::string& scheme) {
+  const NativeCall call(call_tuple);
+  NativeBuffers buffers(buffer_tuple, call);
+  buffers.set_results();
+  buffers.found.workspace = buffers.checked<double>(field::Buffers::workspace, "workspace", call.sizes().workspace);
+  Problem problem = call.problem;
+  const bool by_class = call.plan.unreduced() ? call.values_have_classes() : call.has_classes();
+  problem.output = view(buffers.output(), "output", by_class, problem);
+  const auto wanted = named<Scheme>(scheme, "scheme");
+  const py::gil_scoped_release release;
+  return forward(call.with(problem, wanted), buffers.found, call.executor);
 }
 
-inline Problem make_problem(const PyPlan& plan, const py::object& logits, const py::object& target,
-                            const py::object& weight, bool soft, const py::object& upstream, const py::object& output,
-                            bool output_has_classes) {
-  Problem p = make_sizes(plan, py::cast<std::vector<int64_t>>(py::cast<py::tuple>(logits)[2]));
-  const auto make = [&](const py::object& t, const char* argument, bool with_classes) {
-    return view(t, argument, with_classes, p.classes, p.samples, p.pixels);
-  };
-  const bool multilabel = plan.mode == Mode::multilabel;
-  p.logits = make(logits, "logits", plan.mode != Mode::binary);
-  p.target = make(target, "target", multilabel || soft);
-  p.weight = make(weight, "weight", multilabel);
-  p.upstream = make(upstream, "grad_output", multilabel || plan.plan.unreduced_classes());
-  p.output = make(output, "output", output_has_classes);
-  p.has_weight = !weight.is_none();
-  p.has_upstream = !upstream.is_none();
-  p.label_map = plan.mode == Mode::multiclass && !soft;
-  p.hard_target = !is_floating(p.target.dtype);
-  p.wide = p.logits.dtype == Dtype::f64;
-  if (!is_floating(p.logits.dtype)) throw std::invalid_argument("logits: not a floating type");
-  if (p.label_map && !p.hard_target) throw std::invalid_argument("target: a label map holds integers");
-  return p;
+void native_statistics(const py::tuple& call_tuple, const py::tuple& buffer_tuple) {
+  const NativeCall call(call_tuple);
+  const MemorySizes sizes = call.sizes();
+  NativeBuffers buffers(buffer_tuple, call);
+  buffers.found.sums = buffers.checked<double>(field::Buffers::sums, "sums", sizes.sums);
+  buffers.found.partial = buffers.checked<double>(field::Buffers::partial, "partial", sizes.partial);
+  const py::gil_scoped_release release;
+  statistics(call.with(call.problem), buffers.found, call.executor);
 }
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+void native_head(const py::tuple& call_tuple, const py::tuple& buffer_tuple, int halves) {
+  const NativeCall call(call_tuple);
+  const MemorySizes sizes = call.sizes();
+  NativeBuffers buffers(buffer_tuple, call);
+  buffers.set_results();
+  buffers.found.sums = buffers.checked<double>(field::Buffers::sums, "sums", sizes.sums);
+  buffers.found.workspace = buffers.checked<double>(field::Buffers::workspace, "workspace", sizes.head_workspace);
+  buffers.found.vector = buffers.checked<double>(field::Buffers::vector, "vector", sizes.vector);
+  const py::gil_scoped_release release;
+  head(call.with(call.problem), buffers.found, halves, call.executor);
 }
 
-// Sizes alone, for the head.
-inline Problem make_head_problem(const PyPlan& plan, const std::vector<int64_t>& shape, bool label_map, bool wide) {
-  Problem p = make_sizes(plan, shape);
-  p.label_map = label_map;
-  p.wide = wide;
-  return p;
-}
-inline int64_t sum_count(const PyPlan& plan, const std::vector<int64_t>& shape) {
-  const Layout layout(plan.plan, make_sizes(plan, shape));
-  return layout.units * layout.unit_sums();
-}
-
-// Outputs beside views: of the size that the plan gives, and with storage.
-inline void check_size(const char* name, uintptr_t address, int64_t count, int64_t expected) {
-  if (count != expected) throw std::invalid_argument(std::string(name) + ": unexpected size");
-  if (!address && expected) throw std::invalid_argument(std::string(name) + ": has no storage");
-}
-// Whether what a forward writes has a class axis: the values of an unreduced loss, else a gradient.
-inline bool output_has_classes(const PyPlan& plan) {
-  if (plan.plan.unreduced()) return plan.mode == Mode::multilabel || plan.plan.unreduced_classes();
-  return plan.mode != Mode::binary;
-}
-inline void check_slopes(const PyPlan& plan, const Problem& problem, uintptr_t slopes, int64_t count) {
-  const Layout layout(plan.plan, problem);
-  check_size("slopes", slopes, count, layout.units * layout.unit_slopes());
-  if (!slopes) throw std::invalid_argument("slopes: has no storage");  // there is one more number behind them
+// upstream: a tensor of the loss's shape and type, dense unless the loss is unreduced. ahead: the output is what
+// `forward` has written there.
+void native_backward(const py::tuple& call_tuple, const py::tuple& buffer_tuple, const py::tuple& upstream,
+                     bool ahead) {
+  const NativeCall call(call_tuple);
+  NativeBuffers buffers(buffer_tuple, call);
+  buffers.set_slopes();
+  Problem problem = call.problem;
+  problem.output = view(buffers.output(), "output", call.has_classes(), problem);
+  problem.has_upstream = call.plan.unreduced();
+  const void* dense = nullptr;
+  if (problem.has_upstream) {
+    problem.upstream = view(upstream, "grad_output", call.values_have_classes(), problem);
+  } else {
+    dense = pointer<const void>(item(upstream, 0));
+    if (!dense && problem.samples) refuse("grad_output", "has no storage");
+  }
+  const py::gil_scoped_release release;
+  backward(call.with(problem), buffers.found, dense, ahead, call.executor);
 }
 
-inline void bind_trace(py::module_& m, Trace& trace) {
-  m.def("trace_start", [&trace] { trace.start(); });
-  m.def("trace_stop", [&trace] {
+// ------------------------------------------------------------------------------------------------------------- binding
+
+// How many numbers a sample has, and how many each of its classes besides: (a, b) of samples * (a + b * classes), for
+// sizes that only a formula can give (symbols of a traced graph).
+template <int64_t (Layout::*kCount)() const>
+std::pair<int64_t, int64_t> per_sample_and_class(const NativePlan& plan) {
+  const int64_t one = (Layout(plan.plan, {1, 1, 1}).*kCount)(), two = (Layout(plan.plan, {1, 2, 1}).*kCount)();
+  return {2 * one - two, two - one};
+}
+
+void bind_steps(py::module_& m) {
+  py::class_<NativePlan>(m, "Plan", py::module_local())
+      .def(py::init<const py::object&>())
+      .def_property_readonly("sums", &per_sample_and_class<&Layout::sums>)
+      .def_property_readonly("slopes", &per_sample_and_class<&Layout::slopes>)
+      .def_property_readonly("listed_classes", [](const NativePlan& plan) { return plan.classes.size(); });
+  m.attr("CALL") = py::tuple(py::cast(std::vector<std::string>{SEGFUSE_CALL(SEGFUSE_FIELD_NAME)}));
+  m.attr("BUFFERS") = py::tuple(py::cast(std::vector<std::string>{SEGFUSE_BUFFERS(SEGFUSE_FIELD_NAME)}));
+  using namespace py::literals;
+  m.attr("NAMES") =
+      py::dict("Mode"_a = names<Mode>(), "Reduction"_a = names<Reduction>(), "PointKind"_a = names<PointKind>(),
+               "RegionKind"_a = names<RegionKind>(), "Shape"_a = names<ShapeKind>(), "Absent"_a = names<Absent>(),
+               "Statistics"_a = names<Statistics>(), "ClassFactor"_a = names<ClassFactor>(),
+               "Balance"_a = names<Balance>(), "Scheme"_a = names<Scheme>());
+  m.attr("GATHER") = kGather;
+  m.attr("FINISH") = kFinish;
+  m.def("sizes", [](const py::tuple& call) {
+    const MemorySizes s = NativeCall(call).sizes();
+    return py::make_tuple(s.sums, s.partial, s.workspace, s.head_workspace, s.vector);
+  });
+  m.def("forward", &native_forward);
+  m.def("statistics", &native_statistics);
+  m.def("head", &native_head);
+  m.def("backward", &native_backward);
+  m.def("trace_start", [] { trace().start(); });
+  m.def("trace_stop", [] {
     py::list events;
-    for (const TraceEvent& e : trace.stop())
+    for (const TraceEvent& e : trace().stop())
       events.append(py::make_tuple(e.kernel, e.instruction_set, e.bytes_read, e.bytes_written));
     return events;
   });

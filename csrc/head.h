@@ -56,7 +56,7 @@ class Head : RowScores {
   HD static int64_t totals_size(const Plan& plan) { return 1 + 2 * plan.term_count; }
 
   // The halves: from the sums to the vector, and on from it. loss: one value per output, or null; terms: one such array
-  // per term; slopes: layout.units * layout.unit_slopes().
+  // per term; slopes: Layout::slopes().
   template <class Team>
   HD void gather(const Team& team) const {
     score(team, vector_);

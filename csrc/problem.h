@@ -13,12 +13,47 @@ namespace segfuse {
 // ---------------------------------------------------------------------------------------------------------------- plan
 
 enum class LinkKind : int { sigmoid, softmax, identity };
-enum class Reduction : int { mean, sum, none, sample };
-#define SEGFUSE_ENUMERATOR(name, type) name,
-enum class PointKind : int { SEGFUSE_POINTWISE(SEGFUSE_ENUMERATOR) };
-enum class RegionKind : int { SEGFUSE_REGION(SEGFUSE_ENUMERATOR) };
-enum class ShapeKind : int { SEGFUSE_SHAPE(SEGFUSE_ENUMERATOR) };
+
+// What spec.py names. Each list is the enumeration and its names, in one order.
+#define SEGFUSE_ENUMERATOR(name, ...) name,
+#define SEGFUSE_ENUM(Enum, LIST) enum class Enum : int { LIST(SEGFUSE_ENUMERATOR) }
+
+SEGFUSE_ENUM(PointKind, SEGFUSE_POINTWISE);
+SEGFUSE_ENUM(RegionKind, SEGFUSE_REGION);
+SEGFUSE_ENUM(ShapeKind, SEGFUSE_SHAPE);
+
+#define SEGFUSE_MODES(X) X(binary) X(multilabel) X(multiclass)
+SEGFUSE_ENUM(Mode, SEGFUSE_MODES);
+
+#define SEGFUSE_REDUCTIONS(X) X(mean) X(sum) X(none) X(sample)
+SEGFUSE_ENUM(Reduction, SEGFUSE_REDUCTIONS);
+
+// What a class without a labelled pixel in its row counts: its formula, 0, or nothing.
+#define SEGFUSE_ABSENTS(X) X(score) X(zero) X(skip)
+SEGFUSE_ENUM(Absent, SEGFUSE_ABSENTS);
+
+// Which sums a region loss scores: of products, of squares, of min(p, t) ("soft label"), or of squared errors in place
+// of the missed ones.
+#define SEGFUSE_STATISTICS(X) X(product) X(squared) X(soft_label) X(squared_error)
+SEGFUSE_ENUM(Statistics, SEGFUSE_STATISTICS);
+
+// The factor of a class in the sums of a pooled row: 1, 1/T or 1/T² of its labelled weight T ("generalized").
+#define SEGFUSE_CLASS_FACTORS(X) X(none) X(simple) X(square)
+SEGFUSE_ENUM(ClassFactor, SEGFUSE_CLASS_FACTORS);
+
+// How the two parts of a pointwise loss are balanced. The last one stands inside the sum, one factor per class.
+#define SEGFUSE_BALANCES(X) X(none) X(positive) X(negative) X(alpha) X(balanced) X(class_weight)
+SEGFUSE_ENUM(Balance, SEGFUSE_BALANCES);
+
+// How the gradient comes about: in a second pass over the inputs, or in the first, where one pointwise loss alone has
+// the same factor in all pixels. The latter leaves nothing to the backward unless the upstream gradient is not 1 or
+// pixels did not count: then it multiplies. (float16 would underflow before it.)
+#define SEGFUSE_SCHEMES(X) X(automatic) X(two_pass) X(gradient_in_forward)
+SEGFUSE_ENUM(Scheme, SEGFUSE_SCHEMES);
+
+#undef SEGFUSE_ENUM
 #undef SEGFUSE_ENUMERATOR
+
 // Whether a score asks for the weight of what is not labelled.
 HD bool reads_negatives(RegionKind kind) {
   switch (kind) {
@@ -30,16 +65,6 @@ HD bool reads_negatives(RegionKind kind) {
   }
   return false;
 }
-enum class Absent : int { score, zero, skip };
-// Which sums a region loss scores: of products, of squares, of min(p, t) ("soft label"), or of squared errors in place
-// of the missed ones.
-enum class Statistics : int { product, squared, soft_label, squared_error };
-// The factor of a class in the sums of a pooled row: 1, 1/T or 1/T² of its labelled weight T ("generalized").
-enum class ClassFactor : int { none, simple, square };
-
-// How the two parts of a pointwise loss are balanced. The last one stands inside the sum, one factor per class.
-enum class Balance : int { none, positive, negative, alpha, balanced, class_weight };
-
 struct PointTerm {
   PointKind kind;
   double parameter[kParameters];
@@ -174,6 +199,37 @@ inline Plan settled(Plan plan, const Problem& problem) {
   return plan;
 }
 
+// A call of the kernels, on one device.
+struct Call {
+  const Plan& plan;
+  const Problem& problem;
+  const Constants& constants;
+  Scheme scheme = Scheme::automatic;
+};
+
+// Memory that the steps read and write; each its own part of it.
+struct Buffers {
+  void* loss;     // float32, or float64 if problem.wide; an unreduced loss lies in problem.output
+  double* terms;  // one value per term and loss element
+  void* slopes;   // Layout::slopes(), in the type of the loss
+  // Behind the slopes, of the same type: what `forward` tells `backward` about a gradient that it has written. On a CPU
+  // the factor by which it is still to be multiplied; on a GPU the factor of the mean over the one that was assumed
+  // (0: none was written).
+  void* status;
+  double *sums, *partial, *workspace, *vector;  // MemorySizes
+};
+
+// How many doubles a device's steps want in Buffers.
+struct MemorySizes {
+  int64_t sums;                    // of `statistics` and `head`
+  int64_t partial;                 // of `statistics`
+  int64_t workspace;               // of `forward`
+  int64_t head_workspace, vector;  // of `head`: what it keeps between its halves, what ranks add in between
+};
+
+// The halves of the head (head.h).
+constexpr int kGather = 1, kFinish = 2;
+
 constexpr int kRegionSums = 3, kNegativeSums = 4, kExtraSums = 12, kRegionSlopes = 6;
 
 // Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
@@ -198,6 +254,8 @@ struct Layout {
                                             : kRegionSums),
         region_slopes(plan.region_count == 0 ? 0 : kRegionSlopes) {}
 
+  HD int64_t sums() const { return units * unit_sums(); }
+  HD int64_t slopes() const { return units * unit_slopes(); }
   HD int64_t unit_sums() const { return group_sums() + rows_per_unit * region_sums; }
   HD int64_t unit_slopes() const { return 2 * points + rows_per_unit * region_slopes; }
   HD int64_t group_sums() const { return 1 + 2 * points + label_sums; }

@@ -11,7 +11,7 @@ from packaging.version import Version  # pytest needs it, too
 
 from environment import DEVICE, LAUNCHED, SEED, SHIM, THIN, cuda_engine
 from programs import Programs
-from segfuse import _kernels, _native
+from segfuse._core import engines, native
 from versions import NEEDS
 
 # On small tensors the oracle spends its time waking threads; test_engine.py runs the kernels on several.
@@ -19,17 +19,17 @@ torch.set_num_threads(1)
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
 if SHIM:
-    _kernels.engines["cpu"] = cuda_engine()
-    _native._traced.append(cuda_engine().module)
+    engines.engines["cpu"] = cuda_engine()
+    native._traced.append(cuda_engine().module)
 
 
 @pytest.fixture
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CUDA kernels, or their sources, run every call of the test; LAUNCHED counts them."""
     if DEVICE == "cpu":
-        monkeypatch.setitem(_kernels.engines, "cpu", cuda_engine())
-        monkeypatch.setattr(_native, "_traced", [cuda_engine().module])
-    with _native.trace() as events:
+        monkeypatch.setitem(engines.engines, "cpu", cuda_engine())
+        monkeypatch.setattr(native, "_traced", [cuda_engine().module])
+    with native.trace() as events:
         yield
     LAUNCHED.update(event.kernel for event in events)
 

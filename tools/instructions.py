@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 import segfuse
-from segfuse import _C, _native
+from segfuse import _C
+from segfuse._core import native
 
 STEPPER = r"""
 #include <signal.h>
@@ -104,14 +105,14 @@ CASES = {
         1,
         {"avx2": (12.8, 4.5), "avx512": (4.8, 2)},
         target=torch.float32,
-        scheme="auto",
+        scheme="automatic",
     ),
     "dice_ce, 4 classes": Case(segfuse.DiceCELoss, 4, {"avx2": (50, 59), "avx512": (18.5, 23)}),
     "dice_ce, 4 classes, powers kept": Case(
-        segfuse.DiceCELoss, 4, {"avx2": (53, 43), "avx512": (19.5, 18)}, scheme="auto"
+        segfuse.DiceCELoss, 4, {"avx2": (53, 43), "avx512": (19.5, 18)}, scheme="automatic"
     ),
     "dice_ce, 19 classes, powers kept": Case(
-        segfuse.DiceCELoss, 19, {"avx2": (135, 108), "avx512": (51, 44)}, scheme="auto"
+        segfuse.DiceCELoss, 19, {"avx2": (135, 108), "avx512": (51, 44)}, scheme="automatic"
     ),
     "dice_ce, 19 classes": Case(segfuse.DiceCELoss, 19, {"avx2": (131, 171), "avx512": (47, 63)}),
     "dice_ce, 19 classes, channels_last": Case(
@@ -168,11 +169,11 @@ def per_pixel(case: Case, instruction_set: str) -> tuple[float, float]:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})  # a step across two processors takes four times as long
     try:
-        with _native.instruction_set(instruction_set):
+        with native.instruction_set(instruction_set):
             pid = os.fork()
             if pid == 0:
                 try:
-                    with _native.scheme(case.scheme):
+                    with native.scheme(case.scheme):
                         _child(inputs, case.loss())
                 finally:
                     os._exit(0)

@@ -98,8 +98,8 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
   return job;
 }
 
-// What the steps of a call have in common. Those that read slopes set them in the job.
-struct Call {
+// A call, cut into chunks. Steps that read slopes set them in the job.
+struct Work {
   const Plan& plan;
   const Problem& problem;
   const Layout layout;
@@ -107,12 +107,12 @@ struct Call {
   ClassScales scales;
   Job job;
 
-  Call(const Plan& plan_, const Problem& problem_, const Constants& constants)
-      : plan(plan_),
-        problem(problem_),
+  explicit Work(const Call& call)
+      : plan(call.plan),
+        problem(call.problem),
         layout(plan, problem),
         cut(layout, problem),
-        job(make_job(plan, problem, layout, constants.tables, scales)) {}
+        job(make_job(plan, problem, layout, call.constants.tables, scales)) {}
 };
 
 std::string shown(double number) {
@@ -148,40 +148,41 @@ const char* name_of(Step step) {
   return names[int(step)];
 }
 
-void run(const Call& call, Step step, int threads, double* sums = nullptr) {
-  const Problem& problem = call.problem;
-  const Cut& cut = call.cut;
-  const ChunkFunction f = kernels().find(call.job, step);
-  const int64_t n_sums = call.layout.unit_sums();
+void run(const Work& work, Step step, int threads, double* sums = nullptr) {
+  const Problem& problem = work.problem;
+  const Cut& cut = work.cut;
+  const ChunkFunction f = kernels().find(work.job, step);
+  const int64_t n_sums = work.layout.unit_sums();
   std::mutex report_mutex;
   ValueReport report;
-  const int64_t work = std::max<int64_t>(1, std::min(cut.chunk, cut.pixels) * (call.plan.joint ? problem.classes : 1));
-  parallel_for(cut.count(), std::max<int64_t>(1, 32768 / work), threads, [&](int64_t begin, int64_t end) {
+  const int64_t values =
+      std::max<int64_t>(1, std::min(cut.chunk, cut.pixels) * (work.plan.joint ? problem.classes : 1));
+  parallel_for(cut.count(), std::max<int64_t>(1, 32768 / values), threads, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
     ValueReport bad;
-    for (int64_t i = begin; i < end; ++i) f(call.job, cut.at(i), sums ? sums + i * n_sums : nullptr, bad);
+    for (int64_t i = begin; i < end; ++i) f(work.job, cut.at(i), sums ? sums + i * n_sums : nullptr, bad);
     if (!bad.count) return;
     std::lock_guard<std::mutex> lock(report_mutex);
     report.add(bad);
   });
-  trace().pass(name_of(step), kernels().name, call.plan, problem, true, step != Step::statistics);
-  if (report.count) throw ValueOutOfRange(message_of(report, call.plan, problem));
+  trace().pass(name_of(step), kernels().name, work.plan, problem, true, step != Step::statistics);
+  if (report.count) throw ValueOutOfRange(message_of(report, work.plan, problem));
 }
 
 template <class Real>
-void finish(const Head& head, const Plan& plan, const Problem& problem, const Outputs& outputs) {
-  Real* slopes = static_cast<Real*>(outputs.slopes);
-  head.finish(Alone(), plan.unreduced() ? nullptr : static_cast<Real*>(outputs.loss), outputs.terms, slopes);
-  const Layout layout(plan, problem);
-  slopes[layout.units * layout.unit_slopes()] = 0;  // `forward` writes here what is left to multiply by
+void finish(const Head& head, const Call& call, const Buffers& buffers) {
+  Real* loss = call.plan.unreduced() ? nullptr : static_cast<Real*>(buffers.loss);
+  head.finish(Alone(), loss, buffers.terms, static_cast<Real*>(buffers.slopes));
+  *static_cast<Real*>(buffers.status) = 0;
 }
 
 template <class Real>
-std::vector<Real> scaled_slopes(const Plan& plan, const Problem& p, const Constants& constants, const Layout& layout,
-                                const Real* slopes, const Real* upstream) {
-  std::vector<Real> out(slopes, slopes + layout.units * layout.unit_slopes());
+std::vector<Real> scaled_slopes(const Call& call, const Layout& layout, const Real* slopes, const Real* upstream) {
+  const Plan& plan = call.plan;
+  const Problem& p = call.problem;
+  std::vector<Real> out(slopes, slopes + layout.slopes());
   if (!upstream) return out;
-  const OutputMap map{plan, p, constants.classes};
+  const OutputMap map{plan, p, call.constants.classes};
   for (int64_t u = 0; u < layout.units; ++u) {
     const int64_t n = plan.joint ? u : u / p.classes, c = plan.joint ? 0 : u % p.classes;
     Real* row = out.data() + u * layout.unit_slopes();
@@ -217,62 +218,63 @@ Trace& trace() {
   return instance;
 }
 
-int64_t workspace_size(const Plan& plan, const Problem& problem) {
-  return Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count());
+MemorySizes memory_sizes(const Plan& plan, const Sizes& sizes) {
+  const int64_t outputs = OutputMap{plan, sizes, nullptr}.count();
+  return {Layout(plan, sizes).sums(), 0, 0, Head::workspace_size(plan, sizes, outputs), Head::vector_size(plan, sizes)};
 }
-
-int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vector_size(plan, problem); }
 
 namespace {
 
-void add_up(const Call& call, Step step, int threads, double* sums) {
-  const int64_t n_sums = call.layout.unit_sums(), count = call.cut.count();
+void add_up(const Work& work, Step step, int threads, double* sums) {
+  const int64_t n_sums = work.layout.unit_sums(), count = work.cut.count();
   std::vector<double> partial(size_t(count * n_sums));
-  run(call, step, threads, partial.data());
-  std::fill(sums, sums + call.layout.units * n_sums, 0.0);
+  run(work, step, threads, partial.data());
+  std::fill(sums, sums + work.layout.sums(), 0.0);
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t s = 0; s < n_sums; ++s) sums[i / call.cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
+    for (int64_t s = 0; s < n_sums; ++s) sums[i / work.cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
 }
 
 // What a forward with a place for the gradient does. `both` where the slopes of all units have one factor in common,
 // which is all that the pixels decide.
-Step first_step(const Call& call) {
-  const Plan& plan = call.plan;
+Step first_step(const Work& work) {
+  const Plan& plan = work.plan;
   // What a narrower type keeps would be rounded twice.
-  if (plan.unreduced() || call.problem.logits.dtype != Dtype::f32) return Step::statistics;
+  if (plan.unreduced() || work.problem.logits.dtype != Dtype::f32) return Step::statistics;
   const bool reduced = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
   const bool lone = plan.point_count == 1 && !plan.region_count && !plan.sums_labels();
   const Step step = reduced && lone ? Step::both : Step::keep;
-  return kernels().find(call.job, step) ? step : Step::statistics;
+  return kernels().find(work.job, step) ? step : Step::statistics;
 }
 
 // What a forward brings for the head.
 struct HeadMemory {
   std::vector<double> sums, workspace, vector;
 
-  HeadMemory(const Plan& plan, const Problem& problem)
-      : workspace(size_t(workspace_size(plan, problem))), vector(size_t(vector_size(plan, problem))) {
-    const Layout layout(plan, problem);
-    sums.resize(size_t(layout.units * layout.unit_sums()));
-  }
-  Outputs completed(const Outputs& outputs) {
-    return {outputs.loss, outputs.terms, outputs.slopes, sums.data(), workspace.data(), vector.data()};
+  explicit HeadMemory(const MemorySizes& sizes)
+      : sums(size_t(sizes.sums)), workspace(size_t(sizes.head_workspace)), vector(size_t(sizes.vector)) {}
+
+  Buffers with(const Buffers& outputs) {
+    Buffers all = outputs;
+    all.sums = sums.data(), all.workspace = workspace.data(), all.vector = vector.data();
+    return all;
   }
 };
 
 // What the head would leave if every pixel had the weight 1.
-std::vector<float> foreseen_slopes(const Plan& plan, const Problem& problem, const Constants& constants) {
-  const Layout layout(plan, problem);
-  HeadMemory memory(plan, problem);
-  std::vector<double> terms(size_t(plan.term_count));
-  std::vector<float> slopes(size_t(layout.units * layout.unit_slopes() + 1));
+std::vector<float> foreseen_slopes(const Call& call) {
+  const Layout layout(call.plan, call.problem);
+  HeadMemory memory(memory_sizes(call.plan, call.problem));
+  std::vector<double> terms(size_t(call.plan.term_count));
+  std::vector<float> slopes(size_t(layout.slopes()));
   for (int64_t u = 0; u < layout.units; ++u) {
     double* own = memory.sums.data() + u * layout.unit_sums();
-    own[0] = double(problem.pixels);
-    if (plan.joint) own[2] = double(problem.pixels);
+    own[0] = double(call.problem.pixels);
+    if (call.plan.joint) own[2] = double(call.problem.pixels);
   }
-  float loss;
-  head(plan, problem, constants, memory.completed({&loss, terms.data(), slopes.data()}), kGather | kFinish);
+  float loss, status;
+  Buffers outputs{};
+  outputs.loss = &loss, outputs.terms = terms.data(), outputs.slopes = slopes.data(), outputs.status = &status;
+  head(call, memory.with(outputs), kGather | kFinish, 1);
   return slopes;
 }
 
@@ -303,52 +305,51 @@ void multiply(const Problem& p, float factor, int threads) {
 
 }  // namespace
 
-void statistics(const Plan& plan, const Problem& problem, const Constants& constants, int threads, double* sums) {
-  add_up(Call(plan, problem, constants), Step::statistics, threads, sums);
+void statistics(const Call& call, const Buffers& buffers, Executor threads) {
+  add_up(Work(call), Step::statistics, threads, buffers.sums);
 }
 
-void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, int parts) {
-  const Plan read = settled(plan, problem);
-  const Head head(read, problem, constants, outputs.sums, outputs.workspace, outputs.vector);
-  if (parts & kGather) head.gather(Alone());
-  if (!(parts & kFinish)) return;
-  if (problem.wide)
-    finish<double>(head, read, problem, outputs);
+void head(const Call& call, const Buffers& buffers, int halves, Executor) {
+  const Plan read = settled(call.plan, call.problem);
+  const Call settled_call{read, call.problem, call.constants};
+  const Head head(read, call.problem, call.constants, buffers.sums, buffers.workspace, buffers.vector);
+  if (halves & kGather) head.gather(Alone());
+  if (!(halves & kFinish)) return;
+  if (call.problem.wide)
+    finish<double>(head, settled_call, buffers);
   else
-    finish<float>(head, read, problem, outputs);
+    finish<float>(head, settled_call, buffers);
 }
 
-bool forward(const Plan& plan, const Problem& problem, const Constants& constants, int threads, Outputs outputs) {
-  Call call(plan, problem, constants);
-  HeadMemory memory(plan, problem);
-  outputs = memory.completed(outputs);
-  Step step = problem.output.data ? first_step(call) : Step::statistics;
+bool forward(const Call& call, const Buffers& outputs, Executor threads) {
+  const Problem& problem = call.problem;
+  Work work(call);
+  HeadMemory memory(memory_sizes(call.plan, problem));
+  const Buffers buffers = memory.with(outputs);
+  Step step = problem.output.data && call.scheme != Scheme::two_pass ? first_step(work) : Step::statistics;
   std::vector<float> foreseen;
-  if (step == Step::both) foreseen = foreseen_slopes(plan, problem, constants);
+  if (step == Step::both) foreseen = foreseen_slopes(call);
   const auto slope = std::find_if(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; });
   if (step == Step::both && slope == foreseen.end()) step = Step::statistics;
   if (step != Step::statistics) prefer_large_pages(problem);
-  call.job.slopes = foreseen.data();
-  add_up(call, step, threads, outputs.sums);
-  head(plan, problem, constants, outputs, kGather | kFinish);
-  if (plan.unreduced()) {
-    call.job.slopes = outputs.slopes;
-    run(call, Step::values, threads);
+  work.job.slopes = foreseen.data();
+  add_up(work, step, threads, buffers.sums);
+  head(call, buffers, kGather | kFinish, threads);
+  if (call.plan.unreduced()) {
+    work.job.slopes = buffers.slopes;
+    run(work, Step::values, threads);
   }
-  if (step == Step::both) {
-    float* slopes = static_cast<float*>(outputs.slopes);
-    slopes[call.layout.units * call.layout.unit_slopes()] = slopes[slope - foreseen.begin()] / *slope;
-  }
+  if (step == Step::both)
+    *static_cast<float*>(buffers.status) = static_cast<const float*>(buffers.slopes)[slope - foreseen.begin()] / *slope;
   return step != Step::statistics;
 }
 
-void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, bool ahead, int threads) {
-  Call call(plan, problem, constants);
-  const Step first = ahead ? first_step(call) : Step::statistics;
+void backward(const Call& call, const Buffers& buffers, const void* upstream, bool ahead, Executor threads) {
+  const Problem& problem = call.problem;
+  Work work(call);
+  const Step first = ahead ? first_step(work) : Step::statistics;
   if (first == Step::both) {
-    const int64_t behind = call.layout.units * call.layout.unit_slopes();
-    const float factor = static_cast<const float*>(slopes)[behind] * *static_cast<const float*>(upstream);
+    const float factor = *static_cast<const float*>(buffers.status) * *static_cast<const float*>(upstream);
     if (factor == 1) return;
     // By infinity or NaN pixels that do not count would turn NaN.
     if (factor - factor == 0) return multiply(problem, factor, threads);
@@ -356,11 +357,11 @@ void backward(const Plan& plan, const Problem& problem, const Constants& constan
   if (!ahead) prefer_large_pages(problem);
   const auto go = [&](auto real) {
     using Real = decltype(real);
-    const auto scaled = scaled_slopes(plan, problem, constants, call.layout, static_cast<const Real*>(slopes),
-                                      static_cast<const Real*>(upstream));
-    call.job.slopes = scaled.data();
-    for (const Real slope : scaled) call.job.has_infinite_slopes |= !(slope - slope == 0);
-    run(call, first == Step::keep && !call.job.has_infinite_slopes ? Step::resume : Step::gradient, threads);
+    const auto scaled =
+        scaled_slopes(call, work.layout, static_cast<const Real*>(buffers.slopes), static_cast<const Real*>(upstream));
+    work.job.slopes = scaled.data();
+    for (const Real slope : scaled) work.job.has_infinite_slopes |= !(slope - slope == 0);
+    run(work, first == Step::keep && !work.job.has_infinite_slopes ? Step::resume : Step::gradient, threads);
   };
   if (problem.wide)
     go(double());

@@ -44,7 +44,7 @@ struct AddChunks {
   static constexpr int kBlock = kThreads, kBlocks = 4, kSharedBytes = int(sizeof(double)) * kWarps;
 
   __device__ static void run(const Job& job) {
-    const int64_t chunks = job.cut.per_unit, count = job.layout.units * job.layout.unit_sums();
+    const int64_t chunks = job.cut.per_unit, count = job.layout.sums();
     if (chunks > kFewChunks) {
       const Blocks<kThreads> block{reinterpret_cast<double*>(shared_memory())};
       const double* partial = job.partial + blockIdx.x * chunks;
@@ -78,7 +78,7 @@ struct HeadKernel {
     team.sync();
     head.write_slopes(team, slopes);
     if (team.rank() == 0)
-      slopes[job.slope_count()] = job.foreseen == 0 ? Real(0) : Real(head.scale_of(0, 0) / job.foreseen);
+      *static_cast<Real*>(job.status) = job.foreseen == 0 ? Real(0) : Real(head.scale_of(0, 0) / job.foreseen);
   }
 };
 

@@ -36,10 +36,8 @@ struct Job {
   double foreseen;
   void* loss;  // of the loss's type; null: unreduced
   double* terms;
-  void* slopes;          // behind them: the factor of the mean over the foreseen one, 0 without one
-  const void* upstream;  // gradient of the loss, of its type; null: ones, or problem.upstream
-
-  HD int64_t slope_count() const { return layout.units * layout.unit_slopes(); }
+  void *slopes, *status;  // Buffers
+  const void* upstream;   // gradient of the loss, of its type; null: ones, or problem.upstream
 };
 
 namespace {

@@ -219,11 +219,13 @@ double foreseen_scale(const Job& job) {
   return job.plan.reduction == Reduction::mean ? 1 / double(pixels) : 1;
 }
 
-Job make_job(const Plan& plan, const Problem& problem, const Constants& constants) {
+Job make_job(const Call& call) {
+  const Plan& plan = call.plan;
+  const Problem& problem = call.problem;
   Job job{};
   job.plan = settled(plan, problem);
   job.problem = problem;
-  job.constants = constants;
+  job.constants = call.constants;
   job.layout = Layout(plan, problem);
   job.cut = cut_of(job.layout.units, job.layout.unit_sums(), problem.pixels);
   job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);

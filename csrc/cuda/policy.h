@@ -19,7 +19,7 @@ Cut cut_of(int64_t units, int64_t unit_sums, int64_t pixels);
 int head_blocks(const Sizes& sizes);
 
 // All of a job but the addresses of its outputs.
-Job make_job(const Plan& plan, const Problem& problem, const Constants& constants);
+Job make_job(const Call& call);
 
 // The kernel for a step: the most special one that there is. Null: none, which only Step::both may meet.
 const Kernel* kernel_for(Step step, const Job& job);

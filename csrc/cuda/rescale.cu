@@ -13,7 +13,7 @@ struct Rescale {
   static constexpr int kVector = 16 / int(sizeof(Element)), kUnroll = 4;
 
   __device__ static void run(const Job& job) {
-    const float factor = static_cast<const float*>(job.slopes)[job.slope_count()] * upstream_of<float>(job, 0, 0);
+    const float factor = *static_cast<const float*>(job.status) * upstream_of<float>(job, 0, 0);
     if (factor == 1.0f) return;
     if (factor - factor == 0.0f)
       multiply(job, factor);

@@ -48,38 +48,58 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
 
 void add_chunks(const Job& job, cudaStream_t stream) {
   if (job.cut.per_unit == 1) return;  // the chunks' sums are the units'; those of no chunks are to be 0
-  const int64_t sums = job.layout.units * job.layout.unit_sums();
+  const int64_t sums = job.layout.sums();
   launch(Step::add, job, job.cut.per_unit > kFewChunks ? sums : (sums + kWarps - 1) / kWarps, stream);
 }
 
-// Of kGather and kFinish.
-void run_head(Job& job, int parts, cudaStream_t stream) {
+// halves: of kGather and kFinish.
+void run_head(Job& job, int halves, cudaStream_t stream) {
   const bool one_output = OutputMap{job.plan, job.problem, nullptr}.count() == 1;
-  const int first = parts & kGather ? kScore : 0, middle = parts & kFinish ? kPool | (one_output ? kReduce : 0) : 0;
+  const int first = halves & kGather ? kScore : 0, middle = halves & kFinish ? kPool | (one_output ? kReduce : 0) : 0;
   const auto go = [&](int phases, int blocks) {
     job.head_phases = phases;
     launch(Step::head, job, blocks, stream);
   };
   if (job.score_blocks == 1) {
     job.block_totals = job.vector;
-    return go(first | (parts & kFinish ? kPool | kReduce | kSlopes : 0), 1);
+    return go(first | (halves & kFinish ? kPool | kReduce | kSlopes : 0), 1);
   }
   if (first) go(first, job.score_blocks);
   if (first || middle) go((first ? kTotal : 0) | middle, 1);
-  if (!(parts & kFinish)) return;
+  if (!(halves & kFinish)) return;
   if (!one_output) go(kReduce, job.score_blocks);
   go(kSlopes, job.score_blocks);
 }
 
-void set_head(Job& job, const Outputs& outputs, double* workspace, double* vector) {
-  job.head_workspace = workspace;
+int64_t partial_size(const Plan& plan, const Sizes& sizes) {
+  const Layout layout(plan, sizes);
+  const Cut cut = cut_of(layout.units, layout.unit_sums(), sizes.pixels);
+  return cut.per_unit > 1 ? cut.count * layout.unit_sums() : 0;
+}
+
+int64_t head_workspace_size(const Plan& plan, const Sizes& sizes) {
+  return Head::workspace_size(plan, sizes, OutputMap{plan, sizes, nullptr}.count()) +
+         head_blocks(sizes) * Head::totals_size(plan);
+}
+
+void set_head(Job& job, const Buffers& buffers) {
+  job.sums = buffers.sums;
+  job.head_workspace = buffers.workspace;
   job.score_blocks = head_blocks(job.problem);
   job.block_totals =
-      workspace + head_workspace_size(job.plan, job.problem) - job.score_blocks * Head::totals_size(job.plan);
-  job.vector = vector;
-  job.loss = outputs.loss;
-  job.terms = outputs.terms;
-  job.slopes = outputs.slopes;
+      buffers.workspace + head_workspace_size(job.plan, job.problem) - job.score_blocks * Head::totals_size(job.plan);
+  job.vector = buffers.vector;
+  job.loss = buffers.loss;
+  job.terms = buffers.terms;
+  job.slopes = buffers.slopes;
+  job.status = buffers.status;
+}
+
+// The sums of all units, by way of those of the chunks.
+void run_statistics(Step step, Job& job, double* partial, cudaStream_t stream) {
+  job.partial = job.cut.per_unit > 1 ? partial : job.sums;
+  launch(step, job, job.cut.count, stream);
+  add_chunks(job, stream);
 }
 
 // A few blocks per processor, which take turns: mostly there is nothing to do.
@@ -98,72 +118,58 @@ Trace& trace() {
   return instance;
 }
 
-int64_t partial_size(const Plan& plan, const Problem& problem) {
-  const Layout layout(plan, problem);
-  const Cut cut = cut_of(layout.units, layout.unit_sums(), problem.pixels);
-  return cut.per_unit > 1 ? cut.count * layout.unit_sums() : 0;
+MemorySizes memory_sizes(const Plan& plan, const Sizes& sizes) {
+  MemorySizes m{};
+  m.sums = Layout(plan, sizes).sums();
+  m.partial = partial_size(plan, sizes);
+  m.head_workspace = head_workspace_size(plan, sizes);
+  m.vector = Head::vector_size(plan, sizes);
+  m.workspace = m.sums + m.partial + m.head_workspace + m.vector;
+  return m;
 }
 
-int64_t head_workspace_size(const Plan& plan, const Problem& problem) {
-  return Head::workspace_size(plan, problem, OutputMap{plan, problem, nullptr}.count()) +
-         head_blocks(problem) * Head::totals_size(plan);
-}
-
-int64_t vector_size(const Plan& plan, const Problem& problem) { return Head::vector_size(plan, problem); }
-
-int64_t workspace_size(const Plan& plan, const Problem& problem) {
-  const Layout layout(plan, problem);
-  return partial_size(plan, problem) + layout.units * layout.unit_sums() + head_workspace_size(plan, problem) +
-         vector_size(plan, problem);
-}
-
-bool forward(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs,
-             double* workspace, Scheme wanted, cudaStream_t stream) {
-  Job job = make_job(plan, problem, constants);
-  job.sums = workspace;
-  double* const behind = job.sums + job.layout.units * job.layout.unit_sums();
-  job.partial = job.cut.per_unit > 1 ? behind : job.sums;
-  double* const head_workspace = behind + partial_size(plan, problem);
-  set_head(job, outputs, head_workspace, head_workspace + head_workspace_size(plan, problem));
-  if (plan.unreduced()) job.loss = nullptr;
-  const Scheme scheme = scheme_for(job, wanted);
+bool forward(const Call& call, const Buffers& outputs, Executor stream) {
+  const MemorySizes sizes = memory_sizes(call.plan, call.problem);
+  Buffers buffers = outputs;
+  buffers.sums = outputs.workspace;
+  buffers.partial = buffers.sums + sizes.sums;
+  buffers.workspace = buffers.partial + sizes.partial;
+  buffers.vector = buffers.workspace + sizes.head_workspace;
+  Job job = make_job(call);
+  set_head(job, buffers);
+  if (call.plan.unreduced()) job.loss = nullptr;
+  const Scheme scheme = scheme_for(job, call.scheme);
   if (scheme == Scheme::gradient_in_forward) job.foreseen = foreseen_scale(job);
-  launch(scheme == Scheme::two_pass ? Step::statistics : Step::both, job, job.cut.count, stream);
-  add_chunks(job, stream);
+  run_statistics(scheme == Scheme::two_pass ? Step::statistics : Step::both, job, buffers.partial, stream);
   run_head(job, kGather | kFinish, stream);
-  if (plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
+  if (call.plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
   return scheme != Scheme::two_pass;
 }
 
-void statistics(const Plan& plan, const Problem& problem, const Constants& constants, double* sums, double* partial,
-                cudaStream_t stream) {
-  Job job = make_job(plan, problem, constants);
-  job.sums = sums;
-  job.partial = job.cut.per_unit > 1 ? partial : sums;
-  launch(Step::statistics, job, job.cut.count, stream);
-  add_chunks(job, stream);
+void statistics(const Call& call, const Buffers& buffers, Executor stream) {
+  Job job = make_job(call);
+  job.sums = buffers.sums;
+  run_statistics(Step::statistics, job, buffers.partial, stream);
 }
 
-void head(const Plan& plan, const Problem& problem, const Constants& constants, const Outputs& outputs, double* sums,
-          double* workspace, double* vector, int parts, cudaStream_t stream) {
+void head(const Call& call, const Buffers& buffers, int halves, Executor stream) {
   Job job{};
-  job.plan = settled(plan, problem);
-  job.problem = problem;
-  job.constants = constants;
-  job.layout = Layout(plan, problem);
-  job.sums = sums;
-  set_head(job, outputs, workspace, vector);
-  run_head(job, parts, stream);
+  job.plan = settled(call.plan, call.problem);
+  job.problem = call.problem;
+  job.constants = call.constants;
+  job.layout = Layout(call.plan, call.problem);
+  set_head(job, buffers);
+  run_head(job, halves, stream);
 }
 
-void backward(const Plan& plan, const Problem& problem, const Constants& constants, const void* slopes,
-              const void* upstream, bool ahead, cudaStream_t stream) {
-  Job job = make_job(plan, problem, constants);
-  job.cut = cut_of(job.layout.units, 0, problem.pixels);  // it makes no sums, whose memory would limit the chunks
-  job.slopes = const_cast<void*>(slopes);
+void backward(const Call& call, const Buffers& buffers, const void* upstream, bool ahead, Executor stream) {
+  Job job = make_job(call);
+  job.cut = cut_of(job.layout.units, 0, call.problem.pixels);  // it makes no sums, whose memory would limit the chunks
+  job.slopes = buffers.slopes;
+  job.status = buffers.status;
   job.upstream = upstream;
   if (ahead)
-    launch(Step::rescale, job, rescale_blocks(problem), stream);
+    launch(Step::rescale, job, rescale_blocks(call.problem), stream);
   else
     launch(Step::gradient, job, job.cut.count, stream);
 }

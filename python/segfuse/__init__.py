@@ -1,7 +1,8 @@
 """segfuse: fused forward/backward kernels for per-pixel segmentation losses, under PyTorch."""
 
 from segfuse import compounds, metrics, pointwise, reference, region, stats
-from segfuse._native import build_info
+from segfuse._core.native import build_info
+from segfuse._version import __version__
 from segfuse.algebra import CompoundLoss, Loss
 from segfuse.compounds import *  # noqa: F403
 from segfuse.diagnostics import check_target, warmup
@@ -9,8 +10,6 @@ from segfuse.pointwise import *  # noqa: F403
 from segfuse.region import *  # noqa: F403
 from segfuse.stats import *  # noqa: F403
 from segfuse.tiles import TiledLoss
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "CompoundLoss",

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segfuse._checks import check_inputs, check_tensor
-from segfuse._native import number_dtype
-from segfuse._ops import apply
-from segfuse._options import DATA_DEFAULTS, check_data, check_number, plain, refuse_unknown
-from segfuse._plan import LOWER, plan_for
-from segfuse._transfer import bring, may_stay
+from segfuse._core.checks import check_inputs, check_tensor
+from segfuse._core.native import number_dtype
+from segfuse._core.options import DATA_DEFAULTS, check_data, check_number, plain, refuse_unknown
+from segfuse._core.plan import LOWER, plan_for
+from segfuse._core.routes import apply
+from segfuse._core.spec import KernelTerm
+from segfuse._core.transfer import bring, may_stay
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -297,8 +298,8 @@ class SingleLoss(Loss):
         return self
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        """The native term (csrc/problem.h) of the options."""
+    def lower(options: dict[str, Any], mode: str) -> KernelTerm:
+        """The term of the kernels, from the options."""
         raise NotImplementedError
 
     @classmethod

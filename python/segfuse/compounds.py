@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from segfuse._functions import function_of
-from segfuse._options import (
+from segfuse._core.functions import function_of
+from segfuse._core.options import (
     DATA_DEFAULTS,
     MODES,
     DataOptions,

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from segfuse import _kernels
-from segfuse._checks import check_tensor
+from segfuse._core.checks import check_tensor
+from segfuse._core.engines import required_engine
 from segfuse.algebra import Loss
 from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss
 
@@ -27,7 +27,7 @@ def warmup(device: torch.device | str | int | None = None) -> None:
     index: int | None = device.index
     if device.type == "cuda" and index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    _kernels.required_engine(device).warmup(device)
+    required_engine(device).warmup(device)
 
 
 def check_target(

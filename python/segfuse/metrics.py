@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, distributed
 
-from segfuse._native import number_dtype
-from segfuse._options import MODES, Mode, check_choice
+from segfuse._core.native import number_dtype
+from segfuse._core.options import MODES, Mode, check_choice
 from segfuse.stats import RegionStats, region_stats
 
 if TYPE_CHECKING:

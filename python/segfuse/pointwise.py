@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from segfuse._functions import function_of
-from segfuse._options import (
+from segfuse._core.functions import function_of
+from segfuse._core.options import (
     MODES,
     DataOptions,
     Mode,
@@ -33,7 +33,7 @@ from segfuse._options import (
     check_table,
     scalar_or_table,
 )
-from segfuse._plan import table_of
+from segfuse._core.spec import Balance, PointwiseTerm, table_of
 from segfuse.algebra import SingleLoss
 
 if TYPE_CHECKING:
@@ -68,21 +68,9 @@ __all__ = [
 ]
 
 
-def _point(
-    kind: str, parameters: Sequence[float] = (), balance: str = "none", value: object = None, **flags: bool
-) -> dict[str, Any]:
-    """The native term; `value` is the number, or the table, that balances the two parts."""
-    return {
-        "family": "point",
-        "kind": kind,
-        "parameters": list(parameters),
-        "balance": balance,
-        "balance_value": value if isinstance(value, float) else 1.0,
-        "table": table_of(value),
-        "weighs_the_mean": flags.get("weighs_the_mean", False),
-        "smooths": flags.get("smooths", False),
-        "every_class": flags.get("every_class", False),
-    }
+def _balanced_by(kind: Balance, value: object) -> dict[str, Any]:
+    """The fields of a term whose two parts are balanced by a number, or by a row of the tables."""
+    return {"balance": kind, "balance_value": value if isinstance(value, float) else 1.0, "table": table_of(value)}
 
 
 def _check_logits(name: str, data: DataOptions) -> None:
@@ -124,9 +112,11 @@ class BCEWithLogitsLoss(SingleLoss):
         super().__init__(mode, options, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        balance = "balanced" if options["balanced"] else "none" if options["pos_weight"] is None else "positive"
-        return _point("bce_with_logits", [options["label_smoothing"]], balance, options["pos_weight"])
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        pos_weight = options["pos_weight"]
+        balance: Balance = "balanced" if options["balanced"] else "none" if pos_weight is None else "positive"
+        parameters = (options["label_smoothing"],)
+        return PointwiseTerm("bce_with_logits", parameters, **_balanced_by(balance, pos_weight))
 
 
 class CrossEntropyLoss(SingleLoss):
@@ -157,15 +147,13 @@ class CrossEntropyLoss(SingleLoss):
         super().__init__("multiclass", options, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        weighted = options["class_weight"] is not None
-        smoothing = options["label_smoothing"]
-        return _point(
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        weight, smoothing = options["class_weight"], options["label_smoothing"]
+        return PointwiseTerm(
             "cross_entropy",
-            [smoothing],
-            "class_weight" if weighted else "none",
-            options["class_weight"],
-            weighs_the_mean=weighted,
+            (smoothing,),
+            **_balanced_by("none" if weight is None else "class_weight", weight),
+            weighs_the_mean=weight is not None,
             smooths=smoothing > 0,
         )
 
@@ -196,11 +184,11 @@ class FocalLoss(SingleLoss):
         super().__init__(mode, {"alpha": weights, "gamma": check_number("gamma", gamma, 0, 1e6)}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
         kind = "focal_square" if options["gamma"] == 2 else "focal"
-        weighting = "class_weight" if mode == "multiclass" else "alpha"
+        weighting: Balance = "class_weight" if mode == "multiclass" else "alpha"
         alpha = options["alpha"]
-        return _point(kind, [options["gamma"]], "none" if alpha is None else weighting, alpha)
+        return PointwiseTerm(kind, (options["gamma"],), **_balanced_by("none" if alpha is None else weighting, alpha))
 
 
 class PolynomialLoss(SingleLoss):
@@ -234,8 +222,10 @@ class PolynomialLoss(SingleLoss):
         super().__init__(mode, options, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("polynomial", options["exponents"], "positive", options["asymmetry"])
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm(
+            "polynomial", tuple(options["exponents"]), **_balanced_by("positive", options["asymmetry"])
+        )
 
 
 class SigmoidFreeLoss(SingleLoss):
@@ -259,8 +249,8 @@ class SigmoidFreeLoss(SingleLoss):
         super().__init__(mode, {"asymmetry": check_number("asymmetry", asymmetry, 0)}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("sigmoid_free", [], "positive", options["asymmetry"])
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm("sigmoid_free", **_balanced_by("positive", options["asymmetry"]))
 
 
 class BrokenLoss(SingleLoss):
@@ -283,8 +273,8 @@ class BrokenLoss(SingleLoss):
         super().__init__(mode, {"asymmetry": check_number("asymmetry", asymmetry, 0)}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("broken", [], "negative", options["asymmetry"])
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm("broken", **_balanced_by("negative", options["asymmetry"]))
 
 
 class HingeLoss(SingleLoss):
@@ -303,8 +293,8 @@ class HingeLoss(SingleLoss):
         super().__init__(mode, {}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("hinge")
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm("hinge")
 
 
 class MSELoss(SingleLoss):
@@ -322,8 +312,8 @@ class MSELoss(SingleLoss):
         super().__init__(mode, {}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("squared_error", every_class=mode == "multiclass")
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm("squared_error", every_class=mode == "multiclass")
 
 
 class L1Loss(SingleLoss):
@@ -341,8 +331,8 @@ class L1Loss(SingleLoss):
         super().__init__(mode, {}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("absolute_error", every_class=mode == "multiclass")
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm("absolute_error", every_class=mode == "multiclass")
 
 
 class HuberLoss(SingleLoss):
@@ -364,8 +354,8 @@ class HuberLoss(SingleLoss):
         super().__init__(mode, {"delta": delta}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("huber", [options["delta"]], every_class=mode == "multiclass")
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm("huber", (options["delta"],), every_class=mode == "multiclass")
 
 
 class KLDivLoss(SingleLoss):
@@ -387,8 +377,8 @@ class KLDivLoss(SingleLoss):
         super().__init__(mode, {}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return _point("kl_divergence")
+    def lower(options: dict[str, Any], mode: str) -> PointwiseTerm:
+        return PointwiseTerm("kl_divergence")
 
 
 bce_with_logits_loss = function_of(BCEWithLogitsLoss, "bce_with_logits_loss")

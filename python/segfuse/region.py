@@ -24,17 +24,19 @@ A row that is 0/0 scores 1. If nothing in the whole call is valid the loss is 0.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segfuse._functions import function_of
-from segfuse._options import MODES, Mode, RegionOptions, check_bool, check_choice, check_number, check_region
-from segfuse._plan import LOWER, is_table, table_of
+from segfuse._core.functions import function_of
+from segfuse._core.options import MODES, Mode, RegionOptions, check_bool, check_choice, check_number, check_region
+from segfuse._core.plan import LOWER
+from segfuse._core.spec import RegionTerm, is_table, table_of
 from segfuse.algebra import Loss, SingleLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from segfuse._options import DataOptions
+    from segfuse._core.options import DataOptions
 
     class Options(RegionOptions, DataOptions, total=False):
         """Everything that a region loss shares with the others."""
@@ -84,29 +86,24 @@ class RegionLoss(SingleLoss):
         super().__init__(mode, {**own, **checked}, data)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
         o = {**_without(), **options}
         numerator, denominator = o["smooth"]
-        return {
-            "family": "region",
-            "kind": "tversky",
-            "shape": o["shape"],
-            "shape_parameter": 0.0,
-            "statistics": "squared" if o["squared"] else "soft_label" if o["soft_label"] else "product",
-            "absent": o["absent"],
-            "pool_batch": o["pool_batch"],
-            "pool_classes": o["pool_classes"],
-            "generalized": False,
-            "factor": "none",
-            "adaptive": None,
-            "smooth_numerator": numerator,
-            "smooth_denominator": denominator,
-            "eps": o["eps"],
-            "alpha": o.get("alpha", 0.5),
-            "beta": o.get("beta", 0.5),
-            "table": table_of(o["class_weight"]),
-            "classes": o["classes"] or [],
-        }
+        return RegionTerm(
+            kind="tversky",
+            shape=o["shape"],
+            statistics="squared" if o["squared"] else "soft_label" if o["soft_label"] else "product",
+            absent=o["absent"],
+            pool_batch=o["pool_batch"],
+            pool_classes=o["pool_classes"],
+            smooth_numerator=numerator,
+            smooth_denominator=denominator,
+            eps=o["eps"],
+            alpha=o.get("alpha", 0.5),
+            beta=o.get("beta", 0.5),
+            table=table_of(o["class_weight"]),
+            classes=tuple(o["classes"] or ()),
+        )
 
 
 class DiceLoss(RegionLoss):
@@ -123,8 +120,8 @@ class DiceLoss(RegionLoss):
         super().__init__(mode, {}, options)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return {**RegionLoss.lower(options, mode), "kind": "dice"}
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
+        return replace(RegionLoss.lower(options, mode), kind="dice")
 
 
 class JaccardLoss(RegionLoss):
@@ -141,8 +138,8 @@ class JaccardLoss(RegionLoss):
         super().__init__(mode, {}, options)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return {**RegionLoss.lower(options, mode), "kind": "jaccard"}
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
+        return replace(RegionLoss.lower(options, mode), kind="jaccard")
 
 
 class TverskyLoss(RegionLoss):
@@ -187,9 +184,8 @@ class FocalTverskyLoss(RegionLoss):
         super().__init__(mode, own, options)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        lowered = RegionLoss.lower({**options, "shape": "power"}, mode)
-        return {**lowered, "shape_parameter": options["gamma"]}
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
+        return replace(RegionLoss.lower(options, mode), shape="power", shape_parameter=options["gamma"])
 
 
 class BackgroundTverskyLoss(FocalTverskyLoss):
@@ -215,8 +211,8 @@ class BackgroundTverskyLoss(FocalTverskyLoss):
         super().__init__(mode, alpha=alpha, beta=beta, gamma=gamma, **options)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return {**FocalTverskyLoss.lower(options, mode), "kind": "background_tversky"}
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
+        return replace(FocalTverskyLoss.lower(options, mode), kind="background_tversky")
 
 
 class SensitivitySpecificityLoss(RegionLoss):
@@ -250,13 +246,13 @@ class SensitivitySpecificityLoss(RegionLoss):
         super().__init__(mode, own, options)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
-        return {
-            **RegionLoss.lower(options, mode),
-            "kind": "sensitivity_specificity",
-            "alpha": options["sensitivity_weight"],
-            "statistics": "squared_error" if options["squared_error"] else "product",
-        }
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
+        return replace(
+            RegionLoss.lower(options, mode),
+            kind="sensitivity_specificity",
+            alpha=options["sensitivity_weight"],
+            statistics="squared_error" if options["squared_error"] else "product",
+        )
 
 
 class GeneralizedDiceLoss(RegionLoss):
@@ -287,14 +283,15 @@ class GeneralizedDiceLoss(RegionLoss):
         super().__init__(mode, {"weight_type": weight_type}, options)
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
         weight_type = options["weight_type"]
-        return {
-            **RegionLoss.lower({**options, "pool_classes": True}, mode),
-            "kind": "dice",
-            "generalized": True,
-            "factor": "none" if weight_type == "uniform" else weight_type,
-        }
+        return replace(
+            RegionLoss.lower(options, mode),
+            kind="dice",
+            pool_classes=True,
+            generalized=True,
+            factor="none" if weight_type == "uniform" else weight_type,
+        )
 
 
 class AdaptiveLogLoss(RegionLoss):
@@ -328,10 +325,12 @@ class AdaptiveLogLoss(RegionLoss):
         self._base = f"{type(base).__name__}({base.extra_repr()})"
 
     @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> dict[str, Any]:
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
         tables = {k: v for k, v in options.items() if is_table(v)}
-        lowered = LOWER[options["base"]]({**options["base_options"], **tables}, mode)
-        return {**lowered, "adaptive": [options["omega"], options["gamma"], options["epsilon"]]}
+        base = LOWER[options["base"]]({**options["base_options"], **tables}, mode)
+        assert isinstance(base, RegionTerm)
+        numbers = {"omega": options["omega"], "threshold": options["gamma"], "epsilon": options["epsilon"]}
+        return replace(base, adaptive=True, **numbers)
 
     def extra_repr(self) -> str:
         signature = self.own_signature()

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from segfuse._checks import check_inputs
-from segfuse._functions import cached
-from segfuse._ops import region_counts
-from segfuse._ops import region_stats as fused_stats
-from segfuse._options import MODES, DataOptions, Mode, check_bool, check_choice, check_number
+from segfuse._core.checks import check_inputs
+from segfuse._core.functions import cached
+from segfuse._core.options import MODES, DataOptions, Mode, check_bool, check_choice, check_number
+from segfuse._core.routes import region_counts
+from segfuse._core.routes import region_stats as fused_stats
 from segfuse.reference._data import prepare, reduce_pixels
 from segfuse.region import SensitivitySpecificityLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from segfuse._plan import Plan
+    from segfuse._core.plan import Plan
 
 __all__ = [
     "RegionStats",

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from segfuse import _kernels
-from segfuse._checks import check_inputs, is_soft
+from segfuse._core import steps
+from segfuse._core.checks import check_inputs
+from segfuse._core.engines import Constants, Results
+from segfuse._core.plan import Data
 
 if TYPE_CHECKING:
     from segfuse.algebra import Loss
@@ -47,55 +49,46 @@ class TiledLoss:
         self.criterion = criterion
         self._sums: Tensor | None = None
         self._tables: Tensor | None = None
-        self._head: tuple[Tensor, Tensor, Tensor] | None = None
+        self._results: Results | None = None
         self._read: tuple[torch.Size, torch.dtype, torch.device, bool] | None = None
 
     def add(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         """Add the statistics of a tile."""
-        if self._head is not None:
+        if self._results is not None:
             raise RuntimeError("add was called after loss: make a new TiledLoss for the next images")
-        plan = self.criterion.plan
-        logits, target, weight = self._checked(logits, target, weight)
-        self._tables = self.criterion.tables(logits, target, weight)
-        sums = _kernels.statistics(plan, logits, target, weight, self._tables)
+        data = self._checked(logits, target, weight)
+        self._tables = self.criterion.tables(*data[:3])
+        sums = steps.statistics(self.criterion.plan, data, Constants(self._tables))
         self._sums = sums if self._sums is None else self._sums.add_(sums)
 
     def loss(self) -> Tensor:
         """The loss of all tiles added, without a graph."""
+        return self._whole().loss.clone()
+
+    def _whole(self) -> Results:
         if self._sums is None or self._read is None:
             raise RuntimeError("nothing was added: call add with every tile first")
-        if self._head is None:
+        if self._results is None:
             shape, dtype, device, soft = self._read
-            label_map = self.criterion.plan.mode == "multiclass" and not soft
-            tables, coefficients = self._tables, self.criterion.coefficients(device)
-            self._head = _kernels.head(
-                self.criterion.plan,
-                shape,
-                dtype,
-                label_map,
-                self._sums,
-                tables,
-                None if coefficients is None else coefficients.detach(),
-            )
-        return self._head[0].clone()
+            plan, coefficients = self.criterion.plan, self.criterion.coefficients(device)
+            constants = Constants(self._tables, None if coefficients is None else coefficients.detach())
+            self._results = steps.head(plan, shape, dtype, soft, self._sums, constants)
+        return self._results
 
     def gradient(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The gradient of the loss in the logits of a tile; the tile must be as it was added."""
-        self.loss()
-        assert self._head is not None
-        plan = self.criterion.plan
-        logits, target, weight = self._checked(logits, target, weight)
-        one = torch.ones_like(self._head[0])
-        return _kernels.backward(plan, one, logits, target, weight, self._tables, self._head[2])
+        whole = self._whole()
+        data = self._checked(logits, target, weight)
+        one = torch.ones_like(whole.loss)
+        return steps.backward(self.criterion.plan, one, data, self._tables, whole.slopes)
 
-    def _checked(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _checked(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Data:
         """A tile as the kernels take it; it must be one like those before."""
         plan = self.criterion.plan
-        logits, target, weight = check_inputs(plan, logits, target, weight)
+        data = check_inputs(plan, logits, target, weight)
         rows = logits.shape[:1] if plan.mode == "binary" else logits.shape[:2]
-        soft = plan.mode == "multiclass" and is_soft(logits, target)
         # No pixels: sums and slopes do not depend on their number.
-        own = torch.Size([*rows, 0]), plan.loss_dtype(logits), logits.device, soft
+        own = torch.Size([*rows, 0]), plan.loss_dtype(logits), logits.device, data.soft
         if self._read is None:
             self._read = own
         if self._read != own:
@@ -103,4 +96,4 @@ class TiledLoss:
                 f"tiles must agree in samples, classes, type, device and kind of labels: got {own[0][:-1]}, {own[1:]}, "
                 f"after {self._read[0][:-1]}, {self._read[1:]}"
             )
-        return logits.detach(), target, weight
+        return data._replace(logits=data.logits.detach())

@@ -11,7 +11,8 @@ import torch
 
 import segfuse
 from cases import make_logits, make_target, make_weight, shape_of
-from segfuse import _C, _native
+from segfuse import _C
+from segfuse._core import native
 
 Build = Callable[..., segfuse.Loss]
 
@@ -60,7 +61,7 @@ def gradient(
     scheme: str, loss: segfuse.Loss, inputs: tuple[torch.Tensor, ...], upstream: float
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     logits = inputs[0].detach().requires_grad_()
-    with _native.scheme(scheme), _native.trace() as events:
+    with native.scheme(scheme), native.trace() as events:
         value = loss(logits, *inputs[1:])
         (found,) = torch.autograd.grad(value, logits, upstream * torch.ones_like(value).cumsum(0))
     return value.detach(), found, [event.kernel for event in events]
@@ -79,8 +80,8 @@ def test_what_is_ahead_gives_the_gradient_of_two_passes(name: str, reduction: st
         for options, rest in (({}, ()), ({"ignore_index": 1}, ()), ({}, (weight,)), ({"ignore_index": 0}, (weight,))):
             loss = build(mode, reduction=reduction, **options)
             for upstream in (1.0, -0.37):
-                with _native.instruction_set(instruction_set):
-                    value, ahead, passes = gradient("auto", loss, (x, target, *rest), upstream)
+                with native.instruction_set(instruction_set):
+                    value, ahead, passes = gradient("automatic", loss, (x, target, *rest), upstream)
                     expected_value, two, both_passes = gradient("two_pass", loss, (x, target, *rest), upstream)
                 assert both_passes == ["statistics", "gradient"]
                 if of_one_pass or name in KEPT:
@@ -108,9 +109,9 @@ def test_nothing_is_ahead() -> None:
         (cross_entropy, logits, soft),
         (segfuse.CrossEntropyLoss(label_smoothing=0.1), logits, target),
     ):
-        assert gradient("auto", loss, (x, t), 1.0)[2] == ["statistics", "gradient"]
+        assert gradient("automatic", loss, (x, t), 1.0)[2] == ["statistics", "gradient"]
     for loss in (compound, cross_entropy):
-        with torch.no_grad(), _native.trace() as events:
+        with torch.no_grad(), native.trace() as events:
             loss(logits, target)
         assert [event.kernel for event in events] == ["statistics"]
 
@@ -141,7 +142,7 @@ def test_whatever_comes_from_above(mode: str, upstream: float, compound: bool) -
     loss = build(ignore_index=255) if mode == "multiclass" else build(mode, ignore_index=255)
     if compound:
         loss = loss + 0.4 * segfuse.DiceLoss(mode, ignore_index=255)
-    one, two = (gradient(scheme, loss, (logits, target), upstream)[1] for scheme in ("auto", "two_pass"))
+    one, two = (gradient(scheme, loss, (logits, target), upstream)[1] for scheme in ("automatic", "two_pass"))
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-12, equal_nan=True)
     if upstream == 0 or mode == "binary":
         assert (one[..., 2:4, :] == 0).all()
@@ -154,13 +155,13 @@ def test_a_kept_probability_is_both_p_and_its_rest(logit: float) -> None:
     logits[0, 0, 0] = torch.linspace(-20, 20, 16)
     target = (torch.rand(1, 1, 8, 16) < 0.5).float()
     loss = segfuse.TverskyLoss("binary", alpha=0.3, beta=0.7) + 0.4 * segfuse.BCEWithLogitsLoss("binary")
-    kept, two = (gradient(scheme, loss, (logits, target), 3.0)[1] for scheme in ("auto", "two_pass"))
+    kept, two = (gradient(scheme, loss, (logits, target), 3.0)[1] for scheme in ("automatic", "two_pass"))
     torch.testing.assert_close(kept, two, rtol=1e-6, atol=1e-30, equal_nan=True)
 
 
 def test_nothing_counts() -> None:
     logits, target = make_logits((2, 5, 9, 11)), torch.full((2, 9, 11), 255)
     for loss in (segfuse.CrossEntropyLoss(ignore_index=255), segfuse.DiceCELoss(ignore_index=255)):
-        one, two = (gradient(scheme, loss, (logits, target), 2.0) for scheme in ("auto", "two_pass"))
+        one, two = (gradient(scheme, loss, (logits, target), 2.0) for scheme in ("automatic", "two_pass"))
         assert torch.equal(one[0], two[0])
         assert torch.equal(one[1], two[1])

@@ -13,7 +13,8 @@ import torch
 
 import segfuse
 from cases import PATHS, Case, make_logits, make_target, make_weight, shape_of
-from segfuse import _C, _native
+from segfuse import _C
+from segfuse._core import native
 
 COMPOUNDS = {
     "dice+bce": (lambda: segfuse.DiceBCELoss("binary"), "binary"),
@@ -94,14 +95,14 @@ def test_every_compound_is_two_passes(name: str) -> None:
     read = written + target.numel()
     of_logits = [("statistics", best, read, 0), ("gradient", best, read, written)]
     of_powers = [("keep", best, read, written), ("resume", best, read, written)]  # see test_ahead.py
-    for scheme, expected in (("two_pass", of_logits), ("auto", of_powers if name in KEPT else of_logits)):
-        with _native.scheme(scheme), _native.trace() as events:
+    for scheme, expected in (("two_pass", of_logits), ("automatic", of_powers if name in KEPT else of_logits)):
+        with native.scheme(scheme), native.trace() as events:
             build()(logits, target).backward()
         assert events == expected
 
 
 @pytest.mark.parametrize("side", [1500, 3000])
-@pytest.mark.parametrize("scheme", ["auto", "two_pass"])
+@pytest.mark.parametrize("scheme", ["automatic", "two_pass"])
 def test_a_large_gradient_asks_for_large_pages(scheme: str, side: int) -> None:
     """Linux notes the wish ("hg") with the pages, whatever it does about it; no other memory is marked."""
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
@@ -119,7 +120,7 @@ def test_a_large_gradient_asks_for_large_pages(scheme: str, side: int) -> None:
 
     logits = torch.randn(1, 1, side, side, requires_grad=True)
     target = (torch.rand(1, 1, side, side) < 0.5).float()
-    with _native.scheme(scheme):
+    with native.scheme(scheme):
         (gradient,) = torch.autograd.grad(segfuse.DiceBCELoss("binary")(logits, target), logits)
     assert marked(gradient)
     assert side < 3000 or not marked(target)  # smaller ones may lie where another gradient was
@@ -135,7 +136,7 @@ def test_the_flush_of_denormals_ends_with_the_call() -> None:
 
 def test_unreduced_losses_write_once() -> None:
     logits, target = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8))
-    with _native.trace() as events:
+    with native.trace() as events:
         segfuse.CrossEntropyLoss(reduction="none")(logits, target)
     assert [(e.kernel, e.bytes_written) for e in events] == [("statistics", 0), ("values", 4 * target.numel())]
 
@@ -243,7 +244,7 @@ def test_elementary_functions(instruction_set: str, name: str, dtype: type) -> N
     x = np.concatenate([uniform, logarithmic, [low, high], 1 + rng.uniform(-1, 0, 50) * 1e-6]).astype(dtype)
     if low < 0:
         x = x[(x <= high) & (x >= low)]
-    with _native.instruction_set(instruction_set):
+    with native.instruction_set(instruction_set):
         y = elementary(code, x)
     with mpmath.workdps(40):
         expected = [exact(mpmath.mpf(float(v))) for v in x]
@@ -254,7 +255,7 @@ def test_elementary_functions(instruction_set: str, name: str, dtype: type) -> N
 @pytest.mark.parametrize("instruction_set", _C.instruction_sets())
 def test_elementary_functions_at_the_ends(instruction_set: str) -> None:
     inf, nan = np.inf, np.nan
-    with _native.instruction_set(instruction_set):
+    with native.instruction_set(instruction_set):
         for dtype in (np.float32, np.float64):
             a = lambda *v: np.array(v, dtype)  # noqa: B023, E731
             np.testing.assert_array_equal(elementary(0, a(-inf, -1e4, 0, nan)), a(0, 0, 1, nan))

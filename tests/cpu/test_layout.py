@@ -7,7 +7,8 @@ import segfuse
 from cases import PATHS, Case, check_case, make_logits, make_target, make_weight, shape_of
 from environment import DEVICE, SHIM
 from layouts import LAYOUTS, channels_last
-from segfuse import _C, _native
+from segfuse import _C
+from segfuse._core import native
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
@@ -34,7 +35,7 @@ def test_channels_last_has_the_same_bits(classes: int, dtype: torch.dtype, instr
     soft = torch.rand(shape).softmax(1)
     hard = torch.randint(0, classes, (2, 13, 37))
     losses = (segfuse.DiceCELoss(), hard), (segfuse.DiceCELoss(ignore_index=1), hard), (segfuse.DiceCELoss(), soft)
-    with _native.instruction_set(instruction_set):
+    with native.instruction_set(instruction_set):
         for loss, target in losses:
             found = []
             for layout in (lambda x: x, channels_last):

@@ -29,7 +29,7 @@ from cases import (
 )
 from environment import LAUNCHED, THIN, cuda_engine
 from layouts import channels_last, inner, inner_channels_last
-from segfuse import _native
+from segfuse._core import native
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Those of label_map.cu; for tile.h a thread's 8, 20, 24 and 32 classes, 1 to 32 threads of a pixel, stages with and
@@ -96,7 +96,7 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
     check_case(case, make_logits(shape, dtype), target.to(torch.int16), weight, ignore_index=255)
     if case.loss in ("cross_entropy_loss", "focal_loss") and dtype != torch.float16:
         for layout in (channels_last, lambda x: x):
-            with _native.scheme("gradient_in_forward"):
+            with native.scheme("gradient_in_forward"):
                 check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
 
 
@@ -167,8 +167,8 @@ def test_each_class_at_the_peak(kernel: str, classes: int, case: Case, gap: floa
         logits[:, peak] += gap
         target = torch.randint(classes - 1, (1, 16, 16))
         target += target >= peak  # never the peak
-        for scheme in ("two_pass", "auto"):
-            with _native.scheme(scheme), _native.trace() as events:
+        for scheme in ("two_pass", "automatic"):
+            with native.scheme(scheme), native.trace() as events:
                 check_case(case, logits, target)
                 check_case(case, logits, torch.full_like(target, peak))
             assert f"{kernel}." in events[0].kernel
@@ -218,7 +218,7 @@ def test_no_vectors_where_memory_is_not_aligned(case: Case, layout: Callable[[Te
     check_case(case, logits, target, layout(weight))
     for reduction in ("mean", "none"):
         leaf = logits.clone().requires_grad_()
-        with _native.scheme("two_pass"):
+        with native.scheme("two_pass"):
             value = case.module(reduction=reduction)(leaf, target)
         upstream = torch.rand(value.shape) + 0.3
         spread = layout(upstream) if value.dim() > 1 else upstream
@@ -261,7 +261,7 @@ def test_channels_last_and_what_is_like_it(layout: Callable[[Tensor], Tensor], c
         one = shape[0] == 1 and layout is odd_images  # no other sample
         engine = "staged_tile" if layout is channels_last or one else "tile"
         for case in cases:
-            with _native.trace() as events:
+            with native.trace() as events:
                 check_case(case, logits, make_target("multiclass", shape))
             assert events[0].kernel.split(".")[0] == engine
 
@@ -325,7 +325,7 @@ def test_as_many_pointwise_terms_of_a_label_map() -> None:
     cases = [multiclass("focal_loss", gamma=g, alpha=alpha) for g in (0.5, 1.5, 3.0)]
     cases.append(multiclass("cross_entropy_loss", class_weight=alpha))
     cases.append(multiclass("tversky_loss", alpha=0.3, beta=0.7))
-    with _native.trace() as events:
+    with native.trace() as events:
         value = functools.reduce(operator.add, [(0.3 + i) * case.module() for i, case in enumerate(cases)])(
             logits, target
         )

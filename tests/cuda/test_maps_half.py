@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cases import TOLERANCE, Case, check_case, check_close, make_logits, make_target, make_weight, multiclass
-from segfuse import _native
+from segfuse._core import native
 
 HALVES = (torch.bfloat16, torch.float16)
 CLASSES = (2, 3, 4, 5, 8, 19)
@@ -44,7 +44,7 @@ def test_cross_entropy_is_as_exact_as_promised(classes: int, dtype: torch.dtype)
     weights = tuple(0.3 + 0.2 * c for c in range(classes))
     for logits, case in product(inputs, (CROSS_ENTROPY, multiclass("cross_entropy_loss", class_weight=weights))):
         z = logits.to(dtype)
-        with _native.trace() as events:
+        with native.trace() as events:
             found = case.module()(z, target.to(torch.uint8)).double().item()
         assert events[0].kernel.startswith("label_map.statistics")
         exact = case.reference(z, target).item()
@@ -91,11 +91,11 @@ def test_logits_as_large_as_bfloat16_has() -> None:
 def test_logits_that_are_not_finite(case: Case, dtype: torch.dtype) -> None:
     """They show in the loss, and in the gradient of their pixel alone."""
     target = torch.randint(3, (1, *SIZE))
-    for value, scheme in product((math.nan, math.inf), ("two_pass", "auto")):
+    for value, scheme in product((math.nan, math.inf), ("two_pass", "automatic")):
         logits = make_logits((1, 3, *SIZE)).to(dtype)
         logits[0, 1, 3, 5] = value
         logits.requires_grad_()
-        with _native.scheme(scheme):
+        with native.scheme(scheme):
             loss = case.module()(logits, target)
         assert loss.isnan()
         if case is CROSS_ENTROPY:

@@ -17,7 +17,7 @@ from torch import Tensor
 import segfuse
 from cases import CASES, TOLERANCE, Case, check_case, check_close, make_logits, make_target, shape_of
 from environment import LAUNCHED, THIN
-from segfuse import _native
+from segfuse._core import native
 
 HALF = (torch.float16, torch.bfloat16)
 LABELS = (torch.uint8, torch.bool)
@@ -103,7 +103,7 @@ def test_every_loss_of_rows(case: Case, dtype: torch.dtype) -> None:
 def test_both_schemes(scheme: str) -> None:
     for smoothing in (0.0, 0.1):
         case = Case("bce_with_logits_loss", "binary", {"pos_weight": 2.5, "label_smoothing": smoothing})
-        with _native.scheme(scheme):
+        with native.scheme(scheme):
             check_case(case, make_logits((3, 1, *SPACE), torch.bfloat16), labels(torch.bool))
 
 

@@ -5,7 +5,6 @@ test_kernels.py.
 
 import gc
 import weakref
-from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -28,8 +27,9 @@ from cases import (
     shape_of,
 )
 from environment import DEVICE, LAUNCHED, THIN, cuda_engine
-from segfuse import _kernels, _native
-from segfuse._plan import Plan, plan_of
+from segfuse._core import engines, native
+from segfuse._core.engines import Buffers, Constants
+from segfuse._core.plan import Plan, data_of, plan_of
 
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: SEGFUSE_TEST_DEVICE=cuda")
 TVERSKY = {"alpha": 0.3, "beta": 0.7}
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("cuda_kernels")
 def test_two_passes_and_a_head() -> None:
     criterion = segfuse.DiceCELoss() + 20 * segfuse.FocalLoss("multiclass") + segfuse.JaccardLoss("multiclass")
     shape = (2, 5, 32, 32)
-    with _native.trace() as events:
+    with native.trace() as events:
         criterion(make_logits(shape).requires_grad_(), make_target("multiclass", shape)).backward()
     kernels = [event.kernel.split("<")[0].split(".")[-1] for event in events]
     assert list(dict.fromkeys(kernels)) == ["statistics", "head", "gradient"]  # of many rows the head has phases
@@ -63,7 +63,7 @@ def test_gradient_ahead(case: Case, reduction: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         shape = shape_of(case.mode, 72, 128)
         for target in (make_target(case.mode, shape), make_target(case.mode, shape, torch.uint8)):
-            with _native.scheme("gradient_in_forward"):
+            with native.scheme("gradient_in_forward"):
                 logits, weight = make_logits(shape, dtype), make_weight(case.mode, shape)
                 check_case(case, logits, target, reduction=reduction)
                 check_case(case, logits, target, weight, reduction=reduction, ignore_index=1)
@@ -81,7 +81,7 @@ def test_gradient_ahead_is_that_of_two_passes(case: Case, reduction: str, upstre
         found = {}
         for name in ("two_pass", "gradient_in_forward"):
             logits = base.clone().requires_grad_()
-            with _native.scheme(name), _native.trace() as events:
+            with native.scheme(name), native.trace() as events:
                 loss = case.module(reduction=reduction)(logits, target, weight)
                 seed = torch.full_like(loss, upstream)
                 found[name] = [torch.autograd.grad(loss, logits, seed, retain_graph=True)[0] for _ in range(2)]
@@ -103,7 +103,7 @@ def test_what_rescaling_moves() -> None:
     """The gradient read and written, in place of another pass over the inputs: by few blocks, whatever the size."""
     shape = (2, 4, 64, 72)
     logits, target = make_logits(shape).requires_grad_(), make_target("multiclass", shape)
-    with _native.scheme("gradient_in_forward"), _native.trace() as events:
+    with native.scheme("gradient_in_forward"), native.trace() as events:
         (3 * segfuse.CrossEntropyLoss()(logits, target)).backward()
     whole = 4 * logits.numel()
     moved = {e.kernel.split("<")[0].split(".")[-1]: (e.bytes_read, e.bytes_written) for e in events}
@@ -117,7 +117,7 @@ def test_what_rescaling_moves() -> None:
     base, target, found = make_logits(shape), make_target("binary", shape), []
     for name in ("two_pass", "gradient_in_forward"):
         logits = base.clone().requires_grad_()
-        with _native.scheme(name):
+        with native.scheme(name):
             (4 * segfuse.BCEWithLogitsLoss("binary")(logits, target)).backward()
         found.append(logits.grad)
     assert torch.equal(*found)
@@ -125,7 +125,7 @@ def test_what_rescaling_moves() -> None:
 
 def test_gradient_ahead_of_nothing_valid() -> None:
     logits = make_logits((2, 5, 16, 32)).requires_grad_()
-    with _native.scheme("gradient_in_forward"):
+    with native.scheme("gradient_in_forward"):
         value = segfuse.CrossEntropyLoss()(logits, torch.full((2, 16, 32), -100))
     value.backward()
     assert value == 0
@@ -143,7 +143,7 @@ def test_gradient_ahead_is_refused_or_left() -> None:
         (segfuse.CrossEntropyLoss(reduction="none"), x, "two_pass"),
     ]
     for loss, logits, said in refused:
-        with _native.scheme("gradient_in_forward"), pytest.raises(ValueError, match=said):
+        with native.scheme("gradient_in_forward"), pytest.raises(ValueError, match=said):
             loss(logits.requires_grad_(), t)
     left = [
         (segfuse.CrossEntropyLoss(), x.half()),
@@ -153,10 +153,10 @@ def test_gradient_ahead_is_refused_or_left() -> None:
         (segfuse.CrossEntropyLoss(class_weight=[1.0, 2.0, 3.0, 4.0, 5.0]), x),
     ]
     for loss, logits in left:
-        with _native.trace() as events:
+        with native.trace() as events:
             loss(logits.requires_grad_(), t).sum().backward()
         assert "statistics" in events[0].kernel
-    with pytest.raises(ValueError, match="two_pass"), _native.scheme("fastest"):
+    with pytest.raises(ValueError, match="two_pass"), native.scheme("fastest"):
         pass
 
 
@@ -269,9 +269,10 @@ def test_tiles_of_samples_of_few_pixels() -> None:
 )
 def test_a_megabyte_beside_the_gradient(criterion: segfuse.Loss, shape: tuple[int, ...]) -> None:
     """What a call asks for, by the sizes alone."""
-    plan, module = criterion.plan, cuda_engine().module
+    plan, engine = criterion.plan, cuda_engine()
     read = plan.joined(torch.Size(shape))
-    own = 8 * module.workspace_size(plan.native_of(module), read) + 4 * plan.slope_count(read)
+    call = engine.call_of_sizes(torch.device(DEVICE), plan, read, False, torch.float32, Constants())
+    own = 8 * engine.sizes(call).workspace + 4 * plan.slope_count(read)
     assert own <= 2**20
 
 
@@ -291,12 +292,12 @@ def test_no_pixels(mode: str) -> None:
 
 
 def test_more_rows_than_a_grid_has_blocks() -> None:
-    module, plan = cuda_engine().module, segfuse.DiceLoss("multilabel").plan
-    native, one = plan.native_of(module), torch.ones(1)
-    rows = (one.data_ptr(), 0, (2**17, 2**15), (0, 0))
-    sums = one.data_ptr(), module.sum_count(native, rows[2])  # refused before anything is read or written
+    engine, plan = cuda_engine(), segfuse.DiceLoss("multilabel").plan
+    one = torch.ones(1).expand(2**17, 2**15)
+    call = engine.call(plan, data_of(plan, one, one, None), Constants())
+    sums = one.data_ptr(), engine.sizes(call).sums  # refused before anything is read or written
     with pytest.raises(ValueError, match="logits: 4294967296 rows"):
-        module.statistics(native, rows, rows, None, False, 0, *sums, 0, 0, 0)
+        engine.module.statistics(call, Buffers(sums=sums))
 
 
 def test_numbers_of_the_host() -> None:
@@ -356,20 +357,20 @@ def test_errors_of_the_device(code: int, monkeypatch: pytest.MonkeyPatch) -> Non
     """A fault of another library is not called ours, and does not decide whether there are kernels."""
     loss, logits = segfuse.DiceLoss("binary"), make_logits((1, 1, 8, 8))
     target, module = make_target("binary", (1, 1, 8, 8)), cuda_engine().module
-    monkeypatch.setattr(_kernels, "_on", lambda _: nullcontext())
-    monkeypatch.setattr(_kernels, "cuda_module", lambda: module)
-    monkeypatch.setattr(_kernels, "engines", {**_kernels.engines})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(engines, "cuda_module", lambda: module)
+    monkeypatch.setattr(engines, "engines", {**engines.engines})
     device = torch.device("cuda:0")
     monkeypatch.setenv("SEGFUSE_SHIM_FAULT", str(code))
     with pytest.raises(RuntimeError, match=FAULTS[code]):
         loss(logits, target)
     with pytest.raises(RuntimeError):
-        _kernels.engine_of(device)
-    assert str(device) not in _kernels.engines
+        engines.engine_of(device)
+    assert str(device) not in engines.engines
     monkeypatch.setenv("SEGFUSE_SHIM_FAULT", "209")  # no code for the device: this lasts
     assert "no code for the device" in module.unusable()
     monkeypatch.setenv("SEGFUSE_SHIM_FAULT", "0")
-    assert isinstance(_kernels.engine_of(device), _kernels.CudaEngine)
+    assert isinstance(engines.engine_of(device), engines.CudaEngine)
     assert loss(logits, target).isfinite()
 
 
@@ -434,7 +435,7 @@ def test_more_than_two_to_the_31_elements(classes: int) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("scheme", ["two_pass", "auto"])
+@pytest.mark.parametrize("scheme", ["two_pass", "automatic"])
 @pytest.mark.parametrize(
     ("loss", "shape"),
     [
@@ -450,7 +451,7 @@ def test_memory_is_the_gradient_and_a_megabyte(loss: segfuse.Loss, shape: tuple[
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with _native.scheme(scheme):
+    with native.scheme(scheme):
         torch.autograd.grad(loss(logits, target), logits)
     assert torch.cuda.max_memory_allocated() - before <= 4 * logits.numel() + 2**20
 

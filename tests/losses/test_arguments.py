@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import segfuse as sf
-from segfuse._options import ELSEWHERE
+from segfuse._core.options import ELSEWHERE
 
 LOGITS, TARGET = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
 

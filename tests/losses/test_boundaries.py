@@ -11,7 +11,9 @@ from torch import Tensor
 
 import segfuse
 from cases import REDUCED, Case, check_case, shape_of
-from segfuse import _kernels
+from segfuse._core import steps
+from segfuse._core.engines import Constants, required_engine
+from segfuse._core.plan import data_of
 
 INF = math.inf
 
@@ -145,17 +147,20 @@ def test_the_head_without_samples_pixels_or_both(case: Case, reduction: str) -> 
         shape = torch.Size((n, *shape_of(case.mode, *space)[1:]))
         x, y = torch.zeros(shape), torch.zeros((n, *space) if case.mode == "multiclass" else shape, dtype=torch.int64)
         tables = loss.tables(x, y, None)
-        engine = _kernels.required_engine(x.device)
-        sums = _kernels.statistics(loss.plan, x, y, None, tables)
-        outputs = _kernels._outputs(loss.plan, shape, torch.float32, x.device)
-        sizes = engine.head_sizes(loss.plan, shape)
-        memory = _kernels.HeadMemory(sums, *(torch.zeros(size, dtype=torch.float64) for size in sizes[1:]))
-        constants = 0 if tables is None else tables.data_ptr(), 0
-        label_map = case.mode == "multiclass"
-        engine.head(loss.plan, shape, label_map, constants, memory, outputs, _kernels.GATHER)
-        memory.vector.add_(torch.rand_like(memory.vector) + 0.5)  # of another rank
-        engine.head(loss.plan, shape, label_map, constants, memory, outputs, _kernels.FINISH)
-        value, _, slopes = outputs
-        gradient = _kernels.backward(loss.plan, torch.ones_like(value), x, y, None, tables, slopes)
+        data, constants = data_of(loss.plan, x, y, None), Constants(tables)
+        sums = steps.statistics(loss.plan, data, constants)
+        results = steps.new_results(loss.plan, shape, torch.float32, x.device)
+        required_engine(x.device).head(
+            x.device,
+            loss.plan,
+            shape,
+            False,
+            constants,
+            sums,
+            results,
+            lambda vector: vector.add_(torch.rand_like(vector) + 0.5),  # what another rank has
+        )
+        gradient = steps.backward(loss.plan, torch.ones_like(results.loss), data, tables, results.slopes)
+        value = results.loss
         assert value.isfinite().all()
         assert gradient.shape == shape

@@ -24,7 +24,8 @@ from cases import (
     shape_of,
 )
 from environment import DEVICE, SHIM
-from segfuse import _native, metrics
+from segfuse import metrics
+from segfuse._core import native
 
 on_cpu = pytest.mark.skipif(DEVICE != "cpu" or SHIM is not None, reason="of the plain CPU route")
 
@@ -82,7 +83,7 @@ def test_region_loss_with_a_head(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_region_stats_are_two_passes(mode: str) -> None:
     logits, target, _ = inputs(mode)
-    with _native.trace() as events:
+    with native.trace() as events:
         segfuse.region_loss(logits, target, lambda tp, fp, fn, tn: (fp / (tp + 1)).sum(), mode=mode).backward()
     assert [event.kernel for event in events] == ["statistics", "gradient"]
 

@@ -22,10 +22,11 @@ from cases import (
     shape_of,
 )
 from environment import DEVICE, SHIM
-from segfuse import _C, _native
-from segfuse._plan import LOWER
+from segfuse import _C
+from segfuse._core import native
+from segfuse._core.plan import LOWER
 
-LABEL_DTYPES = [dtype for dtype in _native.DTYPE_CODE if not dtype.is_floating_point]
+LABEL_DTYPES = [dtype for dtype in native.DTYPE_CODE if not dtype.is_floating_point]
 
 
 @pytest.mark.parametrize(("case", "reduction"), REDUCED, ids=str)
@@ -130,7 +131,7 @@ def test_any_number_of_classes(case: Case, classes: int) -> None:
 def test_every_instruction_set(case: Case, name: str) -> None:
     shape = shape_of(case.mode, 23, 29)
     target, weight = make_target(case.mode, shape), make_weight(case.mode, shape)
-    with _native.instruction_set(name), _native.trace() as events:
+    with native.instruction_set(name), native.trace() as events:
         for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             check_case(case, make_logits(shape, dtype), target, weight)
             check_case(case, make_logits(shape, dtype), target)

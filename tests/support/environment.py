@@ -17,7 +17,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from segfuse import _kernels
+from segfuse._core import engines
 
 ROOT = Path(__file__).parents[2]
 DEVICE = os.environ.get("SEGFUSE_TEST_DEVICE", "cpu")
@@ -30,16 +30,16 @@ LAUNCHED: Counter[str] = Counter()  # kernels, by the fixture `cuda_kernels`
 
 
 @lru_cache(maxsize=1)
-def cuda_engine() -> _kernels.CudaEngine:
+def cuda_engine() -> engines.CudaEngine:
     """That of the GPU, or the CUDA sources compiled for the CPU."""
     if DEVICE == "cuda":
-        return _kernels.required_engine(torch.device("cuda:0"))
+        return engines.required_engine(torch.device("cuda:0"))
     from build_shim import build  # pybind11, which it needs, may be missing on a machine with a GPU
 
     spec = importlib.util.spec_from_file_location("_cuda_shim", SHIM or build(ROOT / "build" / "shim"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return _kernels.CudaEngine(module)
+    return engines.CudaEngine(module)
 
 
 def leave_out(reason: str) -> NoReturn:

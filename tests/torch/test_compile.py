@@ -16,8 +16,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import segfuse
 from cases import MODES, PER_CLASS, make_logits, make_target, make_weight, shape_of
 from compounds import close, compound, data_of, gradient_of, in_every_mode, jit
-from segfuse import _kernels, _native
-from segfuse._checks import check_inputs
+from segfuse._core import native, steps
+from segfuse._core.checks import check_inputs
+from segfuse._core.engines import Constants
+from segfuse._core.plan import Data
 
 OPS = torch.ops.segfuse
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,7 +48,7 @@ def test_opcheck(mode: str, reduction: str, dtype: torch.dtype, layout: str) -> 
         losses = [compound(mode, torch.tensor(0.7), reduction=reduction)]
     for loss in losses:
         for wants_grad, weight in ((False, None), (True, w)):
-            logits, target, weight = check_inputs(loss.plan, x.detach().requires_grad_(wants_grad), y, weight)
+            logits, target, weight, _ = check_inputs(loss.plan, x.detach().requires_grad_(wants_grad), y, weight)
             tables, coefficients = None, None
             if reduction != "none":
                 tables = loss.tables(logits, target, weight)
@@ -85,12 +87,13 @@ def test_kernels_refuse_what_has_no_storage() -> None:
     """Were a fake tensor to slip past the choice of the route, its address, 0, must not be read."""
     (x, y, _), fake = data_of("multiclass"), FakeTensorMode().from_tensor
     plan = (segfuse.DiceLoss("multiclass") + segfuse.CrossEntropyLoss()).plan
-    slopes = _kernels.forward(plan, x, y, None, None, None)[2]
+    results, _ = steps.forward(plan, Data(x, y, None, soft=False), Constants())
     for logits, target in ((fake(x), y), (x, fake(y))):
+        data = Data(logits, target, None, soft=False)
         with pytest.raises((ValueError, RuntimeError), match=r"has no storage|FakeTensor"):
-            _kernels.forward(plan, logits, target, None, None, None)
+            steps.forward(plan, data, Constants())
         with pytest.raises((ValueError, RuntimeError), match=r"has no storage|FakeTensor"):
-            _kernels.backward(plan, x.new_ones(()), logits, target, None, None, slopes)
+            steps.backward(plan, x.new_ones(()), data, None, results.slopes)
 
 
 TRACERS: dict[str, Callable[..., Callable[..., Tensor]]] = {
@@ -141,7 +144,7 @@ def check_compiled(mode: str, loss: Any, backend: Any = "aot_eager", data: Any =
     net, data = Net(mode, loss), data or batch(mode)
     compiled = torch.compile(net, fullgraph=True, backend=backend, **options)
     close(step(compiled, net, *data), step(net, net, *data))
-    with _native.trace() as events:  # the kernels, not the reference, run in what was compiled
+    with native.trace() as events:  # the kernels, not the reference, run in what was compiled
         step(compiled, net, *data)
     assert [e.kernel for e in events if e.kernel != "values"] == ["statistics", "gradient"]
     return net, compiled

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import segfuse
 from cases import CASES, PER_CLASS, Case, check_close, make_logits, make_target, make_weight, shape_of
 from environment import DEVICE, SHIM
-from segfuse import _kernels, _native
+from segfuse._core import engines, native
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu" or SHIM is not None, reason="emulates a device on the CPU")
 
@@ -36,8 +36,8 @@ class NoFloat64(TorchFunctionMode):
 
 @pytest.fixture
 def _device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(_kernels.engines, "cpu", None)
-    monkeypatch.setattr(_native, "FLOAT64_DEVICES", {"cuda", "meta"})
+    monkeypatch.setitem(engines.engines, "cpu", None)
+    monkeypatch.setattr(native, "FLOAT64_DEVICES", {"cuda", "meta"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
@@ -97,7 +97,7 @@ def test_moving_a_loss_to_such_a_device(monkeypatch: pytest.MonkeyPatch) -> None
     loss: Any = segfuse.DiceLoss("multiclass", class_weight=[0.25, 1.5, 0.75, 2.0, 1.0])
     unified = segfuse.UnifiedFocalLoss("multiclass", 5)
     assert loss.class_weight.dtype == torch.float64
-    monkeypatch.setattr(_native, "FLOAT64_DEVICES", {"cuda", "meta"})
+    monkeypatch.setattr(native, "FLOAT64_DEVICES", {"cuda", "meta"})
     with NoFloat64():
         compound = (0.5 * loss + unified).to("cpu")
     assert loss.class_weight.dtype == torch.float32

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 import segfuse
 from cases import CASES, Case, check_close
 from compounds import Loss, close, compound, data_of, gradient_of, in_every_mode, jit
-from segfuse import _C, _ops
+from segfuse import _C
+from segfuse._core import routes
 
 
 class Seen(TorchDispatchMode):
@@ -280,11 +281,11 @@ def test_fork(own_pool: None) -> None:  # torch's own pool hangs in the child of
 
 
 def test_a_device_without_kernels_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ops, "_announced", set())
+    monkeypatch.setattr(routes, "_announced", set())
     monkeypatch.delenv("SEGFUSE_STRICT", raising=False)
     with pytest.warns(RuntimeWarning, match="no kernels for mps"):
-        _ops._announce_reference(torch.device("mps"))
-    _ops._announce_reference(torch.device("mps"))
+        routes._announce_reference(torch.device("mps"))
+    routes._announce_reference(torch.device("mps"))
     monkeypatch.setenv("SEGFUSE_STRICT", "1")
     with pytest.raises(RuntimeError, match="SEGFUSE_STRICT"):
-        _ops._announce_reference(torch.device("mps"))
+        routes._announce_reference(torch.device("mps"))

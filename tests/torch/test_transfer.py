@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import segfuse
 from cases import PER_CLASS, make_logits, make_target, multiclass
 from environment import DEVICE, SHIM, cuda_engine
-from segfuse import _checks, _functions, _kernels, _transfer
+from segfuse._core import checks, engines, functions, steps, transfer
+from segfuse._core.engines import Constants
+from segfuse._core.plan import data_of
 
 HOST = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: SEGFUSE_TEST_DEVICE=cuda")
@@ -81,12 +83,12 @@ def test_nothing_of_the_host_is_copied(name: str, monkeypatch: pytest.MonkeyPatc
             sent.append(found.shape)
         return found
 
-    class Engine(_kernels.CpuEngine):
+    class Engine(engines.CpuEngine):
         def constant(self, numbers: Tensor, device: torch.device) -> Tensor:
             return torch.empty_like(numbers, device=device)
 
-    monkeypatch.setattr(_transfer, "FED_BY_HOST", {"meta"})
-    monkeypatch.setitem(_kernels.engines, "meta", Engine())
+    monkeypatch.setattr(transfer, "FED_BY_HOST", {"meta"})
+    monkeypatch.setitem(engines.engines, "meta", Engine())
     loss = calls(device)[name]
     with torch.device(device):
         logits, target = make_logits((2, 5, 6, 7)), make_target("multiclass", (2, 5, 6, 7))
@@ -185,9 +187,10 @@ def test_a_traced_call_knows_how_many_slopes_a_gpu_leaves(shape: tuple[int, ...]
     assert slopes.numel() == 2 * samples + 1
     engine, real = cuda_engine(), torch.zeros(shape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_kernels.engines, "cpu", engine)
-        found = _kernels.forward(plan, real, torch.zeros(target.shape, dtype=torch.int64), None, torch.ones(1, 5), None)
-    assert found[2].numel() == slopes.numel()
+        patch.setitem(engines.engines, "cpu", engine)
+        data = data_of(plan, real, torch.zeros(target.shape, dtype=torch.int64), None)
+        found, _ = steps.forward(plan, data, Constants(torch.ones(1, 5)))
+    assert found.slopes.numel() == slopes.numel()
 
 
 def test_a_coefficient_of_the_host_gets_its_gradient_there() -> None:
@@ -202,7 +205,7 @@ def test_a_coefficient_of_the_host_gets_its_gradient_there() -> None:
 
 def test_functions_make_their_loss_once() -> None:
     """Also with lists; whichever device is the default; equal numbers of other types are other options."""
-    made = _functions.cached
+    made = functions.cached
     with torch.device("meta"):
         first = made(segfuse.CrossEntropyLoss, class_weight=[0.5, 2.0])
     assert made(segfuse.CrossEntropyLoss, class_weight=[0.5, 2.0]) is first
@@ -249,7 +252,7 @@ def test_a_loss_made_under_a_mode_serves_outside_of_it() -> None:
 def test_a_number_as_weight_keeps_its_value() -> None:
     logits, target = make_logits((2, 5, 6, 7)), make_target("multiclass", (2, 5, 6, 7))
     for number in (host(0.25), host(3), host(True)):
-        _, _, weight = _checks.check_inputs(segfuse.CrossEntropyLoss().plan, logits, target, number)
+        _, _, weight = checks.check_inputs(segfuse.CrossEntropyLoss().plan, logits, target, number)
         assert weight is not None
         assert (weight == number.item()).all()
         assert weight.device == logits.device

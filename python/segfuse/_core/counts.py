@@ -1,4 +1,4 @@
-"""Exact counts of hard predictions, in plain PyTorch; `_operators.py` makes an operator of them."""
+"""Exact counts of hard predictions, in plain PyTorch; `operators.py` makes an operator of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segfuse._checks import is_soft
-from segfuse._plan import Plan
+from segfuse._core.plan import Data, Plan
 
 
-def region_counts(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, threshold: float) -> Tensor:
+def region_counts(plan: Plan, data: Data, threshold: float) -> Tensor:
     """tp, fp, fn, tn of every sample and class, int64, (N, C, 4); the tensors are checked."""
+    logits, target, weight, soft = data
     joint = plan.mode == "multiclass"
-    if target.is_floating_point() or (joint and is_soft(logits, target)):
+    if target.is_floating_point() or soft:
         raise TypeError(f"hard=True wants labels, integers or bools; got {target.dtype} of shape {tuple(target.shape)}")
-    n, classes = logits.shape[0], 1 if plan.mode == "binary" else logits.shape[1]
+    n, classes = logits.shape[0], plan.classes(logits.shape)
     if logits.numel() == 0:
         return torch.zeros(n, classes, 4, dtype=torch.int64, device=logits.device)
     grid = (n, -1) if joint else (n, classes, -1)

@@ -4,7 +4,7 @@ A raw pointer may be taken of a plain, real tensor only. Which of the routes a c
 again in `_gradient`, because a backward may run under other modes than its forward did:
 
     compiling (Dynamo, export)             the registered operator
-    DTensors                               this again, on each rank's part (_dtensor.py)
+    DTensors                               this again, on each rank's part (dtensor.py)
     forward-mode AD (jvp, hessian)         the reference
     functorch (vmap, func.grad, jacrev)    the operator, inside a Function with setup_context
     plain tensors, no mode active          kernels directly, through a plain autograd.Function if a gradient is wanted
@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from segfuse import _kernels
-from segfuse._checks import check_inputs
-from segfuse._dtensor import apply_to_parts, is_dtensor
-from segfuse._kernels import coefficient_gradient
-from segfuse._native import PLAIN, functorch_active, is_plain
-from segfuse._operators import Functorch, FunctorchStats, reference_gradient
-from segfuse._plan import Plan
+from segfuse._core import engines, steps
+from segfuse._core.checks import check_inputs
+from segfuse._core.dtensor import apply_to_parts, is_dtensor
+from segfuse._core.engines import Constants
+from segfuse._core.native import PLAIN, functorch_active, is_plain
+from segfuse._core.operators import Functorch, FunctorchStats, reference_gradient
+from segfuse._core.plan import Data, Plan
+from segfuse._core.steps import coefficient_gradient
 
 # A private name of torch, read with a safe default.
 _has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda _: True)
@@ -47,27 +48,30 @@ def apply(
 ) -> tuple[Tensor, Tensor]:
     """The loss and its (detached, unscaled) terms, float64, one row per term."""
     if torch.compiler.is_compiling():
-        logits, target, weight = check_inputs(plan, logits, target, weight)
-        if not logits.is_meta and not _kernels.has_kernels(str(logits.device)):
+        logits, target, weight, _ = check_inputs(plan, logits, target, weight)
+        if not logits.is_meta and not engines.has_kernels(str(logits.device)):
             return plan.reference(logits, target, weight, tables, coefficients)
         loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
-    if is_dtensor(logits):
-        return apply_to_parts(apply, plan, logits, target, weight, tables, coefficients)
-    logits, target = _unwrap(logits), _unwrap(target)
-    weight, coefficients = _unwrap(weight), _unwrap(coefficients)
-    logits, target, weight = check_inputs(plan, logits, target, weight)
+    if not (type(logits) in PLAIN and type(target) in PLAIN and weight is None and coefficients is None):
+        if is_dtensor(logits):
+            return apply_to_parts(apply, plan, logits, target, weight, tables, coefficients)
+        logits, target = _unwrap(logits), _unwrap(target)
+        weight, coefficients = _unwrap(weight), _unwrap(coefficients)
+    data = check_inputs(plan, logits, target, weight)
+    logits, target, weight, _ = data
     if _dual_level() >= 0:
         return plan.reference(logits, target, weight, tables, coefficients)
     if functorch_active():
         loss, terms, _ = Functorch.apply(logits, target, weight, tables, coefficients, plan.spec)
         return loss, terms
     if is_plain(logits, target, weight, tables, coefficients):
-        if not logits.is_meta and _kernels.engine_of(logits.device) is not None:
+        if not logits.is_meta and engines.engine_of(logits.device) is not None:
             wants_grad = logits.requires_grad or (coefficients is not None and coefficients.requires_grad)
             if wants_grad and torch.is_grad_enabled():
-                return _Loss.apply(logits, target, weight, tables, coefficients, plan)  # type: ignore[no-any-return]
-            return _kernels.forward(plan, logits, target, weight, tables, coefficients)[:2]
+                return _Loss.apply(logits, target, weight, tables, coefficients, plan, data.soft)  # type: ignore[no-any-return]
+            results, _ = steps.forward(plan, data, Constants(tables, coefficients))
+            return results.loss, results.terms
         if not logits.is_meta:
             _announce_reference(logits.device)
             return plan.reference(logits, target, weight, tables, coefficients)
@@ -77,11 +81,11 @@ def apply(
 
 def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """tp, fp, fn, tn of every sample and class, (N, C, 4): by the operator, or the reference where that cannot run."""
-    logits, target, weight = _checked(plan, logits, target, weight)
+    logits, target, weight, _ = _checked(plan, logits, target, weight)
     if torch.compiler.is_compiling():
-        kernels = logits.is_meta or _kernels.has_kernels(str(logits.device))
+        kernels = logits.is_meta or engines.has_kernels(str(logits.device))
     else:
-        kernels = logits.is_meta or _kernels.engine_of(logits.device) is not None
+        kernels = logits.is_meta or engines.engine_of(logits.device) is not None
         if not kernels:
             _announce_reference(logits.device)
         if kernels and _dual_level() < 0 and functorch_active():
@@ -94,11 +98,11 @@ def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
 
 def region_counts(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, threshold: float) -> Tensor:
     """tp, fp, fn, tn of hard predictions of every sample and class, int64, (N, C, 4). Without a gradient."""
-    logits, target, weight = _checked(plan, logits, target, weight)
+    logits, target, weight, _ = _checked(plan, logits, target, weight)
     return torch.ops.segfuse.region_counts(logits.detach(), target, weight, threshold, plan.spec)  # type: ignore[no-any-return]
 
 
-def _checked(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _checked(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Data:
     if not torch.compiler.is_compiling():
         logits, target, weight = _unwrap(logits), _unwrap(target), _unwrap(weight)
     return check_inputs(plan, logits, target, weight)
@@ -122,7 +126,7 @@ _announced: set[str] = set()
 
 
 def _announce_reference(device: torch.device) -> None:
-    reason = _kernels.reasons.get(str(device), "no such device is supported")
+    reason = engines.reasons.get(str(device), "no such device is supported")
     message = f"segfuse has no kernels for {device} ({reason}): the loss runs in plain PyTorch (segfuse.reference)"
     if os.environ.get("SEGFUSE_STRICT") == "1":
         raise RuntimeError(message + ", which SEGFUSE_STRICT=1 forbids")
@@ -143,12 +147,12 @@ class _Loss(torch.autograd.Function):
         tables: Tensor | None,
         coefficients: Tensor | None,
         plan: Plan,
+        soft: bool,
     ) -> tuple[Tensor, Tensor]:
-        loss, terms, slopes, ctx.gradient = _kernels.forward(
-            plan, logits, target, weight, tables, coefficients, wants_gradient=logits.requires_grad
-        )
+        data, constants = Data(logits, target, weight, soft), Constants(tables, coefficients)
+        (loss, terms, slopes), ctx.gradient = steps.forward(plan, data, constants, wants_gradient=logits.requires_grad)
         ctx.save_for_backward(logits, target, weight, tables, coefficients, slopes, terms)
-        ctx.plan = plan
+        ctx.plan, ctx.soft = plan, soft
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # no zeros for the terms: 3 us
         return loss, terms
@@ -156,38 +160,26 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:  # whoever took the loss gives it no gradient
-            return (None,) * 6
+            return (None,) * 7
         logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
         wants_logits, wants_coefficients = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
         if torch.is_grad_enabled():  # create_graph=True: this gradient is to be differentiated again
-            return reference_gradient(ctx, grad_loss, logits, target, weight, tables, coefficients)
+            return *reference_gradient(ctx, grad_loss, logits, target, weight, tables, coefficients), None
         # Taken once: another backward must not write into what this one gives away.
         ahead, ctx.gradient = ctx.gradient, None
         gradient = None
         if wants_logits:
-            gradient = _gradient(ctx.plan, grad_loss, logits, target, weight, tables, slopes, ahead)
-        return (
-            gradient,
-            None,
-            None,
-            None,
-            coefficient_gradient(grad_loss, terms, coefficients.device) if wants_coefficients else None,
-            None,
-        )
+            data = Data(logits, target, weight, ctx.soft)
+            gradient = _gradient(ctx.plan, grad_loss, data, tables, slopes, ahead)
+        of_coefficients = coefficient_gradient(grad_loss, terms, coefficients.device) if wants_coefficients else None
+        return gradient, None, None, None, of_coefficients, None, None
 
 
 def _gradient(
-    plan: Plan,
-    grad_loss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    tables: Tensor | None,
-    slopes: Tensor,
-    ahead: Tensor | None,
+    plan: Plan, grad_loss: Tensor, data: Data, tables: Tensor | None, slopes: Tensor, ahead: Tensor | None
 ) -> Tensor:
-    """`_kernels.backward` by the route that fits: a backward may be batched (is_grads_batched), traced, or compiled."""
-    saved = logits, target, weight, tables, slopes
+    """`steps.backward` by the route that fits: a backward may be batched (is_grads_batched), traced, or compiled."""
+    saved = data.logits, data.target, data.weight, tables, slopes
     if not torch.compiler.is_compiling() and _has_storage(grad_loss) and is_plain(grad_loss, *saved):
-        return _kernels.backward(plan, grad_loss, *saved, ahead)
+        return steps.backward(plan, grad_loss, data, tables, slopes, ahead)
     return torch.ops.segfuse.backward(grad_loss, *saved, plan.spec)  # type: ignore[no-any-return]

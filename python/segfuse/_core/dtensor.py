@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from segfuse._plan import Plan
+from segfuse._core.plan import Plan
 
 Apply = Callable[..., tuple[Tensor, Tensor]]
 
@@ -26,7 +26,7 @@ def apply_to_parts(
     tables: Tensor | None,
     coefficients: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`segfuse._ops.apply` of DTensors on one mesh: replicated, or sharded along the batch or a spatial dimension.
+    """`routes.apply` of DTensors on one mesh: replicated, or sharded along the batch or a spatial dimension.
 
     Target and weight lie as the logits do. The loss is replicated, and the gradient lies as the logits do: that of the
     whole loss in each part, not scaled for averaging.

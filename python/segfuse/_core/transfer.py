@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from segfuse._native import functorch_active, is_plain
+from segfuse._core.engines import engine_of
+from segfuse._core.native import functorch_active, is_plain
 
 # Devices whose kernels take class weights and coefficients from the host.
 FED_BY_HOST = {"cuda"}
@@ -23,12 +24,10 @@ def may_stay(tensors: Iterable[Tensor], device: torch.device) -> bool:
 
 def bring(numbers: Tensor, device: torch.device) -> Tensor:
     """On the device; float64 if they come from the host. What requires grad is copied, for so will its gradient be."""
-    from segfuse import _kernels
-
     if numbers.device == device:
         return numbers
     plain = not torch.compiler.is_compiling() and not functorch_active() and is_plain(numbers)
     if not plain or numbers.requires_grad or not may_stay((numbers,), device):
         return numbers.to(device)
-    engine = _kernels.engine_of(device)
+    engine = engine_of(device)
     return numbers.to(device) if engine is None else engine.constant(numbers, device)

@@ -7,13 +7,15 @@ import importlib.util
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
 from segfuse import _C
+from segfuse._version import __version__
 
 # The codes of csrc/dtype.h, in its order. torch of before 2.3 has no unsigned 16 to 64 bit types; 2.4 does.
 DTYPE_CODE: dict[torch.dtype, int] = {
@@ -112,27 +114,27 @@ def instruction_set(name: str) -> Iterator[None]:
         _C.use_instruction_set(before)
 
 
+Scheme: TypeAlias = Literal["automatic", "two_pass", "gradient_in_forward"]
+chosen_scheme: ContextVar[Scheme] = ContextVar("scheme", default="automatic")
+
+
 @contextmanager
-def scheme(name: str) -> Iterator[None]:
-    """How the gradient comes about inside the ``with`` block: one of ``_kernels.SCHEMES``.
+def scheme(name: Scheme) -> Iterator[None]:
+    """How the gradient comes about inside the ``with`` block (csrc/problem.h), for tests and benches.
 
-    On a CPU all but ``two_pass`` mean ``auto``.
+    On a CPU all but ``two_pass`` mean ``automatic``.
     """
-    from segfuse import _kernels
-
-    if name not in _kernels.SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(_kernels.SCHEMES)}; got {name!r}")
-    token = _kernels.scheme.set(name)
+    if name not in get_args(Scheme):
+        raise ValueError(f"scheme must be one of {', '.join(get_args(Scheme))}; got {name!r}")
+    token = chosen_scheme.set(name)
     try:
         yield
     finally:
-        _kernels.scheme.reset(token)
+        chosen_scheme.reset(token)
 
 
 def build_info() -> dict[str, Any]:
     """Versions, native modules and CPU features, as a dict (``python -m segfuse`` prints it)."""
-    from segfuse import __version__
-
     cuda = cuda_module()
     return {
         "segfuse": __version__,

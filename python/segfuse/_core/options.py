@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from segfuse._native import functorch_active, number_dtype
+from segfuse._core.native import functorch_active, number_dtype
 
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
 Reduction: TypeAlias = Literal["mean", "sum", "none", "sample"]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from segfuse._native import DTYPE_CODE
-from segfuse._plan import Plan
-from segfuse._transfer import bring
+from segfuse._core.native import DTYPE_CODE
+from segfuse._core.plan import Data, Plan, data_of
+from segfuse._core.transfer import bring
 
 _LOGITS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MAX_CLASSES = 65536
@@ -28,14 +28,13 @@ def check_tensor(name: str, value: object) -> None:
     raise TypeError(f"{name} must be a tensor; got {type(value).__name__}{hint}")
 
 
-def check_inputs(
-    plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def check_inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Data:
     """Logits, target and weight, checked; the weight expanded to the target's grid (without a copy)."""
     for name, tensor in (("logits", logits), ("target", target), ("weight", weight)):
-        if tensor is None and name == "weight":
-            continue
-        check_tensor(name, tensor)
+        if not isinstance(tensor, Tensor):
+            if tensor is None and name == "weight":
+                continue
+            check_tensor(name, tensor)
         assert tensor is not None
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
@@ -51,12 +50,7 @@ def check_inputs(
     _check_target(plan, logits, target)
     if weight is not None:
         weight = _expand_weight(plan, logits, weight)
-    return logits, target, weight
-
-
-def is_soft(logits: Tensor, target: Tensor) -> bool:
-    """Whether a multiclass target has one value per class (soft or one-hot labels)."""
-    return target.dim() == logits.dim() and target.shape[1] == logits.shape[1]
+    return data_of(plan, logits, target, weight)
 
 
 def _same(a: Sequence[int], b: Sequence[int]) -> bool:

@@ -10,8 +10,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from segfuse._native import functorch_active, is_plain
-from segfuse._options import named_group
+from segfuse._core.native import functorch_active, is_plain
+from segfuse._core.options import named_group
 from segfuse.algebra import Loss
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segfuse import _kernels
-from segfuse._counts import region_counts
-from segfuse._kernels import coefficient_gradient
-from segfuse._plan import plan_of
+from segfuse._core import steps
+from segfuse._core.counts import region_counts
+from segfuse._core.engines import Constants
+from segfuse._core.plan import data_of, plan_of
+from segfuse._core.steps import coefficient_gradient
 
 _library = torch.library.Library("segfuse", "DEF")
 _tags: tuple[torch.Tag, ...] = (torch.Tag.pt2_compliant_tag,)
@@ -30,13 +31,15 @@ _library.define(
 
 
 def _forward_op(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
-    return _kernels.forward(plan_of(spec), logits, target, weight, tables, coefficients)[:3]
+    plan = plan_of(spec)
+    return tuple(steps.forward(plan, data_of(plan, logits, target, weight), Constants(tables, coefficients))[0])
 
 
 def _backward_op(
     grad_loss: Tensor, logits: Tensor, target: Tensor, weight: Any, tables: Any, slopes: Tensor, spec: str
 ) -> Tensor:
-    return _kernels.backward(plan_of(spec), grad_loss, logits, target, weight, tables, slopes)
+    plan = plan_of(spec)
+    return steps.backward(plan, grad_loss, data_of(plan, logits, target, weight), tables, slopes)
 
 
 for _device in ("CPU", "CUDA"):
@@ -86,7 +89,8 @@ _library.define("region_stats(Tensor logits, Tensor target, Tensor? weight, str 
 
 
 def _region_stats_op(logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
-    return _kernels.region_stats(plan_of(spec), logits, target, weight)
+    plan = plan_of(spec)
+    return steps.region_stats(plan, data_of(plan, logits, target, weight))
 
 
 for _device in ("CPU", "CUDA"):
@@ -96,8 +100,7 @@ for _device in ("CPU", "CUDA"):
 @torch.library.register_fake("segfuse::region_stats", lib=_library)
 def _(logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
     plan = plan_of(spec)
-    classes = 1 if plan.mode == "binary" else logits.shape[1]
-    return logits.new_empty([logits.shape[0], classes, 4], dtype=plan.loss_dtype(logits))
+    return logits.new_empty([logits.shape[0], plan.classes(logits.shape), 4], dtype=plan.loss_dtype(logits))
 
 
 _library.define(
@@ -106,7 +109,8 @@ _library.define(
 
 
 def _region_counts_op(logits: Tensor, target: Tensor, weight: Any, threshold: float, spec: str) -> Tensor:
-    return region_counts(plan_of(spec), logits, target, weight, threshold)
+    plan = plan_of(spec)
+    return region_counts(plan, data_of(plan, logits, target, weight), threshold)
 
 
 # On every device; opaque to torch.compile, which makes wrong numbers of what is inside (inductor, torch 2.13: two
@@ -116,8 +120,7 @@ _library.impl("region_counts", _region_counts_op, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("segfuse::region_counts", lib=_library)
 def _(logits: Tensor, target: Tensor, weight: Any, threshold: float, spec: str) -> Tensor:
-    classes = 1 if plan_of(spec).mode == "binary" else logits.shape[1]
-    return logits.new_empty([logits.shape[0], classes, 4], dtype=torch.int64)
+    return logits.new_empty([logits.shape[0], plan_of(spec).classes(logits.shape), 4], dtype=torch.int64)
 
 
 def _save_region_stats(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -137,7 +140,7 @@ def _region_stats_formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _stats_gradient(grad: Tensor, logits: Tensor, target: Tensor, weight: Any, spec: str) -> Tensor:
     plan = plan_of(spec)
-    slopes = _kernels.region_stats_slopes(plan, grad, plan.slope_count(logits.shape))
+    slopes = steps.region_stats_slopes(plan, grad, plan.slope_count(logits.shape))
     one = grad.new_ones([])
     return torch.ops.segfuse.backward(one, logits, target, weight, None, slopes, spec)  # type: ignore[no-any-return]
 

@@ -1,0 +1,135 @@
+"""A loss as data.
+
+A `Spec` is text (JSON) in traced graphs and pickles. Its terms, as the kernels take them, are structs of
+csrc/problem.h, filled field by field (csrc/spec_fields.h).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from segfuse._core.options import Mode, Reduction
+
+Shard: TypeAlias = Literal["batch", "space"]
+Shape: TypeAlias = Literal["linear", "log", "log_cosh", "power"]
+Absent: TypeAlias = Literal["score", "zero", "skip"]
+Statistics: TypeAlias = Literal["product", "squared", "soft_label", "squared_error"]
+Balance: TypeAlias = Literal["none", "positive", "negative", "alpha", "balanced", "class_weight"]
+ClassFactor: TypeAlias = Literal["none", "simple", "square"]
+
+
+@dataclass(frozen=True)
+class PointwiseTerm:
+    """A pointwise loss, as the kernels take it: PointTerm of csrc/problem.h says what the fields mean."""
+
+    kind: str
+    parameters: tuple[float, ...] = ()
+    balance: Balance = "none"
+    balance_value: float = 1.0
+    table: int = -1
+    weighs_the_mean: bool = False
+    smooths: bool = False
+    every_class: bool = False
+    coefficient: float = 1.0
+    family: Literal["pointwise"] = "pointwise"
+
+
+@dataclass(frozen=True)
+class RegionTerm:
+    """A region loss, as the kernels take it: RegionTerm of csrc/problem.h says what the fields mean."""
+
+    kind: str
+    shape: Shape
+    statistics: Statistics
+    absent: Absent
+    pool_batch: bool
+    pool_classes: bool
+    smooth_numerator: float
+    smooth_denominator: float
+    eps: float
+    table: int
+    classes: tuple[int, ...]
+    alpha: float = 0.5
+    beta: float = 0.5
+    shape_parameter: float = 0.0
+    generalized: bool = False
+    factor: ClassFactor = "none"
+    adaptive: bool = False
+    omega: float = 0.0
+    threshold: float = 0.0
+    epsilon: float = 0.0
+    coefficient: float = 1.0
+    family: Literal["region"] = "region"
+
+
+KernelTerm: TypeAlias = "PointwiseTerm | RegionTerm"
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A loss, as a native module's ``Plan`` takes it."""
+
+    mode: Mode
+    from_logits: bool
+    ignore_index: int | None
+    reduction: Reduction
+    terms: tuple[KernelTerm, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term by the name and the options of its function in `segfuse.reference`.
+
+    An option that is a tensor (class weights) is ``{"table": i}``: row i of the tables that each call brings.
+    """
+
+    name: str
+    options: dict[str, Any]
+    coefficient: float = 1.0
+
+
+# Of what the operators take and give (slopes, terms). A compiled graph that was kept on disk knows their sizes, and is
+# found again by the spec: a change of sizes must change the spec.
+LAYOUT = 4
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which terms, over the same two passes."""
+
+    mode: Mode
+    from_logits: bool
+    ignore_index: int | None
+    reduction: Reduction
+    process_group: str | None
+    shard: Shard
+    terms: tuple[Term, ...]
+    averaged: bool = True
+    """Whether gradients are averaged over the ranks, as DDP and FSDP do, so that each must be that much larger."""
+    layout: int = LAYOUT
+
+    def to_json(self) -> str:
+        """The text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Spec:
+        """The spec of a text."""
+        return Spec.of_fields(json.loads(text))
+
+    @staticmethod
+    def of_fields(content: dict[str, Any]) -> Spec:
+        """The spec of its fields, the terms as dicts; a field that is missing or unknown is a TypeError."""
+        return Spec(**{**content, "terms": tuple(Term(**term) for term in content["terms"])})
+
+
+def is_table(option: object) -> bool:
+    """Whether an option's values are a row of the tables."""
+    return isinstance(option, dict) and option.keys() == {"table"}
+
+
+def table_of(option: Any) -> int:
+    """The row of the tables that holds an option's values, -1 if it has none."""
+    return int(option["table"]) if is_table(option) else -1

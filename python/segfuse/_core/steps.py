@@ -1,0 +1,165 @@
+"""The three steps of a loss, statistics, head and gradient, of one process or over the ranks of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from segfuse._core.engines import Constants, Engine, Results, required_engine
+from segfuse._core.plan import Data, Plan
+
+
+def new_results(plan: Plan, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Results:
+    """To be filled. The device is named, for `with torch.device(...)` would choose another."""
+    loss_shape = plan.loss_shape(shape)
+    loss = torch.empty(loss_shape, dtype=dtype, device=device)
+    terms = torch.empty([len(plan.terms), *(() if plan.unreduced else loss_shape)], dtype=torch.float64, device=device)
+    return Results(loss, terms, torch.empty(plan.slope_count(shape), dtype=dtype, device=device))
+
+
+def _brought(engine: Engine, constants: Constants, device: torch.device) -> Constants:
+    """The constants where the kernels read them."""
+    tables, coefficients = constants
+    if tables is None and coefficients is None:
+        return constants
+    return Constants(
+        None if tables is None else engine.constant(tables, device),
+        None if coefficients is None else engine.constant(coefficients, device),
+    )
+
+
+def _joined(plan: Plan, data: Data) -> Data:
+    """The data as a GPU reads it where the samples of a batch are one (`Plan.joined`)."""
+    by_class = plan.mode == "multilabel"
+    return Data(
+        _join(data.logits, plan.mode != "binary"),
+        _join(data.target, by_class or data.soft),
+        None if data.weight is None else _join(data.weight, by_class),
+        data.soft,
+    )
+
+
+def _join(tensor: Tensor, has_classes: bool) -> Tensor:
+    return (tensor.movedim(1, 0) if has_classes else tensor).unsqueeze(0)
+
+
+def forward(
+    plan: Plan, data: Data, constants: Constants, wants_gradient: bool = False
+) -> tuple[Results, Tensor | None]:
+    """Loss, terms and slopes; and perhaps, if the gradient is wanted, what `backward` makes it of, once."""
+    logits = data.logits
+    if plan.process_group is not None and not plan.unreduced and _group_of(plan) is not None:
+        sums = statistics(plan, data, constants)
+        return head(plan, logits.shape, plan.loss_dtype(logits), data.soft, sums, constants), None
+    device, engine = logits.device, required_engine(logits.device)
+    shape = plan.joined(logits.shape) if engine.joins_samples else logits.shape
+    joined = shape != logits.shape
+    results = new_results(plan, shape, plan.loss_dtype(logits), device)
+    gradient = torch.empty_like(logits) if wants_gradient and engine.may_write_ahead(plan, logits) else None
+    written = engine.forward(
+        device,
+        plan,
+        _joined(plan, data) if joined else data,
+        _brought(engine, constants, device),
+        results,
+        _join(gradient, plan.mode != "binary") if joined and gradient is not None else gradient,
+    )
+    return results, gradient if written else None
+
+
+def statistics(plan: Plan, data: Data, constants: Constants) -> Tensor:
+    """The sums of every unit (csrc/problem.h), float64 and flat: what calls over parts of the same samples add."""
+    device = data.logits.device
+    engine = required_engine(device)
+    return engine.statistics(device, plan, data, _brought(engine, Constants(constants.tables), device))
+
+
+def head(plan: Plan, shape: torch.Size, dtype: torch.dtype, soft: bool, sums: Tensor, constants: Constants) -> Results:
+    """Loss, terms and slopes from the sums for logits of a shape, over all ranks of the plan's process group.
+
+    One collective, of the sums where ranks share samples, else of a vector that is short for any number of samples.
+    """
+    device = sums.device
+    engine, results, group = required_engine(device), new_results(plan, shape, dtype, device), _group_of(plan)
+    if group is not None and plan.shard == "space":
+        distributed.all_reduce(sums, group=group)
+
+    def between(vector: Tensor) -> None:
+        if group is not None and plan.shard == "batch":
+            distributed.all_reduce(vector, group=group)
+
+    engine.head(device, plan, shape, soft, _brought(engine, constants, device), sums, results, between)
+    if group is not None and plan.averaged and (plan.shard == "space" or plan.is_global):
+        results.slopes.mul_(distributed.get_world_size(group))  # what averages gradients over ranks divides by it
+    return results
+
+
+def _group_of(plan: Plan) -> Any:
+    """The plan's process group; None if it has none, or one of a single rank, which is the same bit for bit."""
+    if plan.process_group is None:
+        return None
+    if not distributed.is_initialized():
+        raise RuntimeError(
+            f"process_group {plan.process_group!r}: torch.distributed is not initialized in this process"
+        )
+    resolve: Any = distributed.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    group = resolve(plan.process_group)
+    return group if distributed.get_world_size(group) > 1 else None
+
+
+def backward(
+    plan: Plan, grad_loss: Tensor, data: Data, tables: Tensor | None, slopes: Tensor, ahead: Tensor | None = None
+) -> Tensor:
+    """The gradient in the logits, of their dtype and layout; ``ahead``: what `forward` gave of it."""
+    logits, device = data.logits, data.logits.device
+    gradient = torch.empty_like(logits) if ahead is None else ahead
+    engine = required_engine(device)
+    shape = plan.joined(logits.shape) if engine.joins_samples else logits.shape
+    # Slopes of one sample are those of `forward`; of all samples, those of `head`.
+    joined = shape != logits.shape and slopes.numel() == plan.slope_count(shape)
+    engine.backward(
+        device,
+        plan,
+        _joined(plan, data) if joined else data,
+        _brought(engine, Constants(tables), device),
+        slopes,
+        grad_loss if plan.unreduced else grad_loss.contiguous(),
+        _join(gradient, plan.mode != "binary") if joined else gradient,
+        ahead is not None,
+    )
+    return gradient
+
+
+def region_stats(plan: Plan, data: Data) -> Tensor:
+    """tp, fp, fn, tn of every sample and class, (N, C, 4), of a plan with one sensitivity_specificity_loss alone."""
+    logits = data.logits
+    n, classes = logits.shape[0], plan.classes(logits.shape)
+    joint = plan.mode == "multiclass"
+    of_sample, of_class = plan.sums_of
+    # The last four of a class are these; what stands before them is summed for pointwise terms (csrc/problem.h).
+    rows = statistics(plan, data, Constants()).reshape(n, of_sample + of_class * classes)
+    tp, fp, fn, tn = rows[:, of_sample:].reshape(n, classes, of_class)[..., -4:].unbind(-1)
+    if joint and not data.soft:  # a label map: what is labelled otherwise, added without cancellation
+        positives = tp + fn
+        nothing = positives.new_zeros(n, 1)
+        before = torch.cat([nothing, positives[:, :-1]], 1).cumsum(1)
+        after = torch.cat([nothing, positives.flip(1)[:, :-1]], 1).cumsum(1).flip(1)
+        negatives = before + after
+        tn = torch.where(negatives < fp, 0.0, negatives - fp)  # rounding leaves no less than nothing; NaN stays
+    return torch.stack([tp, fp, fn, tn], -1).to(plan.loss_dtype(logits))
+
+
+def region_stats_slopes(plan: Plan, grad: Tensor, slope_count: int) -> Tensor:
+    """The slopes (csrc/problem.h) of a function of the statistics, from its gradient in them, (N, C, 4)."""
+    tp, fp, fn, tn = grad.unbind(-1)
+    zero = torch.zeros_like(tp)
+    slopes = torch.stack([tp - fn, fp - tn, zero, zero, zero, zero], -1).flatten()
+    return torch.cat([slopes, slopes.new_zeros(slope_count - slopes.numel())])
+
+
+def coefficient_gradient(grad_loss: Tensor, terms: Tensor, device: torch.device) -> Tensor:
+    """The gradient in the coefficients, where they lie, from the terms (one row per term)."""
+    return (terms * grad_loss).reshape(terms.shape[0], -1).sum(1).to(device)
