@@ -77,7 +77,11 @@ HD float rough_log2(float x) { return fast_log2(x); }
 // 1 / (small + large) and small / large. (A vector takes one division for both, see cpu/vec.h.)
 HD void divide_shares(float small, float large, float& inverse, float& ratio) {
   inverse = 1.0f / (small + large);
+#ifdef __CUDA_ARCH__
+  ratio = small * (1.0f / large);  // a division would look for a large one above 2^126
+#else
   ratio = small / large;
+#endif
 }
 
 template <class Real>

@@ -145,8 +145,22 @@ PATTERNS = (
     Pattern("teams", r"teams == 2 && ", "false && "),
     Pattern("teams", r"wrong \? absent\[0\] : s", "s"),
     Pattern("teams", r" && t != peak_team", ""),
-    Pattern("slots", r"slice\.count < 32 \? ~0u << slice\.count : 0u", "0u"),
-    Pattern("slots", r"slice\.count < 32 \? (~0u << slice\.count) : 0u", r"\1"),
+    Pattern("slots", r"kSlots < 32 \|\| slice\.count < 32 \? ~0u << slice\.count : 0u", "0u"),
+    Pattern("slots", r"kSlots < 32 \|\| slice\.count < 32 \? (~0u << slice\.count) : 0u", r"\1"),
+    Pattern(
+        "slots", r"job\.tile\.fewest = shape\.classes / shape\.teams\(\)", "job.tile.fewest = shape.most_classes()"
+    ),
+    Pattern("slots", r"job\.tile\.most = shape\.most_classes\(\)", r"\g<0> - 1"),
+    Pattern("slots", r"shape\.padded\(int\(size\)\) \? ", "false ? "),
+    # Plain jobs.
+    Pattern("plain", r"!p\.has_weight && !p\.has_upstream", "!p.has_upstream"),
+    Pattern("plain", r"!p\.has_weight && !p\.has_upstream", "!p.has_weight"),
+    Pattern("plain", r"\(!plan\.point_count \|\| \(plan\.point_count == 1 && cross_entropy\)\)", "true"),
+    Pattern("plain", r"v\.dims == 1 && v\.stride\[0\] >= 0", "v.stride[0] >= 0"),
+    Pattern("plain", r"is_ignored \|\| !slice\.holds\(base\)", "is_ignored"),
+    Pattern("plain", r"bits < 31 \? std::min\(p\.classes, int64_t\(1\) << bits\) : p\.classes", "p.classes"),
+    Pattern("plain", r" & ~uint64_t\(0\) >> \(64 - 8 \* bytes\)", ""),
+    Pattern("no clear", r"\bweights = losses = 0\.0f;", ";"),
     Pattern("sums", r"adds <= kAddsPerFlush", "true"),
     # The head of many blocks, a gradient that is there already, numbers of the host.
     Pattern("phase", r"\(first \? kTotal : 0\) \| middle", "middle"),
@@ -187,6 +201,7 @@ EQUIVALENT = {
     "slice.h: last round: for (int g = 0; g < kSlots; g += kGroup) {": FOURS,
     "slice.h: last round: for (int g = 0; g < kSlots; g += kGroup) { #2": FOURS,
     "slice.h: last round: for (int g = 0; g < kSlots; g += kGroup) { #3": FOURS,
+    "slice.h: last round: for (int g = 0; g < kSlots; g += kGroup) { #4": FOURS,
     "tile.h: last round: for (int t = 0; t < teams; t += 4) {": FOURS,
     "tile.h: stride: for (uint32_t base = 0, adds = 1; base < slice.pixels; base += pixels, ++adds) {": "the count's, "
     "which nobody takes",

@@ -16,17 +16,31 @@ struct Cut {
 // The phases of the head (head.h) that a launch runs, as bits.
 constexpr int kScore = 1, kTotal = 2, kPool = 4, kReduce = 8, kSlopes = 16;
 
+// How tile.h goes through a job.
+struct TilePlan {
+  int pixels;        // of a tile; 0: there is none
+  bool staged;       // the logits come through a stage (slice.h)
+  bool plain;        // see is_plain (tile.cu)
+  int fewest, most;  // classes of a thread
+  uint32_t gaps;     // i * gaps >> 32: how many 16 bytes stay free in the stage before the i-th
+  // Of plain jobs. Labels are read as numbers without a sign: label_limit is the first that is no class.
+  int label_bytes;
+  uint32_t label_limit;
+  uint64_t ignored;
+  uint32_t logits_step, label_step, output_step;  // bytes from a pixel to the next
+  uint32_t logits_class, output_class;            // elements from a class to the next
+};
+
 struct Job {
   Plan plan;
   Problem problem;
   Constants constants;
   Layout layout;
   Cut cut;
-  bool can_ignore;   // the target's type can hold ignore_index
-  int tile_pixels;   // of tile.h; 0: it cannot
-  bool tile_staged;  // the logits come through a stage (slice.h)
-  double* partial;   // the sums of every chunk, as ChunkSums
-  double* sums;      // per unit
+  bool can_ignore;  // the target's type can hold ignore_index
+  TilePlan tile;
+  double* partial;  // the sums of every chunk, as ChunkSums
+  double* sums;     // per unit
   double* head_workspace;
   double* vector;        // between the halves of the head
   double* block_totals;  // per block of kScore: what it adds to the vector

@@ -13,6 +13,7 @@ enum class Step : int { statistics, add, head, values, gradient, both, rescale }
 // indices, planes that are arrays and a number of classes that is known at compile time; tile: any number and any
 // strides; staged_tile: channels_last.
 enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile, staged_tile, rescale };
+// cross_entropy: that or none; of tiles, plain jobs (tile.cu).
 enum class PointSet : int { none, bce, cross_entropy, focal_square, any };
 
 struct Key {
@@ -65,11 +66,13 @@ int64_t tile_bytes(const Kernel& kernel, const Job& job);
 
 namespace {
 
-// Blocks of a processor that must fit, so that loads are on their way while others compute. Kernels that do two steps
-// need the registers of one block more.
+// Blocks of a processor that must fit, so that loads are on their way while others compute.
 template <class E, Step kStep>
 constexpr int resident_blocks() {
-  return kStep == Step::both && E::kBlocks > 1 ? E::kBlocks - 1 : E::kBlocks;
+  if constexpr (kStep == Step::both)
+    return E::kBothBlocks;
+  else
+    return E::kBlocks;
 }
 
 // One kernel per engine and step, and its entry in the tables.

@@ -21,6 +21,7 @@ struct LabelMap {
   static constexpr bool kMirrors = kNarrow && kClasses == 2;
   static constexpr int kVector = Group::kVector;
   static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 16 ? 4 : kClasses <= 8 ? 3 : 2;
+  static constexpr int kBothBlocks = kBlocks - 1;
   static constexpr int kGroup = kThreads * kVector;
   static constexpr int kGroupSums = 1 + 2 * Points::kCount;
   // Statistics: sums of the block, what warps hand over, and per thread two columns of one value per class.

@@ -186,9 +186,10 @@ const Kernel* kernel_for(Step step, const Job& job) {
     if (const Kernel* k =
             find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
       return k;
-  if (job.tile_pixels && step != Step::values) {
+  if (job.tile.pixels && step != Step::values) {
     const Engine engine = tile_engine(job, step);
-    return find({step, engine, p.logits.dtype, plan.link, PointSet::any, false, tile_slots(job, engine)});
+    return find({step, engine, p.logits.dtype, plan.link, job.tile.plain ? PointSet::cross_entropy : PointSet::any,
+                 false, tile_slots(job, engine)});
   }
   if (step == Step::both && plan.joint) return nullptr;
   if (plan.joint) return find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});

@@ -60,7 +60,8 @@ struct Rows {
   using Real = typename Source::Real;
   using Totals = RowTotals<Real, Points, kExtra>;
   static constexpr int kVector = Source::kVector, kUnroll = Source::kUnroll;
-  static constexpr int kBlock = kThreads, kBlocks = Points::kBlocks, kGroup = kThreads * kVector * kUnroll;
+  static constexpr int kBlock = kThreads, kBlocks = Points::kBlocks, kBothBlocks = kBlocks - 1,
+                       kGroup = kThreads * kVector * kUnroll;
   static constexpr int kSharedBytes =
       int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPoints;
 

@@ -3,36 +3,17 @@
 #pragma once
 
 #include "source.h"
+#include "tile_shape.h"
 
 namespace segfuse {
 namespace {
 
-// Threads of a block are lanes (pixels of a tile) times teams; the teams share a pixel's classes evenly.
-struct TileShape {
-  int pixels, classes;
-  HD int teams() const { return kThreads / pixels; }
-  HD int first_class(int team) const { return team * classes / teams(); }
-  HD int most_classes() const { return (classes + teams() - 1) / teams(); }  // of a thread
-  // Bytes from a staged pixel to the next. Where pixels are an even number of 16 bytes, 16 more stay free: so no more
-  // than four lanes of a warp meet in a bank.
-  HD bool padded(int size) const { return classes * size % 32 == 0; }
-  HD int staged_stride(int size) const { return classes * size + (padded(size) ? 16 : 0); }
-};
-
-// Whether a tile is one run of memory, the classes of a pixel side by side (channels_last), in whole words of 16 bytes.
-// Tiles begin at multiples of 8 pixels.
-inline bool is_run(const View& v, const Sizes& sizes) {
-  const auto bytes = uintptr_t(sizes.samples > 1 ? v.sample_stride * size_of(v.dtype) : 0);
-  return v.dims == 1 && v.class_stride == 1 && v.stride[0] == sizes.classes &&
-         (reinterpret_cast<uintptr_t>(v.data) | bytes) % 16 == 0;
-}
-
 // The classes of a pixel that a thread has: `count` of them, from `first` on, in an array of kSlots registers.
 // kStaged: the tile is a run, which comes and goes 16 bytes at a time and is handed out through shared memory. Else any
 // strides: each thread reads and writes its own.
-template <class Element, int kSlots, bool kStaged>
+template <class Element, int kSlots, bool kStaged, bool kPlain, bool kAlone>
 struct Slice {
-  static constexpr int kVector = 16 / int(sizeof(Element)), kBatch = 2;  // loads on their way to the stage
+  static constexpr int kVector = 16 / int(sizeof(Element)), kBatch = kAlone ? 2 : 4;  // loads on their way to the stage
   static constexpr int kGroup = 4;
   using Vector = Pack<Element, kVector>;
 
@@ -42,29 +23,54 @@ struct Slice {
   const uint32_t begin, pixels;  // of the chunk
   const int stage;               // where it is in shared memory
   const int lane, team, first, count;
-  Element* here = nullptr;  // the pixel of the last load(), not staged
+  // Where logits, labels and gradient of the chunk begin, if it is plain.
+  const unsigned char *logits = nullptr, *labels = nullptr;
+  unsigned char* output = nullptr;
+  const Element* here = nullptr;  // the pixel of the last load(), not staged
 
   __device__ Slice(const Job& j, const Span& span, int stage_at)
       : job(j),
-        shape{j.tile_pixels, int(j.problem.classes)},
+        shape{kAlone ? kThreads : j.tile.pixels, int(j.problem.classes)},
         unit(span.unit),
         begin(uint32_t(span.first)),
         pixels(uint32_t(span.count)),
         stage(stage_at),
-        lane(int(threadIdx.x) % shape.pixels),
-        team(int(threadIdx.x) / shape.pixels),
-        first(shape.first_class(team)),
-        count(shape.first_class(team + 1) - first) {}
+        lane(kAlone ? int(threadIdx.x) : int(threadIdx.x) % shape.pixels),
+        team(kAlone ? 0 : int(threadIdx.x) / shape.pixels),
+        first(kAlone ? 0 : shape.first_class(team)),
+        count(kAlone ? shape.classes : shape.first_class(team + 1) - first) {
+    if constexpr (kPlain) {
+      logits = first_of(j.problem.logits, sizeof(Element), j.tile.logits_step);
+      labels = first_of(j.problem.target, j.tile.label_bytes, j.tile.label_step);
+      output = first_of(j.problem.output, sizeof(Element), j.tile.output_step);
+    }
+  }
 
-  // f(slot) for every slot in use, and for up to three more. (A loop that is left in the middle would cost 40 registers
+  // f(slot) for every slot that some thread uses, and for up to three more. Bounds that all threads share need no place
+  // where they meet again. (A loop that is left in the middle would cost 40 registers
   // where its ends meet.)
   template <class F>
   __device__ void each(const F& f) const {
 #pragma unroll
     for (int g = 0; g < kSlots; g += kGroup) {
-      if (g < count) {
+      if (g == 0 || g < job.tile.most) {
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) f(g + k);
+      }
+    }
+  }
+
+  // f(slot, whether it holds a class) for the same slots.
+  template <class F>
+  __device__ void each_held(const F& f) const {
+#pragma unroll
+    for (int g = 0; g < kSlots; g += kGroup) {
+      if (g + kGroup <= job.tile.fewest) {
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) f(g + k, true);
+      } else if (g == 0 || g < job.tile.most) {
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) f(g + k, g + k < count);
       }
     }
   }
@@ -74,7 +80,7 @@ struct Slice {
   __device__ void each(const float* values, const F& f) const {
 #pragma unroll
     for (int g = 0; g < kSlots; g += kGroup) {
-      if (g < count) {
+      if (g == 0 || g < job.tile.most) {
         const float4 v = *reinterpret_cast<const float4*>(values + g);
         f(g, v.x);
         f(g + 1, v.y);
@@ -85,30 +91,43 @@ struct Slice {
   }
 
   __device__ bool holds(uint32_t base) const { return base + lane < pixels; }
-  // Of the pixel at `base` + lane, or of the last one, whose weight is 0 there.
-  __device__ uint32_t position(uint32_t base) const { return begin + (holds(base) ? base + lane : pixels - 1); }
+  // In the chunk, and in the unit: of the pixel at `base` + lane, or of the last one, whose weight is 0 there.
+  __device__ uint32_t place(uint32_t base) const { return holds(base) ? base + lane : pixels - 1; }
+  __device__ uint32_t position(uint32_t base) const { return begin + place(base); }
 
-  // The logits of the tile at `base`. Slots past the last class get some class's. All threads call it.
+  // The bits of a pixel's label, if plain.
+  __device__ uint64_t label(uint32_t base) const {
+    const unsigned char* p = labels + place(base) * job.tile.label_step;
+    const int bytes = job.tile.label_bytes;
+    if (bytes == 8) {
+      const uint2 both = __ldg(reinterpret_cast<const uint2*>(p));
+      return both.x | uint64_t(both.y) << 32;
+    }
+    if (bytes == 4) return __ldg(reinterpret_cast<const unsigned*>(p));
+    return bytes == 1 ? __ldg(p) : __ldg(reinterpret_cast<const unsigned short*>(p));
+  }
+
+  // The logits of the tile at `base`. Slots past the last class get some class's: the next thread's first, or the last.
+  // (The last thread has as many classes as any.) All threads call it.
   __device__ void load(uint32_t base, float (&z)[kSlots]) {
     if constexpr (kStaged) {
       fill_stage(base);
       const Element* mine = staged_pixel() + first;
-      each([&](int j) { z[j] = Number<Element>::widened(mine[j < count ? j : 0]); });
+      each_held([&](int j, bool held) { z[j] = Number<Element>::widened(mine[held ? j : 0]); });
     } else {
-      const View& v = job.problem.logits;
-      here = pixel(v, base);
-      const Element* mine = here + first * v.class_stride;
+      here = pixel(job.problem.logits, logits, job.tile.logits_step, base);
+      const Element* mine = class_of(first);
+      const auto step = step_of(job.problem.logits, job.tile.logits_class);
 #pragma unroll
       for (int g = 0; g < kSlots; g += kGroup) {
-        if (g + kGroup <= count) {
+        if (g + kGroup <= job.tile.fewest) {
 #pragma unroll
-          for (int k = 0; k < kGroup; ++k) z[g + k] = unread(mine + k * v.class_stride);
-          mine += kGroup * v.class_stride;
-        } else if (g < count) {
+          for (int k = 0; k < kGroup; ++k, mine += step) z[g + k] = unread(mine);
+        } else if (g == 0 || g < job.tile.most) {
 #pragma unroll
           for (int k = 0; k < kGroup; ++k) {
             z[g + k] = unread(mine);
-            if (g + k + 1 < count) mine += v.class_stride;
+            mine += g + k + 1 < count ? step : 0;
           }
         }
       }
@@ -118,28 +137,31 @@ struct Slice {
   }
   // Of any class, after load(): of the stage, or of the first cache.
   __device__ float logit(int c) const {
+    Pack<Element, 1> pack;
     if constexpr (kStaged)
-      return Number<Element>::widened(staged_pixel()[c]);
+      pack.element[0] = staged_pixel()[c];
     else
-      return Number<Element>::widened(here[c * job.problem.logits.class_stride]);
+      pack.load(class_of(c));
+    return Number<Element>::widened(pack.element[0]);
   }
   // The gradient of the tile that was loaded. All threads call it.
   __device__ void store(uint32_t base, const float (&g)[kSlots]) const {
     if constexpr (kStaged) {
       Element* mine = staged_pixel() + first;
-      each([&](int j) {
-        if (j < count) mine[j] = Number<Element>::narrowed(g[j]);
+      each_held([&](int j, bool held) {
+        if (held) mine[j] = Number<Element>::narrowed(g[j]);
       });
       __syncthreads();
       drain_stage(base);
     } else if (holds(base)) {
-      const View& v = job.problem.output;
-      Element* mine = pixel(v, base) + first * v.class_stride;
-      each([&](int j) {
+      const auto step = step_of(job.problem.output, job.tile.output_class);
+      auto* mine = const_cast<Element*>(pixel(job.problem.output, output, job.tile.output_step, base));
+      mine += uint64_t(first) * step;
+      each_held([&](int j, bool held) {
         Pack<Element, 1> raw;
         raw.element[0] = Number<Element>::narrowed(g[j]);
-        if (j < count) raw.store(mine);
-        mine += v.class_stride;
+        if (held) raw.store(mine);
+        mine += step;
       });
     }
   }
@@ -151,10 +173,30 @@ struct Slice {
     pack.load(p);
     return float_of(uint32_t(pack.word[0]));
   }
-  __device__ Element* pixel(const View& v, uint32_t base) const {
-    return static_cast<Element*>(v.data) + offset_of(v, unit, 0, position(base));
+  __device__ unsigned char* first_of(const View& v, int size, uint32_t step) const {
+    return kept(static_cast<unsigned char*>(v.data) + unit * v.sample_stride * size + uint64_t(begin) * step);
   }
-  __device__ Element* run(const View& v, uint32_t base) const {
+  // `start`, `step`: of a plain view. (All offsets in a plain unit have 32 bits.)
+  __device__ const Element* pixel(const View& v, const unsigned char* start, uint32_t step, uint32_t base) const {
+    if constexpr (kPlain) return reinterpret_cast<const Element*>(start + place(base) * step);
+    return static_cast<const Element*>(v.data) + offset_of(v, unit, 0, position(base));
+  }
+  __device__ static auto step_of(const View& v, uint32_t plain) {
+    if constexpr (kPlain)
+      return plain;
+    else
+      return v.class_stride;
+  }
+  // Of the pixel that was loaded.
+  __device__ const Element* class_of(int c) const {
+    if constexpr (kPlain)
+      return here + uint64_t(uint32_t(c)) * job.tile.logits_class;
+    else
+      return here + c * job.problem.logits.class_stride;
+  }
+  // The run of the tile at `base`.
+  __device__ Element* run(const View& v, const unsigned char* start, uint32_t step, uint32_t base) const {
+    if constexpr (kPlain) return reinterpret_cast<Element*>(const_cast<unsigned char*>(start) + base * step);
     return static_cast<Element*>(v.data) + unit * v.sample_stride + int64_t(begin + base) * shape.classes;
   }
   __device__ int elements(uint32_t base) const {
@@ -168,33 +210,43 @@ struct Slice {
   }
   // Where the stage holds the i-th 16 bytes of the run.
   __device__ Vector* staged_vector(int i) const {
-    const int gaps = shape.padded(sizeof(Element)) ? i / (shape.classes / kVector) : 0;
+    const auto gaps = uint32_t(uint64_t(uint32_t(i)) * job.tile.gaps >> 32);
     return reinterpret_cast<Vector*>(shared_memory() + stage) + i + gaps;
   }
 
   __device__ void fill_stage(uint32_t base) const {
-    const Element* from = run(job.problem.logits, base);
+    const Element* const tile = run(job.problem.logits, logits, job.tile.logits_step, base);
     const int size = elements(base), whole = size / kVector, rest = whole * kVector + int(threadIdx.x);
+    const Element* from = tile + threadIdx.x * kVector;
     __syncthreads();  // everyone has done with the tile before
 #pragma unroll 1
-    for (int i = threadIdx.x; i < whole; i += kBatch * kThreads) {
+    for (int i = threadIdx.x; i < whole; i += kBatch * kThreads, from += kBatch * kThreads * kVector) {
       Vector vector[kBatch];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u)
-        if (i + u * kThreads < whole) vector[u].load(from + (i + u * kThreads) * kVector);
+        if (i + u * kThreads < whole) vector[u].load(from + u * kThreads * kVector);
 #pragma unroll
       for (int u = 0; u < kBatch; ++u)
         if (i + u * kThreads < whole) *staged_vector(i + u * kThreads) = vector[u];
     }
-    if (rest < size) staged()[rest] = from[rest];
+    if (rest < size) {
+      Pack<Element, 1> last;
+      last.load(tile + rest);
+      staged()[rest] = last.element[0];
+    }
     __syncthreads();
   }
   __device__ void drain_stage(uint32_t base) const {
-    Element* to = run(job.problem.output, base);
+    Element* const tile = run(job.problem.output, output, job.tile.output_step, base);
     const int size = elements(base), whole = size / kVector, rest = whole * kVector + int(threadIdx.x);
+    Element* to = tile + threadIdx.x * kVector;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < whole; i += kThreads) staged_vector(i)->store(to + i * kVector);
-    if (rest < size) to[rest] = staged()[rest];
+    for (int i = threadIdx.x; i < whole; i += kThreads, to += kThreads * kVector) staged_vector(i)->store(to);
+    if (rest < size) {
+      Pack<Element, 1> last;
+      last.element[0] = staged()[rest];
+      last.store(tile + rest);
+    }
   }
 };
 

@@ -1,6 +1,6 @@
 // The engine for softmax, class indices and sums of products, for any number of classes that fits, any pointwise terms
 // and any strides. The classes of a pixel stand in registers, of one thread or of a team of threads that share them
-// (slice.h).
+// (slice.h). Plain jobs (is_plain in tile.cu) have kernels of their own, kPlain: a third fewer instructions.
 #pragma once
 
 #include "../pixel.h"
@@ -10,41 +10,16 @@
 namespace segfuse {
 namespace {
 
-// Classes of a thread: the kernel with the fewest registers that holds them. A stage needs registers of its own.
-constexpr int kFewSlots = 8;
-constexpr int most_slots(bool staged) { return staged ? 24 : 32; }
-inline int slots_of(const TileShape& shape, bool staged) {
-  const int classes = shape.most_classes();
-  return classes <= kFewSlots ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);
-}
-
-// What the threads of a pixel tell one another; first in shared memory. Per thread: a row for each pixel, of a value
-// per team, read four at a time (of two teams: with two more that change nothing). Per pixel: what one thread knows.
-struct Told {
-  float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];
-  float label[kThreads], weight[kThreads], reference[kThreads];
-  float slopes[2 * kMaxPoints];  // foreseen
-};
-// Behind it. Statistics: a column of sums for each lane, those of a unit, then I and FN of each class. Gradient: the
-// slopes of each team's slots where they are not the label's; then of each class where it is.
-HD int64_t table_floats(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
-  const bool regions = layout.region_sums > 0;
-  if (statistics) return (layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;
-  return regions ? shape.classes + shape.teams() * slots : 0;
-}
-// Behind that, the stage of slice.h.
-HD int64_t stage_at(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
-  return int64_t(sizeof(Told)) + (table_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));
-}
-
-template <class Element, int kSlots, bool kStaged>
+template <class Element, int kSlots, bool kStaged, bool kPlain>
 struct Tile {
-  static constexpr int kBlock = kThreads, kBlocks = kSlots == kFewSlots ? 3 : 2;
+  static constexpr bool kAlone = kSlots == kFewSlots;  // a thread has all classes of its pixel
+  static constexpr int kBlock = kThreads, kBlocks = !kAlone ? 2 : kPlain ? 5 : 3;
+  static constexpr int kBothBlocks = kPlain ? kBlocks : kBlocks - 1;
   static constexpr int kSharedBytes = 0;  // depends on the job: tile_bytes
 
   const Job& job;
-  Slice<Element, kSlots, kStaged> slice;
-  const int teams;
+  Slice<Element, kSlots, kStaged, kPlain, kAlone> slice;
+  const int teams;                // that share a pixel
   const bool regions, has_label;  // the last team also sees to the label
   float w = 0.0f, rest = 0.0f, own_power = 0.0f, at_peak = 0.0f, log2_own = 0.0f, inverse = 0.0f;
   int y = 0, peak_team = 0;
@@ -53,8 +28,8 @@ struct Tile {
   __device__ Tile(const Job& j, int64_t chunk, bool statistics)
       : job(j),
         slice(j, chunk_of(j.cut, chunk),
-              int(stage_at(j.layout, {j.tile_pixels, int(j.problem.classes)}, kSlots, statistics))),
-        teams(slice.shape.teams()),
+              int(stage_at(j.layout, {j.tile.pixels, int(j.problem.classes)}, kSlots, statistics))),
+        teams(kAlone ? 1 : slice.shape.teams()),
         regions(j.plan.region_count > 0),
         has_label(slice.team == teams - 1) {}
 
@@ -100,7 +75,10 @@ struct Tile {
   // or none; `rest`: their sum over this thread's slots.
   template <bool kFindsPeak>
   __device__ void load(uint32_t base, float (&e)[kSlots]) {
-    if (has_label) {
+    uint64_t label = 0;  // of plain jobs, asked for ahead of the logits and used behind them
+    if constexpr (kPlain) {
+      if (has_label) label = slice.label(base);
+    } else if (has_label) {
       w = 0.0f;
       y = 0;
       if (slice.holds(base)) {
@@ -109,6 +87,11 @@ struct Tile {
       }
     }
     slice.load(base, e);
+    if constexpr (kPlain) {  // as in load_class; threads without the label will be told
+      const bool is_class = label < job.tile.label_limit, is_ignored = job.can_ignore && label == job.tile.ignored;
+      y = is_class ? int(label) : 0;
+      w = is_ignored || !slice.holds(base) ? 0.0f : is_class ? 1.0f : NAN;
+    }
     float peak = e[0];
     slice.each([&](int j) { peak = max(peak, e[j]); });
     if (teams > 1) {
@@ -138,8 +121,8 @@ struct Tile {
     const float shift = -(peak * Base2<float>::log2_e);
     log2_own = fma(own_logit, Base2<float>::log2_e, shift);
     const unsigned slot = unsigned(y - slice.first);
-    unsigned empty = slice.count < 32 ? ~0u << slice.count : 0u;
-    if (slot < unsigned(slice.count)) empty |= 1u << slot;
+    unsigned empty = kSlots < 32 || slice.count < 32 ? ~0u << slice.count : 0u;
+    if (kAlone || slot < unsigned(slice.count)) empty |= 1u << slot;
     rest = 0.0f;
     slice.each([&](int j) {
       const float power = fast_exp2(fma(e[j], Base2<float>::log2_e, shift));
@@ -161,7 +144,7 @@ struct Tile {
   template <class F>
   __device__ void for_points(const F& f) const {
     const PointTerm& term = job.plan.points[0];
-    if (job.plan.point_count == 1 && term.kind == PointKind::cross_entropy && term.table < 0)
+    if (kPlain || (job.plan.point_count == 1 && term.kind == PointKind::cross_entropy && term.table < 0))
       CrossEntropyOrNone::for_each<float>(job, [&](const auto& loss, int k) { f(loss, k, 1.0f); });
     else
       AnyPoints::for_each<float>(job, [&](const auto& loss, int k) { f(loss, k, class_scale<float>(job, k, y)); });
@@ -173,6 +156,7 @@ struct Tile {
   // kWrites: and, of one pointwise loss, the gradient with the factor of the mean that is foreseen.
   template <bool kWrites>
   __device__ void add_chunk() {
+    float weights = 0.0f, losses = 0.0f;  // of plain jobs
     const int pixels = slice.shape.pixels, classes = slice.shape.classes, group = int(job.layout.group_sums());
     const int step = job.layout.region_sums, rows = group + (regions ? 2 * classes : 0);
     for (int i = threadIdx.x; i < rows * pixels; i += kThreads) table()[i] = 0.0f;
@@ -190,6 +174,10 @@ struct Tile {
       if (w != 0.0f) {  // else not read into anything
         const float scaled = w * inverse;
         if (!kWrites && regions) slice.each([&](int j) { fp[j] += scaled * e[j]; });
+        if constexpr (kPlain) {
+          weights += w;
+          for_points([&](const auto& loss, int, float) { losses += w * loss(own, 1.0f).positive; });
+        }
         if (has_label) add_label(group);
       }
       if constexpr (kWrites) {
@@ -198,6 +186,15 @@ struct Tile {
       }
       if (adds % kAddsPerFlush && base + pixels < slice.pixels) continue;
       const bool first = adds <= kAddsPerFlush;
+      if (kPlain && has_label) {
+        float* mine = table() + slice.lane;
+        mine[0] = weights;
+        if (group > 1) {
+          mine[pixels] = losses;
+          mine[2 * pixels] = weights;
+        }
+        weights = losses = 0.0f;
+      }
       __syncthreads();
       add_rows(0, rows, first, [&](int r) {
         return r < group             ? r
@@ -222,11 +219,13 @@ struct Tile {
   __device__ void add_label(int group) {
     const int pixels = slice.shape.pixels;
     float* mine = table() + slice.lane;
-    mine[0] += w;
-    for_points([&](const auto& loss, int k, float factor) {
-      mine[(1 + 2 * k) * pixels] += w * factor * loss(own, 1.0f).positive;
-      mine[(2 + 2 * k) * pixels] += job.plan.points[k].weighs_the_mean ? w * factor : w;
-    });
+    if constexpr (!kPlain) {
+      mine[0] += w;
+      for_points([&](const auto& loss, int k, float factor) {
+        mine[(1 + 2 * k) * pixels] += w * factor * loss(own, 1.0f).positive;
+        mine[(2 + 2 * k) * pixels] += job.plan.points[k].weighs_the_mean ? w * factor : w;
+      });
+    }
     if (!regions) return;
     mine += (group + y) * pixels;
     mine[0] += w * own.p;
@@ -290,11 +289,12 @@ struct Tile {
     }
     prepare();
     const float of_point = upstream_of<float>(job, slice.unit, 0);
+    const float plain_slope = kPlain ? slope_of_points(slopes, of_point) : 0.0f;
     for (uint32_t base = 0; base < slice.pixels; base += slice.shape.pixels) {
       float e[kSlots];
       load<true>(base, e);
       float weight = w;
-      if (job.problem.has_upstream) {
+      if (!kPlain && job.problem.has_upstream) {
         const View& v = job.problem.upstream;
         weight = masked_product(w, load_number<float>(v, offset_of(v, slice.unit, 0, slice.position(base))));
       }
@@ -319,7 +319,7 @@ struct Tile {
         sync_teams();
       }
       finish();
-      const float d = slope_of_points(slopes, of_point);
+      const float d = kPlain ? plain_slope : slope_of_points(slopes, of_point);
       if (!regions) {
         write_points(weight, d, e);
       } else {

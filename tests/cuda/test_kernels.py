@@ -266,6 +266,30 @@ def test_channels_last_and_what_is_like_it(layout: Callable[[Tensor], Tensor], c
             assert events[0].kernel.split(".")[0] == engine
 
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
+
+
+@pytest.mark.parametrize("classes", [6, 140])
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_labels_of_every_integer_type(dtype: torch.dtype, classes: int) -> None:
+    """tile.h reads their bits. ignore_index may be a class; -120 has the bits of 136, a class, in int8."""
+    case, shape = multiclass("tversky_loss", alpha=0.3, beta=0.7), (2, classes, 12, 17)
+    labels = make_target("multiclass", shape) % 127
+    least, most = torch.iinfo(dtype).min, min(torch.iinfo(dtype).max, torch.iinfo(torch.int64).max)
+    for layout in (channels_last, lambda x: x):
+        logits = layout(make_logits(shape))
+        for ignored in (2, most, least, -100):
+            target = labels.clone()
+            if least <= ignored <= most:
+                target[:, 3:5] = ignored
+            check_case(case, logits, target.to(dtype), ignore_index=ignored)
+        for wrong in (-120, 140, most):
+            target = labels.clone()
+            target[1, 2, 3] = wrong
+            if least <= wrong <= most and not 0 <= wrong < classes:
+                assert case.module(ignore_index=2)(logits, target.to(dtype)).isnan()
+
+
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
 def test_planes_that_end_within_a_vector(case: Case) -> None:
     """All tensors cut from aligned ones: what lies behind a plane's end must not count."""

@@ -25,10 +25,14 @@ SOURCES = {
         "int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);",
     ],
     "cuda/label_group.h": ["kVector = (kClasses < 16 ? 16 : 8) / int(sizeof(Element));"],
-    "cuda/tile.h": [
+    "cuda/tile_shape.h": [
+        "return kThreads / pixels;",
+        "return (classes + teams() - 1) / teams();",
+        "return classes * size % 32 == 0;",
+        "return classes * size + (padded(size) ? 16 : 0);",
         "constexpr int kFewSlots = 8;",
         "return staged ? 24 : 32;",
-        "return classes <= kFewSlots ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);",
+        "classes <= kFewSlots && shape.teams() == 1 ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);",
         "float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];",
         "float label[kThreads], weight[kThreads], reference[kThreads];",
         "float slopes[2 * kMaxPoints];",
@@ -36,13 +40,7 @@ SOURCES = {
         "return regions ? shape.classes + shape.teams() * slots : 0;",
         "(table_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));",
     ],
-    "cuda/slice.h": [
-        "return kThreads / pixels;",
-        "return (classes + teams() - 1) / teams();",
-        "return classes * size % 32 == 0;",
-        "return classes * size + (padded(size) ? 16 : 0);",
-        "static constexpr int kGroup = 4;",
-    ],
+    "cuda/slice.h": ["static constexpr int kGroup = 4;"],
     "cuda/tile.cu": ["for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2)"],
     "cuda/policy.cu": [
         "return most < 81920 ? most : 81920;",
@@ -175,7 +173,8 @@ def test_every_kernel_over_pixels_is_there() -> None:
     # Planes and channels_last, three types, two or three steps: each number of classes has a kernel.
     assert len(wholes) == 2 * (3 + 3 + 2) * len(roof.TILE_CLASSES)
     assert len(tiles) == (3 + 2) * (3 + 3 + 2)
-    assert {name.split()[-1] for name in set(table) - {*over_pixels, *tiles}} == {"add", "head", "rescale"}
+    others = set(table) - {*over_pixels, *tiles, *(name.replace("true> ", "false> ") for name in tiles)}
+    assert {name.split()[-1] for name in others} == {"add", "head", "rescale"}
     aimed = {(kernel.engine, kernel.logits, kernel.step) for kernel in roof.kernels() if kernel.aim}
     assert aimed == {(engine, *what) for engine in roof.ENGINES for what in roof.AIMS}
     shares = [roof.share(kernel, device).of_copy for kernel in roof.kernels() for device in roof.DEVICES]

@@ -1,0 +1,57 @@
+// How a tile (tile.h) is shared out among the threads of a block, and where it is in shared memory.
+#pragma once
+
+#include "job.h"
+
+namespace segfuse {
+namespace {
+
+// Threads of a block are lanes (pixels of a tile) times teams; the teams share a pixel's classes evenly.
+struct TileShape {
+  int pixels, classes;
+  HD int teams() const { return kThreads / pixels; }
+  HD int first_class(int team) const { return team * classes / teams(); }
+  HD int most_classes() const { return (classes + teams() - 1) / teams(); }  // of a thread
+  // Bytes from a staged pixel to the next. Where pixels are an even number of 16 bytes, 16 more stay free: so no more
+  // than four lanes of a warp meet in a bank.
+  HD bool padded(int size) const { return classes * size % 32 == 0; }
+  HD int staged_stride(int size) const { return classes * size + (padded(size) ? 16 : 0); }
+};
+
+// Whether a tile is one run of memory, the classes of a pixel side by side (channels_last), in whole words of 16 bytes.
+// Tiles begin at multiples of 8 pixels.
+inline bool is_run(const View& v, const Sizes& sizes) {
+  const auto bytes = uintptr_t(sizes.samples > 1 ? v.sample_stride * size_of(v.dtype) : 0);
+  return v.dims == 1 && v.class_stride == 1 && v.stride[0] == sizes.classes &&
+         (reinterpret_cast<uintptr_t>(v.data) | bytes) % 16 == 0;
+}
+
+// Classes of a thread: the kernel with the fewest registers that holds them. A stage needs registers of its own.
+constexpr int kFewSlots = 8;
+constexpr int most_slots(bool staged) { return staged ? 24 : 32; }
+inline int slots_of(const TileShape& shape, bool staged) {
+  const int classes = shape.most_classes();
+  return classes <= kFewSlots && shape.teams() == 1 ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);
+}
+
+// What the threads of a pixel tell one another; first in shared memory. Per thread: a row for each pixel, of a value
+// per team, read four at a time (of two teams: with two more that change nothing). Per pixel: what one thread knows.
+struct Told {
+  float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];
+  float label[kThreads], weight[kThreads], reference[kThreads];
+  float slopes[2 * kMaxPoints];  // foreseen
+};
+// Behind it. Statistics: a column of sums for each lane, those of a unit, then I and FN of each class. Gradient: the
+// slopes of each team's slots where they are not the label's; then of each class where it is.
+HD int64_t table_floats(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
+  const bool regions = layout.region_sums > 0;
+  if (statistics) return (layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;
+  return regions ? shape.classes + shape.teams() * slots : 0;
+}
+// Behind that, the stage of slice.h.
+HD int64_t stage_at(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
+  return int64_t(sizeof(Told)) + (table_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));
+}
+
+}  // namespace
+}  // namespace segfuse
