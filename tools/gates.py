@@ -39,11 +39,13 @@ STREAMING = re.compile(
     r"(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \w+>), false>"
     r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>) (?P<step>\w+)"
 )
-OTHERS = re.compile(r"(Tile<\w+, \d+, \w+>|HeadKernel<\w+>|AddChunks|Rescale<\w+>) \w+")
+OTHERS = re.compile(r"(Tile<\w+, \d+, \w+, \w+>|HeadKernel<\w+>|AddChunks|Rescale<\w+>) \w+")
 # Loops of each step: whether they write.
 LOOPS = {"statistics": {False}, "gradient": {True}, "both": {True}}
-TILE = re.compile(r"Tile<(?P<element>\w+), (?P<slots>\d+), (?P<staged>\w+)> (?P<step>\w+)")
+# Of plain jobs (tile.cu); the others are kept from spilling.
+TILE = re.compile(r"Tile<(?P<element>\w+), (?P<slots>\d+), (?P<staged>\w+), true> (?P<step>\w+)")
 GROUP = 4  # slots that tile.h asks for at once
+ALONE = 8  # slots of the kernels whose threads share no pixel
 MANY_CLASSES = 16  # from which label_group.h reads 8 bytes of each
 WARPS, SHUFFLES = 8, 5  # of a block; that add a float over a warp (a double: twice as many)
 
@@ -61,10 +63,11 @@ class Code:
 
     costs: what else the model of the roof (roof.py) asks for, in instructions. narrow: per pixel, with uint8 labels.
     before, after: per thread and block, ahead of the loop over pixels and behind it, where the sums are added over the
-    block. Of tiles, per thread and turn with all slots in use: alone, of the only thread of a pixel; label, other: of a
-    team, the thread that sees to the label and the others. slot: of a slot, by which a turn is shorter where fewer are
-    in use; team: of a value that another thread told; row, value: of a sum that is added over the lanes, and of each 32
-    lanes; loads, of a stage: bytes that a thread asks for before it uses the first.
+    block. Of tiles of plain jobs, per thread and turn with all slots in use: alone, of the only thread of a pixel;
+    label, other: of a team, the thread that sees to the label and the others. slot: of a slot, by which a turn is
+    shorter where fewer are in use; team: of a value that another thread told; row, value: of a sum that is added over
+    the lanes, and of each 32 lanes; loads, of a stage: bytes that a thread asks for before it uses the first; fill,
+    drain: of each 16 bytes that come to the stage and go from it.
     """
 
     total: Counter[str]
@@ -224,10 +227,10 @@ def tile_kinds(code: list[str]) -> Counter[str]:
     ops = list(map(sass.opcode, code))
     found = Counter(
         {
-            "logit": sum(op.startswith("LDG") and "CONSTANT" in op and "128" not in op for op in ops),
+            "logit": sum(op in ("LDG.E.CONSTANT", "LDG.E.U16.CONSTANT") for op in ops),
             "run": sum(op.startswith("LDG") and "128" in op for op in ops),
-            "label": sum(op.startswith("LDG.E.64") and "CONSTANT" not in op for op in ops),
-            "word": ops.count("LDG.E"),  # a logit once more, a slope
+            "drain": sum(op.startswith("STG") and "128" in op for op in ops),
+            "label": ops.count("LDG.E.64.CONSTANT"),
             "gradient": sum(op.startswith("STG") and ".EF" in op for op in ops),
             "power": ops.count("MUFU.EX2"),
             "read": sum(op.startswith("LDS") for op in ops),
@@ -248,13 +251,14 @@ def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]
     for first, block in blocks.items():
         block.counts = tile_kinds(function.code[first : first + block.length])
     loops = sass.nest(blocks, set(blocks))
-    pixels = max(loops, key=lambda loop: len(loop.body))
+    # Of the loops over pixels the one of plain jobs: it alone asks for labels so.
+    pixels = next(loop for loop in loops if any(blocks[b].counts["label"] for b in loop.body))
     slots, staged, step = int(tile["slots"]), tile["staged"] == "true", tile["step"]
 
     def turn(loop: sass.Nest, required: dict[str, int], without_teams: bool = False) -> int:
         left = loop.body
         if without_teams:
-            left = {b for b in left if not (blocks[b].counts["barrier"] and (blocks[b].counts["write"] or not staged))}
+            left = {b for b in left if staged or not blocks[b].counts["barrier"]}
         ways = {b: [w for w in blocks[b].after if w in left and w != loop.head] for b in left}
         body = {b: replace(blocks[b], after=after) for b, after in ways.items()}
         found = sass.cheapest_way(body, loop.head, {b for b in left if loop.head in blocks[b].after}, required)
@@ -264,7 +268,7 @@ def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]
 
     def whole_turn(used: int, fixed: dict[str, int], without_teams: bool) -> int:
         """With so many slots in use: their phases follow one another, so that what each adds can be added."""
-        phases = {"power": used + 1, "read" if staged else "logit": used + (1 if staged else 0)}
+        phases = {"power": used + 1, "read" if staged else "logit": used + 1}
         if step == "statistics":
             phases["sum"] = used
         else:
@@ -275,19 +279,19 @@ def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]
         more = [fixed | {kind: fixed.get(kind, 0) + n} for kind, n in phases.items()]
         return base + sum(turn(pixels, required, without_teams) - base for required in more)
 
-    # A label, a pointwise term with its two sums, I and FN; of the gradient the slope of the term. What the threads of
-    # a team tell one another: peak, rest, others; label, weight.
-    label = {"label": 1, "word": (0 if staged or tile["element"] != "float" else 1) + (step != "statistics")}
-    sums = {"statistics": 5, "both": 3, "gradient": 0}[step]
+    # A label, I and FN. What the threads of a team tell one another: peak, rest, others; label, weight.
+    label = {"label": 1}
+    sums = 2 if step == "statistics" else 0
     told = 3 if step == "gradient" else 2
     barriers = (2 if staged else 0) + (1 if staged and step != "statistics" else 0)
     of_team = {"barrier": barriers + 2}
     costs: dict[str, float] = {
-        "alone": whole_turn(slots, label | {"write": sums, "barrier": barriers}, without_teams=True),
-        "label": whole_turn(slots, label | of_team | {"write": sums + told + 2}, without_teams=False),
-        "other": whole_turn(slots, of_team | {"write": told}, without_teams=False),
+        "alone": whole_turn(slots, label | {"write": sums, "barrier": barriers}, without_teams=slots > ALONE)
     }
-    half = whole_turn(slots // 2, label | {"write": sums, "barrier": barriers}, without_teams=True)
+    if slots > ALONE:
+        costs["label"] = whole_turn(slots, label | of_team | {"write": sums + told + 2}, without_teams=False)
+        costs["other"] = whole_turn(slots, of_team | {"write": told}, without_teams=False)
+    half = whole_turn(slots // 2, label | {"write": sums, "barrier": barriers}, without_teams=slots > ALONE)
     costs["slot"] = (costs["alone"] - half) / (slots - slots // 2)
     # A value of a row that is heard; a sum that is added over the lanes, and each 32 lanes of it.
     costs |= dict.fromkeys(("team", "row", "value"), 0.0)
@@ -298,6 +302,9 @@ def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]
         if counts["shuffle"] and loop.inner:
             costs["row"] = max(costs["row"], turn(loop, {"shuffle": SHUFFLES}))
             costs["value"] = max(costs["value"], turn(loop.inner[0], {}))
+        for what, kind in (("fill", "run"), ("drain", "drain")):
+            if counts[kind] and not loop.inner:
+                costs[what] = turn(loop, {kind: counts[kind]}) / counts[kind]
     before = sass.cheapest_way(blocks, 0, {pixels.head}, {})
     assert before
     costs["before"] = before[0] - blocks[pixels.head].length

@@ -74,16 +74,16 @@ def label_map_bytes(classes: int) -> int:
     return 8 * (3 * (1 + WARPS) + 3 * classes) + 4 * ((classes + 1) // 2 * 2 + 2 * classes * THREADS)
 
 
-def slots_of(classes: int, staged: bool) -> int:
+def slots_of(classes: int, teams: int, staged: bool) -> int:
     """Of a thread with so many classes."""
-    return 8 if classes <= 8 else 20 if classes <= 20 and not staged else MOST_SLOTS[staged]
+    return 8 if classes <= 8 and teams == 1 else 20 if classes <= 20 and not staged else MOST_SLOTS[staged]
 
 
 def tile_bytes(pixels: int, classes: int, size: int, staged: bool, step: str) -> int:
     """Of Dice + CE, or of CE where one pass does both steps."""
     teams = THREADS // pixels
     if step == "gradient":
-        floats = classes + teams * slots_of(-(-classes // teams), staged)
+        floats = classes + teams * slots_of(-(-classes // teams), teams, staged)
     else:
         floats = (3 + (2 * classes if step == "statistics" else 0)) * pixels
     told = 4 * (9 * THREADS + 2 * MOST_POINTS)
@@ -234,7 +234,7 @@ def holds(tile: re.Match[str], classes: int) -> bool:
     """Whether it is the kernel for so many classes."""
     staged = tile["staged"] == "true"
     teams = THREADS // tile_pixels(classes, ELEMENTS[tile["element"]][1], staged)
-    return slots_of(-(-classes // teams), staged) == int(tile["slots"])
+    return slots_of(-(-classes // teams), teams, staged) == int(tile["slots"])
 
 
 def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
@@ -252,6 +252,8 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
     else:
         turns = row["label"] + (teams - 1) * row["other"] - teams * unused
         per_pixel = turns + teams * max(teams, 4) * row["team"]
+    if staged:
+        per_pixel += classes * size / 16 * (row["fill"] + (0 if step == "statistics" else row["drain"]))
     # Each warp adds every eighth sum over the lanes.
     flush = math.ceil(sums / WARPS) * (row["row"] + row["value"] * math.ceil(pixels / WARP))
     flushes = 0 if step == "gradient" else math.ceil(chunk / pixels / ADDS_PER_FLUSH)
