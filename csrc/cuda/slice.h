@@ -46,14 +46,17 @@ struct Slice {
     }
   }
 
-  // f(slot) for every slot that some thread uses, and for up to three more. Bounds that all threads share need no place
-  // where they meet again. (A loop that is left in the middle would cost 40 registers
+  // Bounds on `count`. Of all threads, if plain: then threads need no place where they meet again after a branch.
+  __device__ int fewest() const { return kPlain ? job.tile.fewest : count; }
+  __device__ int most() const { return kPlain ? job.tile.most : count; }
+
+  // f(slot) for every slot in use, and for a few more. (A loop that is left in the middle would cost 40 registers
   // where its ends meet.)
   template <class F>
   __device__ void each(const F& f) const {
 #pragma unroll
     for (int g = 0; g < kSlots; g += kGroup) {
-      if (g == 0 || g < job.tile.most) {
+      if (g == 0 || g < most()) {
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) f(g + k);
       }
@@ -65,10 +68,10 @@ struct Slice {
   __device__ void each_held(const F& f) const {
 #pragma unroll
     for (int g = 0; g < kSlots; g += kGroup) {
-      if (g + kGroup <= job.tile.fewest) {
+      if (g + kGroup <= fewest()) {
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) f(g + k, true);
-      } else if (g == 0 || g < job.tile.most) {
+      } else if (g == 0 || g < most()) {
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) f(g + k, g + k < count);
       }
@@ -80,7 +83,7 @@ struct Slice {
   __device__ void each(const float* values, const F& f) const {
 #pragma unroll
     for (int g = 0; g < kSlots; g += kGroup) {
-      if (g == 0 || g < job.tile.most) {
+      if (g == 0 || g < most()) {
         const float4 v = *reinterpret_cast<const float4*>(values + g);
         f(g, v.x);
         f(g + 1, v.y);
@@ -120,10 +123,10 @@ struct Slice {
       const auto step = step_of(job.problem.logits, job.tile.logits_class);
 #pragma unroll
       for (int g = 0; g < kSlots; g += kGroup) {
-        if (g + kGroup <= job.tile.fewest) {
+        if (g + kGroup <= fewest()) {
 #pragma unroll
           for (int k = 0; k < kGroup; ++k, mine += step) z[g + k] = unread(mine);
-        } else if (g == 0 || g < job.tile.most) {
+        } else if (g == 0 || g < most()) {
 #pragma unroll
           for (int k = 0; k < kGroup; ++k) {
             z[g + k] = unread(mine);
