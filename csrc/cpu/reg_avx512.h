@@ -8,6 +8,8 @@
 namespace segfuse {
 namespace {
 
+constexpr int kMachineRegisters = 32;
+
 template <class T>
 struct Reg;
 

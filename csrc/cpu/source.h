@@ -11,7 +11,7 @@
 #include "../problem.h"
 #include "kernels.h"
 
-#if defined(SEGFUSE_AVX2) || defined(SEGFUSE_AVX512)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -83,7 +83,7 @@ inline void store_run(Element* p, int64_t stride, int64_t count, const Real* in)
     for (int64_t i = 0; i < count; ++i) p[i * stride] = store_element<Element>(in[i]);
 }
 
-#if defined(SEGFUSE_AVX2) || defined(SEGFUSE_AVX512)
+#if defined(__F16C__)
 inline void load_run(const Half* p, int64_t stride, int64_t count, float* out) {
   int64_t i = 0;
   if (stride == 1)
@@ -198,7 +198,7 @@ inline void store_floating(const View& v, int64_t n, int64_t c, int64_t first, i
   });
 }
 
-#if defined(SEGFUSE_AVX2) || defined(SEGFUSE_AVX512)
+#if defined(__AVX2__)
 inline void transpose_square(const float* in, int64_t in_step, float* out, int64_t out_step, Count<8>) {
   __m256 a[8], b[8];
   for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(in + i * in_step);
@@ -216,6 +216,8 @@ inline void transpose_square(const float* in, int64_t in_step, float* out, int64
     _mm256_storeu_ps(out + (i + 4) * out_step, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
   }
 }
+#endif
+#if defined(__SSE2__)
 inline void transpose_square(const float* in, int64_t in_step, float* out, int64_t out_step, Count<4>) {
   __m128 a[4];
   for (int i = 0; i < 4; ++i) a[i] = _mm_loadu_ps(in + i * in_step);
@@ -237,10 +239,12 @@ inline void transpose_by(const float* in, int64_t in_step, int64_t rows, int64_t
 // out[column][row] = in[row][column].
 template <class Real>
 inline void transpose(const Real* in, int64_t in_step, int64_t rows, int64_t columns, Real* out, int64_t out_step) {
-#if defined(SEGFUSE_AVX2) || defined(SEGFUSE_AVX512)
+#if defined(__SSE2__)
   if constexpr (sizeof(Real) == 4) {
     const int64_t side = smaller(rows, columns);
+#if defined(__AVX2__)
     if (side >= 8) return transpose_by<8>(in, in_step, rows, columns, out, out_step);
+#endif
     if (side >= 4) return transpose_by<4>(in, in_step, rows, columns, out, out_step);
   }
 #endif

@@ -1,3 +1,4 @@
+// What every machine of its kind has: SSE2 on x86-64, NEON on aarch64.
 #include "unit.h"
 
 namespace segfuse {

@@ -6,10 +6,8 @@
 
 #if defined(SEGFUSE_AVX512)
 #include "reg_avx512.h"
-#elif defined(SEGFUSE_AVX2)
-#include "reg_avx2.h"
 #else
-#include "reg_scalar.h"
+#include "reg_vector.h"
 #endif
 
 namespace segfuse {
@@ -17,17 +15,9 @@ namespace {
 
 constexpr int kRegisters = 4;
 // The softmax engine keeps four values of a pixel across its loop over the classes; more than 16 registers hold them.
-#if defined(SEGFUSE_AVX2)
-constexpr int kJointRegisters = 2;
-#else
-constexpr int kJointRegisters = 4;
-#endif
+constexpr int kJointRegisters = kMachineRegisters > 16 ? 4 : 2;
 // Its sums over pixels are of so many classes at a time: three registers each, beside what the classes share.
-#if defined(SEGFUSE_AVX512)
-constexpr int kClassBlock = 4;
-#else
-constexpr int kClassBlock = 2;
-#endif
+constexpr int kClassBlock = kMachineRegisters > 16 ? 4 : 2;
 
 // K registers, or their masks: halves of halves, and not an array, which the compiler would leave in memory, as it does
 // local constants of this type (GCC 12: "a store to a read-only decl").
