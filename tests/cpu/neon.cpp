@@ -117,16 +117,19 @@ void run_loss(const std::string& name, std::istream& line, std::istream& in, std
 
   const Layout layout(plan, p);
   std::vector<char> loss(size_t(values * size)), gradient(logits.size());
-  std::vector<char> slopes(size_t((layout.units * layout.unit_slopes() + 1) * size));
+  std::vector<char> slopes(size_t(layout.slopes() * size)), status(size_t(size));
   std::vector<char> terms(size_t(plan.term_count) * sizeof(double));
   const Constants constants{};
   p.output = plan.unreduced() ? view(loss.data(), real, p.classes, p.pixels)
                               : view(gradient.data(), Dtype(dtype), p.classes, p.pixels);
-  const Outputs outputs{loss.data(), reinterpret_cast<double*>(terms.data()), slopes.data()};
-  const bool ahead = forward(plan, p, constants, 1, outputs) && !plan.unreduced();
+  Buffers buffers{};
+  buffers.loss = loss.data(), buffers.terms = reinterpret_cast<double*>(terms.data());
+  buffers.slopes = slopes.data(), buffers.status = status.data();
+  const Call call{plan, p, constants};
+  const bool ahead = forward(call, buffers, 1) && !plan.unreduced();
   p.output = view(gradient.data(), Dtype(dtype), p.classes, p.pixels);
   if (plan.unreduced()) p.upstream = view(upstream.data(), real, p.classes, p.pixels), p.has_upstream = true;
-  backward(plan, p, constants, slopes.data(), p.has_upstream ? nullptr : upstream.data(), ahead, 1);
+  backward(call, buffers, p.has_upstream ? nullptr : upstream.data(), ahead, 1);
   write(out, loss);
   if (!plan.unreduced()) write(out, terms);
   write(out, gradient);

@@ -34,21 +34,17 @@ FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wall", 
 # GCC's search for stores that nobody reads takes a third of its time.
 FLAGS += ["--param=sccvn-max-alias-queries-per-access=50", "--param=dse-max-alias-queries-per-store=4"]
 
-# Losses as driver.cpp knows them, term by term; the engines in which they run, and the channels of their logits.
+# Losses as neon.cpp knows them, term by term; and the engine in which each runs.
 LOSSES: dict[str, list[segfuse.Loss]] = {
     "dice_bce": [segfuse.DiceLoss("binary"), segfuse.BCEWithLogitsLoss("binary")],  # rows
     "bce": [segfuse.BCEWithLogitsLoss("binary")],  # rows, the gradient in the forward
     "focal": [segfuse.FocalLoss("binary", gamma=2.5, reduction="none")],  # rows, a value per element
     "dice_of_probabilities": [segfuse.DiceLoss("binary", from_logits=False)],
-    "dice_ce": [
-        segfuse.DiceLoss("multiclass", ignore_index=-100),
-        segfuse.CrossEntropyLoss(),
-    ],  # label_map, of soft labels any_joint
+    # label_map; of soft labels any_joint
+    "dice_ce": [segfuse.DiceLoss("multiclass", ignore_index=-100), segfuse.CrossEntropyLoss()],
     "ce": [segfuse.CrossEntropyLoss()],
-    "squared": [
-        segfuse.DiceLoss("multiclass", squared=True, ignore_index=-100),
-        segfuse.CrossEntropyLoss(),
-    ],  # any_joint
+    # any_joint
+    "squared": [segfuse.DiceLoss("multiclass", squared=True, ignore_index=-100), segfuse.CrossEntropyLoss()],
 }
 # No multiples of a register; less than a tile, and more.
 SHAPES = {"binary": [(2, 1, 37), (1, 1, 2501)], "multiclass": [(2, 5, 37), (1, 19, 701)]}
