@@ -13,7 +13,7 @@ namespace {
 template <class Element, int kSlots, bool kStaged, bool kPlain>
 struct Tile {
   static constexpr bool kAlone = kSlots == kFewSlots;  // a thread has all classes of its pixel
-  static constexpr int kBlock = kThreads, kBlocks = !kAlone ? 2 : kStaged ? (kPlain ? 4 : 2) : (kPlain ? 5 : 3);
+  static constexpr int kBlock = kThreads, kBlocks = !kAlone ? 2 : kStaged ? (kPlain ? 4 : 2) : (kPlain ? 4 : 3);
   static constexpr int kBothBlocks = kBlocks;  // without regions they have registers to spare
   static constexpr int kSharedBytes = 0;       // depends on the job: tile_bytes
 

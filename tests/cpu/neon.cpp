@@ -117,14 +117,15 @@ void run_loss(const std::string& name, std::istream& line, std::istream& in, std
 
   const Layout layout(plan, p);
   std::vector<char> loss(size_t(values * size)), gradient(logits.size());
-  std::vector<char> slopes(size_t(layout.slopes() * size)), status(size_t(size));
+  std::vector<char> slopes(size_t(layout.slopes() * size));
+  double status = 0;  // or a float
   std::vector<char> terms(size_t(plan.term_count) * sizeof(double));
   const Constants constants{};
   p.output = plan.unreduced() ? view(loss.data(), real, p.classes, p.pixels)
                               : view(gradient.data(), Dtype(dtype), p.classes, p.pixels);
   Buffers buffers{};
   buffers.loss = loss.data(), buffers.terms = reinterpret_cast<double*>(terms.data());
-  buffers.slopes = slopes.data(), buffers.status = status.data();
+  buffers.slopes = slopes.data(), buffers.status = &status;
   const Call call{plan, p, constants};
   const bool ahead = forward(call, buffers, 1) && !plan.unreduced();
   p.output = view(gradient.data(), Dtype(dtype), p.classes, p.pixels);
