@@ -13,7 +13,9 @@ namespace {
 // strides: each thread reads and writes its own.
 template <class Element, int kSlots, bool kStaged, bool kPlain, bool kAlone>
 struct Slice {
-  static constexpr int kVector = 16 / int(sizeof(Element)), kBatch = kAlone ? 2 : 4;  // loads on their way to the stage
+  static constexpr int kVector = 16 / int(sizeof(Element));
+  // Loads of a thread on their way to the stage. float16: the registers of a fourth would spill.
+  static constexpr int kBatch = kAlone ? 2 : std::is_same_v<Element, Half> ? 3 : 4;
   static constexpr int kGroup = 4;
   using Vector = Pack<Element, kVector>;
 

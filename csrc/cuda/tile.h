@@ -178,7 +178,7 @@ struct Tile {
           weights += w;
           for_points([&](const auto& loss, int, float) { losses += w * loss(own, 1.0f).positive; });
         }
-        if (has_label) add_label(group);
+        if (has_label && !(kWrites && kPlain)) add_label(group);  // then without regions, the rest is added above
       }
       if constexpr (kWrites) {
         write_points(w, slope_of_points(told().slopes, 1.0f), e);
