@@ -1,5 +1,5 @@
 // What both Python modules are: plans as objects, and the steps of a device (steps.h, included before this), which take
-// the named tuples Call and Buffers of python/segfuse/_core/engines.py. Tensors come as (address, dtype code, shape,
+// the named tuples Call and Buffers of python/segfuse/_core/calls.py. Tensors come as (address, dtype code, shape,
 // strides), other memory as (address, number of elements): no tensor type, so one build serves every torch.
 #pragma once
 

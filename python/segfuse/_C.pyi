@@ -1,4 +1,4 @@
-from segfuse._core.engines import Buffers, Call, NativeTensor
+from segfuse._core.calls import Buffers, Call, NativeTensor
 from segfuse._core.spec import KernelSpec
 
 CALL: tuple[str, ...]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from segfuse._core import steps
+from segfuse._core.calls import Constants, Results
 from segfuse._core.checks import check_inputs
-from segfuse._core.engines import Constants, Results
 from segfuse._core.plan import Data
 
 if TYPE_CHECKING:

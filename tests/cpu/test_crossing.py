@@ -10,7 +10,7 @@ import torch
 import segfuse
 from segfuse import _C
 from segfuse._core import engines, native, options, spec
-from segfuse._core.engines import Constants
+from segfuse._core.calls import Buffers, Constants
 from segfuse._core.plan import Plan, data_of
 from segfuse._core.spec import KernelSpec, Spec
 
@@ -100,9 +100,9 @@ def test_memory_of_another_size(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda given: _C.statistics(call, given), {"sums": head["sums"]}),
     ]
     for step, wanted in run:
-        step(engines.Buffers(**wanted))
+        step(Buffers(**wanted))
         for name, (address, count) in wanted.items():
             with pytest.raises(ValueError, match=f"{name}: {count + 1} numbers, where {count} are expected"):
-                step(engines.Buffers(**{**wanted, name: (address, count + 1)}))
+                step(Buffers(**{**wanted, name: (address, count + 1)}))
             with pytest.raises(ValueError, match=f"{name}: has no storage"):
-                step(engines.Buffers(**{**wanted, name: (0, count)}))
+                step(Buffers(**{**wanted, name: (0, count)}))

@@ -28,7 +28,9 @@ from segfuse._core.native import DTYPE_CODE
 # Compiler, and what runs the program.
 MACHINES = {"this machine": ("g++", ""), "aarch64": ("aarch64-linux-gnu-g++", "qemu-aarch64")}
 PACKAGES = {"g++": "g++", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
-SOURCES = [*(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("unit_baseline", "steps", "threads"))]
+SOURCES = [
+    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("unit_baseline", "instruction_sets", "steps", "threads"))
+]
 SOURCES.append(Path(__file__).parent / "neon.cpp")
 FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror", "-pthread"]
 # GCC's search for stores that nobody reads takes a third of its time.

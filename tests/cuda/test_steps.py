@@ -28,7 +28,7 @@ from cases import (
 )
 from environment import DEVICE, LAUNCHED, THIN, cuda_engine
 from segfuse._core import engines, native
-from segfuse._core.engines import Buffers, Constants
+from segfuse._core.calls import Buffers, Constants
 from segfuse._core.plan import Plan, data_of, plan_of
 
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: SEGFUSE_TEST_DEVICE=cuda")

@@ -12,7 +12,8 @@ from torch import Tensor
 import segfuse
 from cases import REDUCED, Case, check_case, shape_of
 from segfuse._core import steps
-from segfuse._core.engines import Constants, required_engine
+from segfuse._core.calls import Constants
+from segfuse._core.engines import required_engine
 from segfuse._core.plan import data_of
 
 INF = math.inf

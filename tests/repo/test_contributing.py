@@ -60,7 +60,9 @@ def test_the_example(tmp_path: Path) -> None:
         with (tmp_path / "segfuse" / path).open("a") as file:
             file.write("\n\n" + code)
     cpu = tmp_path / "csrc" / "cpu"
-    sources = [cpu / name for name in ("binding.cpp", "steps.cpp", "threads.cpp", "unit_baseline.cpp")]
+    sources = [
+        cpu / name for name in ("binding.cpp", "steps.cpp", "threads.cpp", "instruction_sets.cpp", "unit_baseline.cpp")
+    ]
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     target = tmp_path / "segfuse" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]

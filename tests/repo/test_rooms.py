@@ -1,4 +1,7 @@
-"""The rooms of the tests: every path that is named is there, no test imports another, none returns before its end."""
+"""The rooms: every path that is named is there, no test imports another, none returns before its end.
+
+And the modules behind the losses import in one direction.
+"""
 
 import ast
 import re
@@ -64,3 +67,31 @@ def test_no_test_returns() -> None:
     ]
     assert {path.name for path in TESTS} == {name for name, _ in functions}
     assert [f"{name}::{f.name}" for name, f in functions if any(isinstance(n, ast.Return) for n in own(f))] == []
+
+
+CORE = ROOT / "python" / "segfuse" / "_core"
+BELOW = {"_C", "_version", "reference"}  # of the package, what the modules of CORE may import besides
+
+
+def parts_imported(tree: ast.Module) -> Iterator[str]:
+    """segfuse.x and segfuse._core.x as x, at the top of the file."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("segfuse"):
+            last = (node.module or "").split(".")[-1]
+            yield from ([alias.name for alias in node.names] if last in ("segfuse", "_core") else [last])
+
+
+def test_one_direction() -> None:
+    """_core/__init__.py lists its modules; each imports those below it. Only `functions` knows what a loss is."""
+    text = ast.get_docstring(ast.parse((CORE / "__init__.py").read_text())) or ""
+    order = [line.split()[0] for line in text.split("\n\n", 1)[1].splitlines()]
+    trees = {path.stem: ast.parse(path.read_text()) for path in CORE.glob("*.py") if path.stem != "__init__"}
+    assert sorted(order) == sorted(trees)
+    for name, tree in trees.items():
+        allowed = {*order[order.index(name) + 1 :], *BELOW, *(["algebra"] if name == "functions" else [])}
+        assert set(parts_imported(tree)) <= allowed, name
+        inside = [
+            node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in own(function)
+        ]
+        late = {getattr(node, "module", None) for node in inside if isinstance(node, ast.Import | ast.ImportFrom)}
+        assert not any((module or "").startswith("segfuse") for module in late), name

@@ -17,8 +17,8 @@ import segfuse
 from cases import MODES, PER_CLASS, make_logits, make_target, make_weight, shape_of
 from compounds import close, compound, data_of, gradient_of, in_every_mode, jit
 from segfuse._core import native, steps
+from segfuse._core.calls import Constants
 from segfuse._core.checks import check_inputs
-from segfuse._core.engines import Constants
 from segfuse._core.plan import Data
 
 OPS = torch.ops.segfuse

@@ -15,7 +15,7 @@ import segfuse
 from cases import PER_CLASS, make_logits, make_target, multiclass
 from environment import DEVICE, SHIM, cuda_engine
 from segfuse._core import checks, engines, functions, steps, transfer
-from segfuse._core.engines import Constants
+from segfuse._core.calls import Constants
 from segfuse._core.plan import data_of
 
 HOST = torch.device("cpu")

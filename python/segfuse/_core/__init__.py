@@ -11,6 +11,7 @@ transfer     numbers of the host on their way to a device
 engines      the kernels of a device: tensors become addresses, sizes and strides
 plan         a loss, ready for kernels and reference
 spec         a loss as data
+calls        what native calls take
 options      the options that losses share
 native       the native modules
 """

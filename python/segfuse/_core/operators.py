@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from segfuse._core import steps
+from segfuse._core.calls import Constants
 from segfuse._core.counts import region_counts
-from segfuse._core.engines import Constants
 from segfuse._core.plan import data_of, plan_of
 from segfuse._core.steps import coefficient_gradient
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from segfuse._core import engines, steps
+from segfuse._core.calls import Constants
 from segfuse._core.checks import check_inputs
 from segfuse._core.dtensor import apply_to_parts, is_dtensor
-from segfuse._core.engines import Constants
 from segfuse._core.native import PLAIN, functorch_active, is_plain
 from segfuse._core.operators import Functorch, FunctorchStats, reference_gradient
 from segfuse._core.plan import Data, Plan

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from segfuse._core.engines import Constants, Engine, Results, required_engine
+from segfuse._core.calls import Constants, Results
+from segfuse._core.engines import Engine, required_engine
 from segfuse._core.plan import Data, Plan
 
 
