@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from segfuse._core.checks import check_inputs, check_tensor
+from segfuse._core.describe import class_doc, full_signature, in_package
 from segfuse._core.native import number_dtype
-from segfuse._core.options import DATA_DEFAULTS, check_data, check_number, plain, refuse_unknown
-from segfuse._core.plan import LOWER, plan_for
+from segfuse._core.options import DataOptions, defaults_of, plain
+from segfuse._core.plan import plan_for
 from segfuse._core.routes import apply
-from segfuse._core.spec import KernelTerm
+from segfuse._core.terms import Term, coefficient_of, numbers_of, shared_data
 from segfuse._core.transfer import bring, may_stay
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-
-class Term(NamedTuple):
-    """A loss times a coefficient: a number, times tensors that are read at each call (to the power 1 or -1)."""
-
-    loss: SingleLoss
-    constant: float = 1.0
-    tensors: tuple[tuple[Tensor | str, int], ...] = ()  # a Parameter stands under its name in the compound
-
-    def times(self, factor: float | Tensor, power: int) -> Term:
-        # Not _replace: Dynamo of torch 2.8 does not trace it.
-        if isinstance(factor, Tensor):
-            return Term(self.loss, self.constant, (*self.tensors, (factor, power)))
-        return Term(self.loss, self.constant * factor**power, self.tensors)
-
-    def resolved(self, owner: Loss) -> Term:
-        """With the Parameters that the compound holds now."""
-        tensors = tuple([(getattr(owner, t) if isinstance(t, str) else t, power) for t, power in self.tensors])
-        return Term(self.loss, self.constant, tensors)
-
-    def coefficient(self, owner: Loss, dtype: torch.dtype) -> float | Tensor:
-        """A number, or a scalar of a type where its tensors lie, with their graph."""
-        value: float | Tensor = self.constant
-        for tensor, power in self.resolved(owner).tensors:
-            assert isinstance(tensor, Tensor)
-            factor = tensor.to(dtype).reshape(())
-            value = value if isinstance(value, Tensor) else torch.full_like(factor, value, requires_grad=False)
-            value = value * factor if power == 1 else value / factor
-        return value
 
 
 class Loss(nn.Module):
     """What every loss is: terms over the same two passes.
 
     ``loss(logits, target, weight=None)`` gives the loss; with ``return_terms=True`` also a dict of its detached,
-    unscaled terms, for logging. Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or
+    unscaled terms, for logging.
+
+    >>> criterion = 0.5 * segfuse.DiceLoss("binary") + segfuse.BCEWithLogitsLoss("binary")
+    >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
+    >>> loss, terms = criterion(logits, target, return_terms=True)
+    >>> list(terms)
+    ['dice', 'bce_with_logits']
+
+    Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or
     by tensors and Parameters of one element (shape ``()`` or ``(1,)``), which are read at each call and get their
     gradient. Class weights and coefficients may lie on the host while the logits are on a GPU: no call waits for that,
     but the gradient of a coefficient on the host is copied there, which does. A compound holds at most 4 pointwise and
@@ -68,19 +44,28 @@ class Loss(nn.Module):
     """
 
     _terms: list[Term]
-    data_defaults: ClassVar[Mapping[str, Any]] = {}
-    hidden_defaults: ClassVar[Mapping[str, Any]] = {}  # of options that the signature keeps in its **options
+    _takes: ClassVar[type] = DataOptions  # the set of options that the constructor takes as **options
+    _data_defaults: ClassVar[Mapping[str, Any]] = {}  # those that are not as in other losses
+    _hidden_defaults: ClassVar[Mapping[str, Any]] = {}
+    _symbols: ClassVar[str] = ""  # what the letters of the formula mean
+    _written_doc: ClassVar[str] = ""  # of the sources
 
     # A number of numpy times a loss is for __rmul__, not an array of objects.
     __array_ufunc__ = None
 
     def __init_subclass__(cls) -> None:
+        """Completes the signature and the documentation of a loss class."""
         super().__init_subclass__()
-        cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
+        cls._hidden_defaults = {**defaults_of(cls._takes), **cls._data_defaults}
+        cls.__signature__ = full_signature(cls)  # type: ignore[attr-defined]
+        doc = cls.__dict__.get("__doc__") or ""
+        if ">>>" in doc and in_package(cls):  # those for users
+            cls._written_doc = doc
+            cls.__doc__ = class_doc(cls, doc)
 
     def _build(self, terms: list[Term]) -> None:
         """Called last by constructors: the plan of the terms, with their data options made one."""
-        data = _shared_data([term.loss for term in terms])
+        data = shared_data([term.loss for term in terms])
         unreduced = data["reduction"] == "none"
         if unreduced and len(terms) > 1:
             raise ValueError('reduction="none" has no meaning for a compound: its terms have different shapes')
@@ -99,9 +84,25 @@ class Loss(nn.Module):
         self._reads_coefficients = not unreduced and any(term.tensors for term in terms)
         self.plan = plan_for({**data, "terms": content})
 
+    @overload
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: Literal[True]
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]: ...
+
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool = False
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The loss; with ``return_terms=True`` also a dict of its detached, unscaled terms."""
         check_tensor("logits", logits)
         tables, coefficients = self.tables(logits, target, weight), self.coefficients(logits.device)
         loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
@@ -112,6 +113,9 @@ class Loss(nn.Module):
         if not return_terms:
             return loss
         return loss, dict(zip(self.term_names(), values.to(loss.dtype).unbind(0), strict=True))
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module has Any
 
     def require_plain(self) -> None:
         """Whoever computes the terms by itself must not lose, without a word, what else a call would do."""
@@ -136,12 +140,12 @@ class Loss(nn.Module):
         return [name if count == 0 else f"{name}_{count + 1}" for name, count in zip(names, before, strict=True)]
 
     def coefficients(self, device: torch.device) -> Tensor | None:
-        """One number per term, with the graph of its tensors; None if the plan has them all. On the device or, if all
-        tensors are there, on the host."""
+        """One number per term, with the graph of its tensors; None if the plan has them all."""
         if not self._reads_coefficients:
             return None
         dtype = number_dtype(device)
         values = [term.coefficient(self, dtype) for term in self._terms]
+        # On the device or, if all tensors are there, on the host; so are tables.
         on_host = may_stay([v for v in values if isinstance(v, Tensor)], device)
         place = torch.device("cpu") if on_host else device
         return torch.stack(
@@ -149,8 +153,7 @@ class Loss(nn.Module):
         )
 
     def tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
-        """The rows of values per class that the plan's terms name, of the widest type. On the device of the logits or,
-        if all are there, on the host."""
+        """The rows of values per class that the plan's terms name, of the widest type."""
         if not self._table_count:
             return None
         classes = 1 if self.plan.mode == "binary" else logits.shape[1] if logits.dim() > 1 else 0
@@ -180,7 +183,7 @@ class Loss(nn.Module):
     __radd__ = __add__
 
     def __mul__(self, factor: object) -> Loss:
-        coefficient = _coefficient(factor)
+        coefficient = coefficient_of(factor)
         if coefficient is None:
             return NotImplemented
         return CompoundLoss([term.times(coefficient, 1) for term in self.terms()])
@@ -188,7 +191,7 @@ class Loss(nn.Module):
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Loss:
-        coefficient = _coefficient(divisor)
+        coefficient = coefficient_of(divisor)
         if coefficient is None:
             return NotImplemented
         return CompoundLoss([term.times(coefficient, -1) for term in self.terms()])
@@ -202,133 +205,15 @@ class Loss(nn.Module):
         return self + -other
 
 
-def _coefficient(value: object) -> float | Tensor | None:
-    """What a loss may be scaled by, None if the value is nothing of the kind."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or value.dim() > 1:
-            raise ValueError(f"the coefficient of a loss must be a 0-d tensor, or (1,); got shape {tuple(value.shape)}")
-        return value
-    value = plain(value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    return check_number("the coefficient of a loss", value)
-
-
-def _shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
-    """The data options of all terms: given values must agree, the rest takes them."""
-    shared: dict[str, Any] = {}
-    giver: dict[str, SingleLoss] = {}
-    for loss in losses:
-        for name, value in {"mode": loss.mode, **loss.data}.items():
-            if name in shared and shared[name] != value:
-                raise ValueError(
-                    f"{type(giver[name]).__name__} was given {name}={shared[name]!r} and {type(loss).__name__} was "
-                    f"given {name}={value!r}: the terms of a compound read the same data"
-                )
-            shared[name] = value
-            giver[name] = loss
-    defaults: dict[str, Any] = dict(DATA_DEFAULTS)
-    for loss in losses:
-        defaults.update(loss.data_defaults)
-    return {**defaults, **shared}
-
-
-def _full_signature(cls: type[Loss]) -> inspect.Signature:
-    """The signature of the constructor with the options that it takes as ``**options`` spelled out, for help()."""
-    signature = inspect.signature(cls.__init__)
-    given = list(signature.parameters.values())[1:]
-    own = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    if len(own) == len(given):
-        return inspect.Signature(own)
-    shared = {**cls.hidden_defaults, **DATA_DEFAULTS, **cls.data_defaults}
-    rest = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in shared.items()]
-    return inspect.Signature([*own, *rest])
-
-
-class SingleLoss(Loss):
-    """One loss. Subclasses give ``name``, check their options, and lower them to the kernels' term."""
-
-    name: ClassVar[str] = ""
-
-    def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        super().__init__()
-        refuse_unknown(self, data)
-        data = check_data(data)
-        self.mode = mode
-        self.data = data
-        self.options = {k: v for k, v in options.items() if not isinstance(v, Tensor)}
-        self.tables_of = [k for k, v in options.items() if isinstance(v, Tensor)]
-        for name in self.tables_of:
-            self.register_buffer(name, options[name])
-        self._fixed: dict[str, list[float]] = {}
-        if data.get("reduction") == "sample" and options.get("pool_batch"):
-            raise ValueError('reduction="sample" and pool_batch=True exclude each other: one row holds the whole batch')
-        self._build([Term(self)])
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "name" in cls.__dict__:
-            LOWER[cls.name] = cls.lower
-        elif "lower" in cls.__dict__:
-            raise TypeError(f"{cls.__name__} has a lower() of its own, so it must have a name of its own, too")
-
-    def with_fixed(self, **tables: list[float]) -> Self:
-        """Tables that follow from numbers of somebody else: no state, and the same after any conversion."""
-        self._fixed = tables
-        self._make_fixed_tables()
-        return self
-
-    def _make_fixed_tables(self) -> None:
-        for name, numbers in self._fixed.items():
-            device = getattr(self, name).device
-            table = torch.tensor(numbers, dtype=number_dtype(device), device=device)
-            self.register_buffer(name, table, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        try:
-            super()._apply(fn, recurse)
-        except TypeError:  # perhaps the new device has no float64
-            wide = [name for name in self.tables_of if getattr(self, name).dtype == torch.float64]
-            if not wide:
-                raise
-            for name in wide:
-                self.register_buffer(name, getattr(self, name).float(), persistent=name not in self._fixed)
-            super()._apply(fn, recurse)
-        self._make_fixed_tables()
-        return self
-
-    @staticmethod
-    def lower(options: dict[str, Any], mode: str) -> KernelTerm:
-        """The term of the kernels, from the options."""
-        raise NotImplementedError
-
-    @classmethod
-    def own_signature(cls) -> Mapping[str, inspect.Parameter]:
-        """Of the class that named the loss; subclasses may hide options in theirs."""
-        return inspect.signature(next(base for base in cls.__mro__ if "name" in base.__dict__)).parameters
-
-    def extra_repr(self) -> str:
-        shown = {**self.options, **{name: _numbers(getattr(self, name)) for name in self.tables_of}, **self.data}
-        signature = self.own_signature()
-        given = [f"{name}={value!r}" for name, value in shown.items() if signature[name].default != value]
-        return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
-
-    # A loss is its own only term; it must not hold itself as a submodule, nor copy itself twice.
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_terms"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__["_terms"] = [Term(self)]
-
-
-def _numbers(tensor: Tensor) -> Any:
-    """The values of a small tensor, or its device where it has none of its own (meta, fake and distributed tensors)."""
-    return tensor.tolist() if type(tensor.data) is Tensor and not tensor.is_meta else tensor.device
-
-
 class CompoundLoss(Loss):
-    """A weighted sum of losses, computed in one statistics pass and one gradient pass."""
+    """A weighted sum of losses, computed in one statistics pass and one gradient pass: what ``+`` and ``*`` make.
+
+    >>> 0.5 * segfuse.DiceLoss("multiclass") + segfuse.CrossEntropyLoss()
+    0.5 * DiceLoss('multiclass') + CrossEntropyLoss()
+
+    Args:
+        terms: losses with their coefficients, as ``loss.terms()`` gives them.
+    """
 
     def __init__(self, terms: Sequence[Term]) -> None:
         super().__init__()
@@ -351,7 +236,7 @@ class CompoundLoss(Loss):
             value, unknown = term.constant, ""
             for tensor, power in term.resolved(self).tensors:
                 assert isinstance(tensor, Tensor)
-                found = _numbers(tensor.detach())  # a part of it may lie on another rank: no reshape
+                found = numbers_of(tensor.detach())  # a part of it may lie on another rank: no reshape
                 number = found[0] if isinstance(found, list) else found
                 if isinstance(number, (int, float)):
                     value *= number**power

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from segfuse._core.functions import function_of
+from torch import Tensor
+from typing_extensions import Unpack
+
+from segfuse._core.functions import cached, function_of
 from segfuse._core.options import (
     DATA_DEFAULTS,
     MODES,
+    Coefficient,
     DataOptions,
     Mode,
     PerClass,
+    RegionOptions,
+    Table,
+    TwoSided,
     check_bool,
     check_choice,
     check_int,
     check_number,
     refuse_unknown,
 )
-from segfuse.algebra import CompoundLoss, Loss, Term
+from segfuse._core.terms import Term
+from segfuse.algebra import CompoundLoss, Loss
 from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
-from segfuse.region import BackgroundTverskyLoss, DiceLoss, FocalTverskyLoss, RegionLoss, TverskyLoss
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-    from typing_extensions import Unpack
-
-    from segfuse.region import Options
+from segfuse.region import BackgroundTverskyLoss, DiceLoss, FocalTverskyLoss, TverskyLoss
+from segfuse.single import RegionLoss, SingleLoss
 
 __all__ = [
     "ComboLoss",
@@ -40,39 +41,47 @@ __all__ = [
 ]
 
 
+DICE = f"Dice loss of a row: 1 - (2 I + nr) / (2 I + FP + FN + dr), smooth = (nr, dr). {RegionLoss._symbols}"
+
+
 def _data(options: Any) -> Any:
     return {k: v for k, v in options.items() if k in DATA_DEFAULTS}
 
 
-def _scaled(factor: float, loss: Loss) -> list[Term]:
+def _scaled(factor: Coefficient, loss: Loss) -> list[Term]:
     return (factor * loss).terms()
 
 
 def _focal(alpha: list[float], gamma: float, data: Any) -> Loss:
     """With weights that follow from the compound's numbers, and so are no state of it."""
-    return FocalLoss("multiclass", alpha=alpha, gamma=gamma, **data).with_fixed(alpha=alpha)
+    return FocalLoss("multiclass", alpha=alpha, gamma=gamma, **data)._with_fixed(alpha=alpha)
 
 
 class DiceBCELoss(CompoundLoss):
     """dice_weight · Dice loss + bce_weight · BCE, one fused loss.
 
     Args:
-        mode: ``"binary"`` or ``"multilabel"``.
-        dice_weight, bce_weight: coefficients, numbers or 0-d tensors (default 1).
-        pos_weight: of the BCE.
-        options: every option of :mod:`segfuse.region`, for the Dice loss; data options for both.
+        dice_weight: coefficient of the Dice loss.
+        bce_weight: coefficient of the BCE.
+        pos_weight: weight of positives in the BCE, a number or one per channel, >= 0.
+        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+
+    >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
+    >>> segfuse.DiceBCELoss("binary", bce_weight=0.5)(logits, target)
+    tensor(0.6003)
     """
 
-    hidden_defaults: ClassVar[dict[str, Any]] = RegionLoss.hidden_defaults
+    _takes = RegionOptions
+    _symbols = DICE
 
     def __init__(
         self,
-        mode: Mode,
+        mode: TwoSided,
         *,
-        dice_weight: float = 1.0,
-        bce_weight: float = 1.0,
+        dice_weight: Coefficient = 1.0,
+        bce_weight: Coefficient = 1.0,
         pos_weight: PerClass | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[RegionOptions],
     ) -> None:
         refuse_unknown(self, options)
         bce = BCEWithLogitsLoss(mode, pos_weight=pos_weight, **_data(options))
@@ -83,24 +92,29 @@ class DiceCELoss(CompoundLoss):
     """dice_weight · Dice loss + ce_weight · cross-entropy, one fused loss; always multiclass.
 
     Args:
-        dice_weight, ce_weight: coefficients, numbers or 0-d tensors (default 1).
-        ce_class_weight: class weights of the cross-entropy; ``class_weight`` weighs the rows of the Dice loss.
-        label_smoothing: of the cross-entropy.
-        options: every option of :mod:`segfuse.region`, for the Dice loss; data options for both
-            (``ignore_index=-100`` unless given).
+        dice_weight: coefficient of the Dice loss.
+        ce_weight: coefficient of the cross-entropy.
+        ce_class_weight: C weights of the cross-entropy, >= 0; class_weight weighs the rows of the Dice loss.
+        label_smoothing: e in [0, 1] of the cross-entropy; its label becomes t (1 - e) + e/C.
+        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+
+    >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
+    >>> segfuse.DiceCELoss(ignore_index=255, label_smoothing=0.1)(logits, target)
+    tensor(1.7936)
     """
 
-    hidden_defaults: ClassVar[dict[str, Any]] = RegionLoss.hidden_defaults
-    data_defaults: ClassVar[dict[str, Any]] = CrossEntropyLoss.data_defaults
+    _takes = RegionOptions
+    _symbols = DICE
+    _data_defaults: ClassVar[dict[str, Any]] = CrossEntropyLoss._data_defaults
 
     def __init__(
         self,
         *,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        ce_class_weight: Sequence[float] | Tensor | None = None,
+        dice_weight: Coefficient = 1.0,
+        ce_weight: Coefficient = 1.0,
+        ce_class_weight: Table | None = None,
         label_smoothing: float = 0.0,
-        **options: Unpack[Options],
+        **options: Unpack[RegionOptions],
     ) -> None:
         refuse_unknown(self, options)
         ce = CrossEntropyLoss(class_weight=ce_class_weight, label_smoothing=label_smoothing, **_data(options))
@@ -111,23 +125,29 @@ class DiceFocalLoss(CompoundLoss):
     """dice_weight · Dice loss + focal_weight · focal loss, one fused loss.
 
     Args:
-        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
-        dice_weight, focal_weight: coefficients, numbers or 0-d tensors (default 1).
-        alpha, gamma: of the focal loss.
-        options: every option of :mod:`segfuse.region`, for the Dice loss; data options for both.
+        dice_weight: coefficient of the Dice loss.
+        focal_weight: coefficient of the focal loss.
+        alpha: weight of positives in the focal loss, 1 - alpha of negatives; in "multiclass" C values.
+        gamma: exponent of the focal loss, >= 0.
+        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+
+    >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
+    >>> segfuse.DiceFocalLoss("multiclass", gamma=1.0)(logits, target)
+    tensor(1.6109)
     """
 
-    hidden_defaults: ClassVar[dict[str, Any]] = RegionLoss.hidden_defaults
+    _takes = RegionOptions
+    _symbols = DICE
 
     def __init__(
         self,
         mode: Mode,
         *,
-        dice_weight: float = 1.0,
-        focal_weight: float = 1.0,
+        dice_weight: Coefficient = 1.0,
+        focal_weight: Coefficient = 1.0,
         alpha: PerClass | None = None,
         gamma: float = 2.0,
-        **options: Unpack[Options],
+        **options: Unpack[RegionOptions],
     ) -> None:
         refuse_unknown(self, options)
         focal = FocalLoss(mode, alpha=alpha, gamma=gamma, **_data(options))
@@ -141,16 +161,23 @@ class ComboLoss(CompoundLoss):
     the Dice coefficient instead of adding 1 - it: the same gradient.
 
     Args:
-        mode: ``"binary"`` or ``"multilabel"``.
         alpha: share of the cross-entropy, in [0, 1].
         beta: weight of positives in it, in [0, 1]: > 1/2 against false negatives.
-        smooth: of the Dice loss.
-        data: data options of both.
+        smooth: added to numerator and denominator of the Dice loss (a pair: to each), >= 0.
+        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+
+    >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
+    >>> segfuse.ComboLoss("binary", beta=0.7)(logits, target)
+    tensor(0.2131)
+    >>> segfuse.combo_loss(logits, target, mode="binary", beta=0.7)
+    tensor(0.2131)
     """
+
+    _symbols = SingleLoss._symbols
 
     def __init__(
         self,
-        mode: Mode,
+        mode: TwoSided,
         *,
         alpha: float = 0.5,
         beta: float = 0.5,
@@ -164,6 +191,21 @@ class ComboLoss(CompoundLoss):
         entropy = FocalLoss(mode, gamma=0.0, alpha=check_number("beta", beta, 0, 1), **data)
         dice = DiceLoss(mode, smooth=smooth, **data)
         super().__init__([*_scaled(alpha, entropy), *_scaled(1 - alpha, dice)])
+
+
+@function_of(ComboLoss)
+def combo_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: TwoSided,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    smooth: float | tuple[float, float] = 1.0,
+    weight: Tensor | None = None,
+    **data: Unpack[DataOptions],
+) -> Tensor:
+    return cached(ComboLoss, mode=mode, alpha=alpha, beta=beta, smooth=smooth, **data)(logits, target, weight)
 
 
 class UnifiedFocalLoss(CompoundLoss):
@@ -180,15 +222,22 @@ class UnifiedFocalLoss(CompoundLoss):
     1 - gamma and gamma; at 1/2 they agree), rows averaged as in the code, the weight on the focal part as in the paper.
 
     Args:
-        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
-        num_classes: needed in ``"multiclass"``, else without meaning.
+        num_classes: C, needed in "multiclass" and only there.
         focal_weight: share of the focal part, in [0, 1] (the paper's lambda).
         delta: weight of false negatives against false positives, in [0, 1].
-        gamma: in [0, 1).
-        asymmetric: (default True).
-        smooth: s.
-        data: data options of all parts. ``reduction`` counts as given, ``"mean"`` if it is not.
+        gamma: how much easy pixels and rows count less, in [0, 1).
+        asymmetric: the asymmetric form.
+        smooth: s, >= 0.
+        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+
+    >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
+    >>> segfuse.UnifiedFocalLoss("multiclass", num_classes=2)(logits, target)
+    tensor(0.5477)
+    >>> segfuse.unified_focal_loss(logits, target, mode="multiclass", num_classes=2)
+    tensor(0.5477)
     """
+
+    _symbols = RegionLoss._symbols
 
     def __init__(
         self,
@@ -244,5 +293,29 @@ class UnifiedFocalLoss(CompoundLoss):
         super().__init__((focal_weight * focal + (1 - focal_weight) * tversky).terms())
 
 
-combo_loss = function_of(ComboLoss, "combo_loss")
-unified_focal_loss = function_of(UnifiedFocalLoss, "unified_focal_loss")
+@function_of(UnifiedFocalLoss)
+def unified_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: Mode,
+    num_classes: int | None = None,
+    focal_weight: float = 0.5,
+    delta: float = 0.6,
+    gamma: float = 0.5,
+    asymmetric: bool = True,
+    smooth: float = 1e-05,
+    weight: Tensor | None = None,
+    **data: Unpack[DataOptions],
+) -> Tensor:
+    return cached(
+        UnifiedFocalLoss,
+        mode=mode,
+        num_classes=num_classes,
+        focal_weight=focal_weight,
+        delta=delta,
+        gamma=gamma,
+        asymmetric=asymmetric,
+        smooth=smooth,
+        **data,
+    )(logits, target, weight)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from segfuse._core.checks import check_tensor
 from segfuse._core.engines import required_engine
+from segfuse._core.options import Mode
 from segfuse.algebra import Loss
 from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss
 
@@ -20,8 +21,13 @@ def warmup(device: torch.device | str | int | None = None) -> None:
     Kernels are loaded when they first run, which is not allowed while a CUDA graph is captured. Call this, and run the
     loss once, before the capture. Nothing to do for other devices.
 
+    Args:
+        device (torch.device | str | int | None, default None): the device.
+
     Raises:
         RuntimeError: segfuse has no kernels for the device; the message says why.
+
+    >>> segfuse.warmup("cpu")
     """
     device = torch.device("cuda" if device is None else device)
     index: int | None = device.index
@@ -34,7 +40,7 @@ def check_target(
     logits: Tensor,
     target: Tensor,
     *,
-    mode: str,
+    mode: Mode,
     ignore_index: int | None = None,
     weight: Tensor | None = None,
     from_logits: bool = True,
@@ -45,12 +51,12 @@ def check_target(
     wait. This does wait, and says which value, how many, and where.
 
     Args:
-        logits: ``(N, C, *)``; their values are read with ``from_logits=False`` only.
-        target: as a loss of that mode takes it.
-        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
-        ignore_index: the label that is allowed beside those in range.
-        weight: of the call, if there is one: where it is 0 nothing is read.
-        from_logits: False: the "logits" are probabilities, and are checked, too.
+        logits (Tensor): (N, C, *), or (N, *) in "binary"; their values are read with ``from_logits=False`` only.
+        target (Tensor): as a loss of that mode takes it.
+        mode ("binary" | "multilabel" | "multiclass"): of the loss.
+        ignore_index (int | None, default None): the label that is allowed beside those in range.
+        weight (Tensor | None, default None): of the call, if there is one: where it is 0 nothing is read.
+        from_logits (bool, default True): False: the "logits" are probabilities, and are checked, too.
 
     Raises:
         IndexError: an integer label is neither in range nor ignored; a float label or a probability is not in [0, 1].
@@ -64,7 +70,7 @@ def check_target(
     check_tensor("target", target)
     if target.device != logits.device:
         raise ValueError(f"target is on {target.device}, logits are on {logits.device}")
-    make: Any = CrossEntropyLoss if mode == "multiclass" else partial(BCEWithLogitsLoss, cast(Any, mode))
+    make: Any = CrossEntropyLoss if mode == "multiclass" else partial(BCEWithLogitsLoss, mode)
     loss: Loss = make(ignore_index=ignore_index, reduction="sum", from_logits=from_logits)
     values = torch.zeros((), device="cpu").expand(logits.shape) if from_logits else logits.detach().to("cpu")
     with torch.no_grad():

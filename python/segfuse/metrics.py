@@ -92,13 +92,18 @@ class SegmentationMetrics:
     """All metrics over a stream of batches, exact over ranks.
 
     >>> metrics = segfuse.metrics.SegmentationMetrics("multiclass", ignore_index=255)
-    >>> for logits, target in batches:
+    >>> for _ in range(2):
+    ...     logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     ...     metrics.update(logits, target)
     >>> metrics.compute()["iou"]  # float64, the mean over classes
+    tensor(0.2500, dtype=torch.float64)
 
     Args:
-        mode: ``"binary"``, ``"multilabel"`` or ``"multiclass"``.
-        ignore_index, from_logits, threshold: as in :func:`segfuse.region_stats`.
+        mode ("binary" | "multilabel" | "multiclass"): a class is predicted where its probability is > threshold, in
+            "multiclass" where it is the largest (ties: the lowest index).
+        ignore_index (int | None, default None): pixels with this label do not count.
+        from_logits (bool, default True): False: the logits are probabilities already, in [0, 1].
+        threshold (float, default 0.5): in (0, 1).
     """
 
     def __init__(

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from segfuse._core.checks import check_inputs
-from segfuse._core.functions import cached
+from segfuse._core.functions import cached, described
 from segfuse._core.options import MODES, DataOptions, Mode, check_bool, check_choice, check_number
 from segfuse._core.routes import region_counts
 from segfuse._core.routes import region_stats as fused_stats
@@ -17,8 +18,6 @@ from segfuse.reference._data import prepare, reduce_pixels
 from segfuse.region import SensitivitySpecificityLoss
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from segfuse._core.plan import Plan
 
 __all__ = [
@@ -30,7 +29,11 @@ __all__ = [
 
 
 class RegionStats(NamedTuple):
-    """Weights of the four cases, each (N, C)."""
+    """Weights of the four cases, each (N, C), or counts of them.
+
+    >>> segfuse.RegionStats(*torch.tensor([3, 1, 2, 4])).fp
+    tensor(1)
+    """
 
     tp: Tensor
     fp: Tensor
@@ -45,6 +48,7 @@ def _plan(mode: str, from_logits: bool, ignore_index: int | None) -> Plan:
     return plan
 
 
+@described
 def region_stats(
     logits: Tensor,
     target: Tensor,
@@ -58,17 +62,21 @@ def region_stats(
 ) -> RegionStats:
     """True and false positives and negatives of each sample and class: one pass, and one for the gradient.
 
-    tp = Σ w t p, fp = Σ w (1-t) p, fn = Σ w t (1-p), tn = Σ w (1-t) (1-p) over the valid pixels; float32 (float64 for
-    float64 logits), differentiable. Options as in :mod:`segfuse.region`.
+    tp = Σ w t p, fp = Σ w (1 - t) p, fn = Σ w t (1 - p), tn = Σ w (1 - t) (1 - p) over the valid pixels, with labels t,
+    probabilities p and weights w; float32 (float64 for float64 logits), differentiable.
 
     Args:
         hard: exact int64 counts without a gradient instead: p is 1 where it is > threshold, in ``"multiclass"`` for the
             largest class (ties: the lowest index). The target must hold labels, and ``weight`` is a mask: pixels count
             where it is not 0. Labels are checked, which waits for a GPU.
-        threshold: of ``hard``, in (0, 1), except in ``"multiclass"``.
+        threshold: of hard, in (0, 1), except in "multiclass".
 
     Returns:
-        ``(tp, fp, fn, tn)``, each (N, C); C = 1 in ``"binary"``.
+        (tp, fp, fn, tn), each (N, C); C = 1 in "binary".
+
+    >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
+    >>> segfuse.region_stats(logits, target, mode="binary", hard=True)
+    RegionStats(tp=tensor([[1]]), fp=tensor([[1]]), fn=tensor([[0]]), tn=tensor([[1]]))
     """
     plan = _plan(mode, from_logits, ignore_index)
     if not check_bool("hard", hard):
@@ -79,6 +87,7 @@ def region_stats(
     return RegionStats(*region_counts(plan, logits, target, weight, level).unbind(-1))
 
 
+@described
 def region_loss(
     logits: Tensor,
     target: Tensor,
@@ -94,14 +103,23 @@ def region_loss(
     The statistics and the gradient in the logits are fused, a pass each; the head works on (N, C) numbers. Mind 0/0:
     rows without a label, or with nothing predicted.
 
+    Args:
+        head: the loss, of four tensors (N, C), C = 1 in "binary".
+
+    Returns:
+        What the head gives.
+
     >>> def kappa(tp, fp, fn, tn):
     ...     return 1 - (2 * (tp * tn - fn * fp) / ((tp + fp) * (fp + tn) + (tp + fn) * (fn + tn) + 1e-5)).mean()
-    >>> loss = segfuse.region_loss(logits, target, kappa, mode="binary")
+    >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
+    >>> segfuse.region_loss(logits, target, kappa, mode="binary")
+    tensor(0.6353)
     """
     stats = region_stats(logits, target, mode=mode, weight=weight, from_logits=from_logits, ignore_index=ignore_index)
     return head(*stats)
 
 
+@described
 def pointwise_loss(
     logits: Tensor,
     target: Tensor,
@@ -111,14 +129,16 @@ def pointwise_loss(
     weight: Tensor | None = None,
     **data: Unpack[DataOptions],
 ) -> Tensor:
-    """A pointwise loss of your own, with every data option of :mod:`segfuse.pointwise`. Not fused: plain PyTorch.
+    """A pointwise loss of your own. Not fused: plain PyTorch.
 
     Args:
-        fn: ``fn(z, t)`` on tensors (N, C, M), the logits in float32 (float64 for float64 logits) and the labels as
+        fn: fn(z, t) on tensors (N, C, M), the logits in float32 (float64 for float64 logits) and the labels as
             numbers (one-hot in ``"multiclass"``), gives the loss of each element, or of each pixel as (N, 1, M). At
             ignored pixels it gets zeros, and what it gives there is not used.
 
-    A label out of range is an IndexError on the CPU; on a GPU and under torch.compile the loss is NaN.
+    >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
+    >>> segfuse.pointwise_loss(logits, target, lambda z, t: (z - t) ** 2, mode="binary")
+    tensor(0.7500)
     """
     check_inputs(_plan(mode, data.get("from_logits", True), data.get("ignore_index")), logits, target, weight)
     d = prepare(logits, target, mode=mode, weight=weight, **cast(Any, data))

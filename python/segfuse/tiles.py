@@ -23,11 +23,14 @@ class TiledLoss:
 
     The network runs twice over the tiles, first without a gradient:
 
-    >>> tiled = segfuse.TiledLoss(criterion)
+    >>> network, image = torch.nn.Conv2d(3, 2, 1), torch.rand(1, 3, 8, 8)
+    >>> tiles = [(half, (half[:, 0] > 0.5).long()) for half in image.chunk(2, 2)]
+    >>> tiled = segfuse.TiledLoss(segfuse.DiceLoss("multiclass"))
     >>> with torch.no_grad():
     ...     for image, target in tiles:
     ...         tiled.add(network(image), target)
-    >>> loss = tiled.loss()
+    >>> tiled.loss()
+    tensor(0...)
     >>> for image, target in tiles:
     ...     logits = network(image)
     ...     logits.backward(tiled.gradient(logits, target))
@@ -37,7 +40,11 @@ class TiledLoss:
     all ranks. The criterion's coefficients get no gradient here.
 
     Args:
-        criterion: any loss of segfuse but ``reduction="none"`` of a pointwise one.
+        criterion (Loss): any loss of segfuse but ``reduction="none"`` of a pointwise one.
+
+    Raises:
+        ValueError: the criterion is such a loss, or a tile is not like those before.
+        RuntimeError: a tile is added after the loss was read, or the loss is read before.
     """
 
     def __init__(self, criterion: Loss) -> None:

@@ -105,7 +105,7 @@ class Case:
 
     @property
     def is_region(self) -> bool:
-        return issubclass(getattr(segfuse, CLASS_NAME[self.loss]), segfuse.region.RegionLoss)
+        return issubclass(getattr(segfuse, CLASS_NAME[self.loss]), (segfuse.region.RegionLoss, segfuse.AdaptiveLogLoss))
 
 
 def multiclass(loss: str, **options: Any) -> Case:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 
+from segfuse._core.describe import describe
 from segfuse._core.native import functorch_active, is_plain
-from segfuse._core.options import named_group
+from segfuse._core.options import DATA_DEFAULTS, DataOptions, named_group
 from segfuse.algebra import Loss
 
-
-class LossFunction(Protocol):
-    """A loss as a function."""
-
-    def __call__(self, logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Tensor: ...
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 @lru_cache(maxsize=256, typed=True)  # typed: 1 is not True
@@ -42,25 +38,24 @@ def cached(cls: type[Loss], **options: Any) -> Loss:
     return cls(**options)
 
 
-def function_of(cls: type[Loss], name: str) -> LossFunction:
-    """The function of a loss class: ``dice_loss(logits, target, mode=m)`` is ``DiceLoss(m)(logits, target)``."""
-
-    def function(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, **options: Any) -> Any:
-        return cached(cls, **options)(logits, target, weight)
-
-    own = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else p
-        for p in inspect.signature(cls).parameters.values()
-    ]
-    positional = [
-        inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Tensor") for n in ("logits", "target")
-    ]
-    extra = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
-    ordered = sorted([*own, extra], key=lambda p: p.kind)
-    function.__signature__ = inspect.Signature([*positional, *ordered], return_annotation="Tensor")  # type: ignore[attr-defined]
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = cls.__module__
-    function.__doc__ = (
-        f"{cls.__name__} as a function: ``{name}(logits, target, ..., weight=None)``.\n\n{inspect.getdoc(cls)}"
-    )
+def described(function: Function) -> Function:
+    """Of a function of data, and of no class: its options and its documentation."""
+    describe(function, DataOptions, DATA_DEFAULTS, function.__doc__ or "")
     return function
+
+
+def function_of(cls: type[Loss]) -> Callable[[Function], Function]:
+    """Says of a function that it is the class, made and called: its options and its documentation."""
+
+    def complete(function: Function) -> Function:
+        opening = f"{function.__name__}(logits, target, ...) is {cls.__name__}(...)(logits, target, weight)."
+        describe(
+            function,
+            cls._takes,
+            cls._hidden_defaults,
+            f"{opening}\n\n{inspect.cleandoc(cls._written_doc)}",
+            cls._symbols,
+        )
+        return function
+
+    return complete

@@ -134,7 +134,11 @@ def scheme(name: Scheme) -> Iterator[None]:
 
 
 def build_info() -> dict[str, Any]:
-    """Versions, native modules and CPU features, as a dict (``python -m segfuse`` prints it)."""
+    """Versions, native modules and CPU features, as a dict (``python -m segfuse`` prints it).
+
+    >>> segfuse.build_info()["segfuse"] == segfuse.__version__
+    True
+    """
     cuda = cuda_module()
     return {
         "segfuse": __version__,

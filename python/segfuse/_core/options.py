@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -13,21 +13,109 @@ from torch import Tensor, distributed
 
 from segfuse._core.native import functorch_active, number_dtype
 
+if TYPE_CHECKING or distributed.is_available():
+    from torch.distributed import ProcessGroup
+else:  # a torch that was built without it: hints must resolve
+    ProcessGroup = object
+
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
+TwoSided: TypeAlias = Literal["binary", "multilabel"]
 Reduction: TypeAlias = Literal["mean", "sum", "none", "sample"]
-PerClass: TypeAlias = "float | Sequence[float] | Tensor"
+Table: TypeAlias = Sequence[float] | Tensor
+PerClass: TypeAlias = float | Sequence[float] | Tensor
+Coefficient: TypeAlias = float | Tensor
 
 MODES = ("binary", "multilabel", "multiclass")
 
+# The options that losses share: name, type and meaning, which their documentation repeats. Each loss takes one of these
+# sets, beside options of its own.
 
-class DataOptions(TypedDict, total=False):
-    """How the data is read and the loss reduced; terms of a compound share these."""
+SoftLabel: TypeAlias = Annotated[
+    bool, "I = Σ w min(p, t), FP = Σ w max(p - t, 0), FN = Σ w max(t - p, 0): the minimum is at p = t."
+]
+Shape: TypeAlias = Annotated[
+    Literal["linear", "log", "log_cosh"],
+    'of the loss L of a row: L, "log" is -log max(1 - L, 1e-12), "log_cosh" is log cosh L.',
+]
 
-    from_logits: bool
-    ignore_index: int | None
-    reduction: Reduction
-    process_group: distributed.ProcessGroup | str | None
-    shard: Literal["batch", "space"]
+
+class AnyOptions(TypedDict, total=False):
+    """How the data is read; terms of a compound share these."""
+
+    from_logits: Annotated[bool, "False: the logits are probabilities already, in [0, 1]."]
+    ignore_index: Annotated[int | None, "pixels with this label do not count."]
+    process_group: Annotated[
+        ProcessGroup | str | None, "the ranks whose data makes one loss: a group of torch.distributed, or its name."
+    ]
+    shard: Annotated[
+        Literal["batch", "space"],
+        'what the ranks hold: other samples, or other parts of the same samples ("space").',
+    ]
+
+
+class DataOptions(AnyOptions, total=False):
+    """How the data is read and the loss reduced."""
+
+    reduction: Annotated[
+        Reduction,
+        '"mean" is the weighted mean over the valid elements (0 where their weights add to 0), "sum" the weighted sum, '
+        '"sample" the mean of each sample, shape (N,), "none" the weighted loss of each element; in "multiclass" an '
+        "element is a pixel (of MSE, L1 and Huber a class of a pixel).",
+    ]
+
+
+class RowOptions(AnyOptions, total=False):
+    """Options of every region loss."""
+
+    smooth: Annotated[float | tuple[float, float], "added to numerator and denominator (a pair: to each), >= 0."]
+    eps: Annotated[float, "floor of the denominator, >= 0."]
+    pool_batch: Annotated[bool, "sum over the batch before the ratio."]
+    class_weight: Annotated[Table | None, "C weights of the rows, >= 0; not with pool_classes."]
+    classes: Annotated[
+        Sequence[int] | None, 'indices of the scored classes; the softmax still runs over all. Not in "binary".'
+    ]
+    reduction: Annotated[
+        Reduction,
+        'a row weighs class_weight: "mean" is the weighted mean over rows, "sum" the weighted sum, "sample" the mean '
+        'over the rows of each sample, shape (N,), "none" the rows: (N, C); (C,) with pool_batch, (N,) with '
+        "pool_classes, () with both.",
+    ]
+
+
+class GeneralizedDiceOptions(RowOptions, total=False):
+    """Of the generalized Dice loss, whose classes make one row."""
+
+    soft_label: SoftLabel
+
+
+class ScoredOptions(RowOptions, total=False):
+    """Of losses that score each row."""
+
+    pool_classes: Annotated[bool, "sum over the classes before the ratio."]
+    absent: Annotated[
+        Literal["score", "zero", "skip"],
+        "what a class without a labelled pixel in its row counts: its formula (0/0 scores 1), 0 "
+        '("zero"), or nothing ("skip": it leaves the mean).',
+    ]
+
+
+class ShapedOptions(ScoredOptions, total=False):
+    """Of the sensitivity-specificity loss."""
+
+    shape: Shape
+
+
+class OverlapOptions(ScoredOptions, total=False):
+    """Of the focal Tversky loss."""
+
+    squared: Annotated[bool, "P = Σ w p², T = Σ w t², FP = P - I, FN = T - I."]
+    soft_label: SoftLabel
+
+
+class RegionOptions(OverlapOptions, total=False):
+    """Of the others: every option that there is."""
+
+    shape: Shape
 
 
 DATA_DEFAULTS: DataOptions = {
@@ -37,25 +125,8 @@ DATA_DEFAULTS: DataOptions = {
     "process_group": None,
     "shard": "batch",
 }
-
-
-class RegionOptions(TypedDict, total=False):
-    """Options of every region loss."""
-
-    smooth: float | tuple[float, float]
-    eps: float
-    pool_batch: bool
-    pool_classes: bool
-    squared: bool
-    soft_label: bool
-    absent: Literal["score", "zero", "skip"]
-    class_weight: Sequence[float] | Tensor | None
-    classes: Sequence[int] | None
-    shape: Literal["linear", "log", "log_cosh"]
-
-
 REGION_DEFAULTS: RegionOptions = {
-    "smooth": 1e-5,
+    "smooth": (1e-5, 1e-5),
     "eps": 0.0,
     "pool_batch": False,
     "pool_classes": False,
@@ -66,6 +137,12 @@ REGION_DEFAULTS: RegionOptions = {
     "classes": None,
     "shape": "linear",
 }
+
+
+def defaults_of(taken: type) -> dict[str, Any]:
+    """The defaults of a set of options."""
+    every = {**REGION_DEFAULTS, **DATA_DEFAULTS}
+    return {name: value for name, value in every.items() if name in taken.__annotations__}
 
 
 # What other libraries call an option, and how it is said here.
@@ -105,7 +182,7 @@ ELSEWHERE = {
 def refuse_unknown(loss: Any, options: Collection[str]) -> None:
     """A TypeError in the name of the class that the user wrote, for options that its signature does not hide either."""
     for option in options:
-        if option not in loss.hidden_defaults and option not in DATA_DEFAULTS:
+        if option not in loss._hidden_defaults:
             hint = f" (here: {ELSEWHERE[option]})" if option in ELSEWHERE else ""
             names = ", ".join(inspect.signature(type(loss)).parameters)
             raise TypeError(f"{type(loss).__name__} has no option {option!r}{hint}; it knows {names}")
@@ -201,6 +278,11 @@ def named_group(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def check_reads_logits(name: str, data: DataOptions) -> None:
+    if not data.get("from_logits", True):
+        raise ValueError(f"{name} reads logits: from_logits=False has no meaning")
+
+
 def check_data(options: Mapping[str, Any]) -> dict[str, Any]:
     """The data options that were given, numbers as those of Python."""
     given = named_group(options)
@@ -218,7 +300,7 @@ def check_data(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def check_region(options: RegionOptions) -> dict[str, Any]:
+def check_region(options: Mapping[str, Any]) -> dict[str, Any]:
     """All region options, defaults filled in."""
     given: dict[str, Any] = {**REGION_DEFAULTS, **options}
     smooth = given["smooth"]

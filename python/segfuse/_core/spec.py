@@ -133,3 +133,8 @@ def is_table(option: object) -> bool:
 def table_of(option: Any) -> int:
     """The row of the tables that holds an option's values, -1 if it has none."""
     return int(option["table"]) if is_table(option) else -1
+
+
+def balanced_by(kind: Balance, value: object) -> dict[str, Any]:
+    """The fields of a pointwise term whose two parts are balanced by a number, or by a row of the tables."""
+    return {"balance": kind, "balance_value": value if isinstance(value, float) else 1.0, "table": table_of(value)}

@@ -1,0 +1,141 @@
+"""Signatures and documentation of the losses, with the options that they share written out.
+
+A docstring in the sources has the formula, ``Args:`` with the options of that loss alone, and an example. What each
+option means is said once, in `options`; types and defaults are those of the signature.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+WIDTH = 112
+CALL = {
+    "logits": '(N, C, *), or (N, *) in "binary"; floats. The first dimension is the batch, always: in "binary" a mask '
+    "(H, W) is H samples of W pixels.",
+    "target": 'labels 0 and 1, or floats in [0, 1], of the logits\' shape; in "multiclass" a label map of integers '
+    "(N, *), or soft labels (N, C, *).",
+    "weight": "of each pixel, (N, *) or what broadcasts to it: (N, 1, 1) is one per sample, (1, H, W) one per "
+    "position. Where it is 0 the pixel is left out, and nothing there is read; it may be negative.",
+}
+CALL_TYPES = {"logits": "Tensor", "target": "Tensor", "weight": "Tensor | None, default None"}
+RETURNS = 'The loss, float32 (float64 for float64 logits), of shape () with reduction "mean" or "sum".'
+TERMS = "With return_terms=True a pair: the loss, and a dict of its detached, unscaled terms."
+RAISES = """Raises:
+    TypeError: an option that there is not, or a value of the wrong type.
+    ValueError: a value out of its range, or shapes that do not fit; the message names the argument.
+    IndexError: a label out of range that is not ignore_index, or a float label or probability outside [0, 1] by
+        more than 1e-4, on the CPU. On a GPU loss and gradient are NaN, and segfuse.check_target says why."""
+MODES = {
+    ("binary", "multilabel"): "a sigmoid each: one class, or C classes that may overlap.",
+    ("binary", "multilabel", "multiclass"): "a sigmoid each (one class, or C that may overlap), or a softmax over C.",
+}
+
+
+def in_package(cls: type) -> bool:
+    """Not a subclass of a user's, whose hints may not resolve and whose documentation is its own."""
+    return cls.__module__.startswith("segfuse.")
+
+
+def spelled_out(signature: inspect.Signature, taken: type, defaults: Mapping[str, Any]) -> inspect.Signature:
+    """A signature with the set of options that it takes as ``**options`` written out."""
+    given = list(signature.parameters.values())
+    own = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(own) == len(given):
+        return signature
+    hints = get_type_hints(taken)
+    rest = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v, annotation=hints[n])
+        for n, v in defaults.items()
+    ]
+    return signature.replace(parameters=[*own, *rest])
+
+
+def full_signature(cls: Any) -> inspect.Signature:
+    """The signature of a loss class, with the options that it takes as ``**options`` written out."""
+    constructor = inspect.signature(cls.__init__, eval_str=in_package(cls))
+    own = list(constructor.parameters.values())[1:]
+    return spelled_out(inspect.Signature(own), cls._takes, cls._hidden_defaults)
+
+
+def type_text(hint: Any) -> str:
+    """A type as it is written."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is type(None):
+        return "None"
+    if isinstance(hint, list):  # what a Callable takes
+        return f"[{', '.join(map(type_text, hint))}]"
+    if origin is Literal:
+        return " | ".join(f'"{value}"' for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(type_text, arguments))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(type_text, arguments))}]"
+    return str(hint.__name__)
+
+
+def _entry(name: str, text: str) -> str:
+    whole = f"{name}: {text}".rstrip()
+    return textwrap.fill(whole, WIDTH, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
+
+
+def _arguments(signature: inspect.Signature, taken: type, own: Mapping[str, str]) -> str:
+    """The text of ``Args:``: type, default and meaning of each parameter, as the docstring says or else the tables."""
+    hints = get_type_hints(taken, include_extras=True)
+    meanings = {**{name: hint.__metadata__[0] for name, hint in hints.items()}, **CALL, **own}
+    if "mode" in signature.parameters:
+        meanings.setdefault("mode", MODES[get_args(signature.parameters["mode"].annotation)])
+    entries = ["Args:"]
+    for name, parameter in signature.parameters.items():
+        default = parameter.default
+        shown = f'"{default}"' if isinstance(default, str) else repr(default)
+        given = "" if default is inspect.Parameter.empty else f", default {shown}"
+        entries.append(_entry(f"{name} ({type_text(parameter.annotation)}{given})", meanings.get(name, "")))
+    return "\n".join(entries)
+
+
+def _parts(doc: str) -> tuple[str, dict[str, str], dict[str, str], str]:
+    """Of a docstring of the sources: what stands first, the texts of ``Args:``, the other sections, the example."""
+    before, mark, example = ("\n" + inspect.cleandoc(doc)).partition("\n>>> ")
+    head: list[str] = []
+    sections: dict[str, str] = {}
+    for block in before.strip().split("\n\n"):
+        title, separator, _ = block.partition(":\n")
+        if separator and title in ("Args", "Returns", "Raises"):
+            sections[title] = block
+        else:
+            head.append(block)
+    found = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", sections.pop("Args", ""), re.MULTILINE)
+    meanings = {name: " ".join(text.split()) for name, text in found}
+    return "\n\n".join(head), meanings, sections, (mark + example).strip()
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def class_doc(cls: Any, doc: str) -> str:
+    """The documentation of a loss class, from its docstring in the sources."""
+    head, meanings, _, example = _parts(doc)
+    arguments = _arguments(cls.__signature__, cls._takes, meanings)
+    call = "Args of a call:\n" + "\n".join(
+        _entry(f"{name} ({type_})", CALL[name]) for name, type_ in CALL_TYPES.items()
+    )
+    returns = f"Returns:\n{_wrapped(RETURNS + ' ' + TERMS, '    ')}"
+    blocks = (head, _wrapped(cls._symbols), arguments, call, returns, RAISES, example)
+    return "\n\n".join(block for block in blocks if block)
+
+
+def describe(function: Any, taken: type, defaults: Mapping[str, Any], doc: str, symbols: str = "") -> None:
+    """Gives a function its signature, with all options, and its documentation, from a docstring of the sources."""
+    signature = inspect.signature(function, eval_str=True)
+    function.__signature__ = spelled_out(signature, taken, defaults)
+    head, meanings, others, example = _parts(doc)
+    arguments = _arguments(function.__signature__, taken, meanings)
+    returns = others.get("Returns", f"Returns:\n{_wrapped(RETURNS, '    ')}")
+    blocks = (head, _wrapped(symbols), arguments, returns, others.get("Raises", RAISES), example)
+    function.__doc__ = "\n\n".join(block for block in blocks if block)

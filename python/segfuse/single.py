@@ -1,0 +1,150 @@
+"""One loss: what pointwise and region losses have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from segfuse._core.native import number_dtype
+from segfuse._core.options import (
+    MODES,
+    REGION_DEFAULTS,
+    Mode,
+    RegionOptions,
+    check_choice,
+    check_data,
+    check_region,
+    refuse_unknown,
+)
+from segfuse._core.plan import LOWER
+from segfuse._core.spec import KernelTerm, RegionTerm, table_of
+from segfuse._core.terms import Term, numbers_of
+from segfuse.algebra import Loss
+
+
+class SingleLoss(Loss):
+    """One loss. Subclasses give ``name``, check their options, and lower them to the kernels' term."""
+
+    name: ClassVar[str] = ""
+    _symbols = "z is the logit, p its probability, q = 1 - p, t the label, w the weight."
+
+    def __init__(self, mode: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        super().__init__()
+        refuse_unknown(self, data)
+        data = check_data(data)
+        self.mode = mode
+        self.data = data
+        self.options = {k: v for k, v in options.items() if not isinstance(v, Tensor)}
+        self.tables_of = [k for k, v in options.items() if isinstance(v, Tensor)]
+        for name in self.tables_of:
+            self.register_buffer(name, options[name])
+        self._fixed: dict[str, list[float]] = {}
+        if data.get("reduction") == "sample" and options.get("pool_batch"):
+            raise ValueError('reduction="sample" and pool_batch=True exclude each other: one row holds the whole batch')
+        self._build([Term(self)])
+
+    def __init_subclass__(cls) -> None:
+        """Makes the loss known by its name."""
+        super().__init_subclass__()
+        if "name" in cls.__dict__:
+            LOWER[cls.name] = cls.lower
+        elif "lower" in cls.__dict__:
+            raise TypeError(f"{cls.__name__} has a lower() of its own, so it must have a name of its own, too")
+
+    def _with_fixed(self, **tables: list[float]) -> Self:
+        """Tables that follow from numbers of somebody else: no state, and the same after any conversion."""
+        self._fixed = tables
+        self._make_fixed_tables()
+        return self
+
+    def _make_fixed_tables(self) -> None:
+        for name, numbers in self._fixed.items():
+            device = getattr(self, name).device
+            table = torch.tensor(numbers, dtype=number_dtype(device), device=device)
+            self.register_buffer(name, table, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        try:
+            super()._apply(fn, recurse)
+        except TypeError:  # perhaps the new device has no float64
+            wide = [name for name in self.tables_of if getattr(self, name).dtype == torch.float64]
+            if not wide:
+                raise
+            for name in wide:
+                self.register_buffer(name, getattr(self, name).float(), persistent=name not in self._fixed)
+            super()._apply(fn, recurse)
+        self._make_fixed_tables()
+        return self
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> KernelTerm:
+        """The term of the kernels, from the options."""
+        raise NotImplementedError
+
+    @classmethod
+    def _own_signature(cls) -> Mapping[str, inspect.Parameter]:
+        """Of the class that named the loss; subclasses may hide options in theirs."""
+        return inspect.signature(next(base for base in cls.__mro__ if "name" in base.__dict__)).parameters
+
+    def extra_repr(self) -> str:
+        """The options that are not as by default."""
+        shown = {**self.options, **{name: numbers_of(getattr(self, name)) for name in self.tables_of}, **self.data}
+        signature = self._own_signature()
+        given = [f"{name}={value!r}" for name, value in shown.items() if signature[name].default != value]
+        return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
+
+    # A loss is its own only term; it must not hold itself as a submodule, nor copy itself twice.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_terms"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["_terms"] = [Term(self)]
+
+
+class RegionLoss(SingleLoss):
+    """What region losses share: their options, checked and lowered."""
+
+    name = "region_loss"
+    _symbols = (
+        "I = Σ w t p, FP = Σ w (1 - t) p and FN = Σ w t (1 - p), with probabilities p, labels t and weights w, over "
+        "the valid pixels of a row: one class of one sample, unless pooled."
+    )
+    _takes: ClassVar[type] = RegionOptions
+
+    def __init__(self, mode: Mode, own: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        check_choice("mode", mode, MODES)
+        data = {k: v for k, v in options.items() if k not in REGION_DEFAULTS}
+        region = {k: v for k, v in options.items() if k in REGION_DEFAULTS}
+        for option in region:
+            if option not in self._hidden_defaults:
+                raise ValueError(f"{option} cannot be given: {type(self).__name__} has its own")
+        checked = {k: v for k, v in check_region(region).items() if k in self._hidden_defaults}
+        if mode == "binary" and checked["classes"] is not None:
+            raise ValueError('classes has no meaning with mode="binary": there is one class')
+        super().__init__(mode, {**own, **checked}, data)
+
+    @staticmethod
+    def lower(options: dict[str, Any], mode: str) -> RegionTerm:
+        o = {**check_region({}), **options}
+        numerator, denominator = o["smooth"]
+        return RegionTerm(
+            kind="tversky",
+            shape=o["shape"],
+            statistics="squared" if o["squared"] else "soft_label" if o["soft_label"] else "product",
+            absent=o["absent"],
+            pool_batch=o["pool_batch"],
+            pool_classes=o["pool_classes"],
+            smooth_numerator=numerator,
+            smooth_denominator=denominator,
+            eps=o["eps"],
+            alpha=o.get("alpha", 0.5),
+            beta=o.get("beta", 0.5),
+            table=table_of(o["class_weight"]),
+            classes=tuple(o["classes"] or ()),
+        )
