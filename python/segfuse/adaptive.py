@@ -53,7 +53,7 @@ class AdaptiveLogLoss(SingleLoss):
             own[name] = check_number(name, value, 0)
             if own[name] == 0:
                 raise ValueError(f"{name} must be > 0; got 0")
-        base.require_plain()
+        base._require_plain()
         tables = {name: getattr(base, name) for name in base.tables_of}
         options = {"base": base.name, "base_options": base.options, **own, **tables}
         super().__init__(base.mode, options, base.data)

@@ -104,7 +104,7 @@ class Loss(nn.Module):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss; with ``return_terms=True`` also a dict of its detached, unscaled terms."""
         check_tensor("logits", logits)
-        tables, coefficients = self.tables(logits, target, weight), self.coefficients(logits.device)
+        tables, coefficients = self._tables(logits, target, weight), self._coefficients(logits.device)
         loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
         values = loss.detach().unsqueeze(0) if self.plan.unreduced else terms
         if self._scales_outside:
@@ -117,7 +117,7 @@ class Loss(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module has Any
 
-    def require_plain(self) -> None:
+    def _require_plain(self) -> None:
         """Whoever computes the terms by itself must not lose, without a word, what else a call would do."""
         name, unseen = type(self).__name__, "which a sum, a multiple or tiles of losses would not call"
         if type(self).forward is not Loss.forward:
@@ -126,11 +126,11 @@ class Loss(nn.Module):
             raise TypeError(f"{name} has hooks, {unseen}: register them on the whole")
         for term in self._terms:
             if term.loss is not self:
-                term.loss.require_plain()
+                term.loss._require_plain()
 
     def terms(self) -> list[Term]:
         """The terms, with the tensors of their coefficients as they are now."""
-        self.require_plain()
+        self._require_plain()
         return [term.resolved(self) for term in self._terms]
 
     def term_names(self) -> list[str]:
@@ -139,7 +139,7 @@ class Loss(nn.Module):
         before = [len([n for n in names[:i] if n == name]) for i, name in enumerate(names)]  # for Dynamo, not count()
         return [name if count == 0 else f"{name}_{count + 1}" for name, count in zip(names, before, strict=True)]
 
-    def coefficients(self, device: torch.device) -> Tensor | None:
+    def _coefficients(self, device: torch.device) -> Tensor | None:
         """One number per term, with the graph of its tensors; None if the plan has them all."""
         if not self._reads_coefficients:
             return None
@@ -152,7 +152,7 @@ class Loss(nn.Module):
             [bring(v, place) if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=place) for v in values]
         )
 
-    def tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
+    def _tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
         """The rows of values per class that the plan's terms name, of the widest type."""
         if not self._table_count:
             return None

@@ -22,7 +22,7 @@ def warmup(device: torch.device | str | int | None = None) -> None:
     loss once, before the capture. Nothing to do for other devices.
 
     Args:
-        device (torch.device | str | int | None, default None): the device.
+        device (device | str | int | None, default None): the device; None is the current CUDA device.
 
     Raises:
         RuntimeError: segfuse has no kernels for the device; the message says why.

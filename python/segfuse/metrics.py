@@ -40,12 +40,20 @@ def _ratio(numerator: Tensor, denominator: Tensor, zero_division: float) -> Tens
 
 
 def iou(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """Intersection over union (Jaccard index): tp / (tp + fp + fn)."""
+    """Intersection over union (Jaccard index): tp / (tp + fp + fn).
+
+    >>> segfuse.metrics.iou(*torch.tensor([3, 1, 2, 4]))
+    tensor(0.5000, dtype=torch.float64)
+    """
     return _ratio(tp, tp + fp + fn, zero_division)
 
 
 def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """Dice coefficient, which is F1: 2 tp / (2 tp + fp + fn)."""
+    """Dice coefficient, which is F1: 2 tp / (2 tp + fp + fn).
+
+    >>> segfuse.metrics.dice(*torch.tensor([3, 1, 2, 4]))
+    tensor(0.6667, dtype=torch.float64)
+    """
     return _ratio(2 * tp, 2 * tp + fp + fn, zero_division)
 
 
@@ -53,27 +61,47 @@ f1 = dice
 
 
 def recall(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """Recall (sensitivity): tp / (tp + fn)."""
+    """Recall (sensitivity): tp / (tp + fn).
+
+    >>> segfuse.metrics.recall(*torch.tensor([3, 1, 2, 4]))
+    tensor(0.6000, dtype=torch.float64)
+    """
     return _ratio(tp, tp + fn, zero_division)
 
 
 def specificity(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """Specificity: tn / (tn + fp)."""
+    """Specificity: tn / (tn + fp).
+
+    >>> segfuse.metrics.specificity(*torch.tensor([3, 1, 2, 4]))
+    tensor(0.8000, dtype=torch.float64)
+    """
     return _ratio(tn, tn + fp, zero_division)
 
 
 def precision(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """Precision: tp / (tp + fp)."""
+    """Precision: tp / (tp + fp).
+
+    >>> segfuse.metrics.precision(*torch.tensor([3, 1, 2, 4]))
+    tensor(0.7500, dtype=torch.float64)
+    """
     return _ratio(tp, tp + fp, zero_division)
 
 
 def balanced_accuracy(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """(recall + specificity) / 2, of a class against the rest."""
+    """(recall + specificity) / 2, of a class against the rest.
+
+    >>> segfuse.metrics.balanced_accuracy(*torch.tensor([3, 1, 2, 4]))
+    tensor(0.7000, dtype=torch.float64)
+    """
     return (recall(tp, fp, fn, tn, zero_division) + specificity(tp, fp, fn, tn, zero_division)) / 2
 
 
 def error_rate(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """The 0-1 loss, of a class against the rest: (fp + fn) / (tp + fp + fn + tn)."""
+    """The 0-1 loss, of a class against the rest: (fp + fn) / (tp + fp + fn + tn).
+
+    >>> segfuse.metrics.error_rate(*torch.tensor([3, 1, 2, 4]))
+    tensor(0.3000, dtype=torch.float64)
+    """
     return _ratio(fp + fn, tp + fp + fn + tn, zero_division)
 
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import Unpack
 
-from segfuse import distances, margins
 from segfuse._core.functions import cached, function_of
 from segfuse._core.options import (
     MODES,
@@ -27,22 +26,43 @@ from segfuse._core.options import (
     scalar_or_table,
 )
 from segfuse._core.spec import Balance, PointwiseTerm, balanced_by
-from segfuse.distances import *  # noqa: F403
-from segfuse.margins import *  # noqa: F403
+from segfuse.distances import HuberLoss, L1Loss, MSELoss, huber_loss, l1_loss, mse_loss
+from segfuse.margins import (
+    BrokenLoss,
+    HingeLoss,
+    PolynomialLoss,
+    SigmoidFreeLoss,
+    broken_loss,
+    hinge_loss,
+    polynomial_loss,
+    sigmoid_free_loss,
+)
 from segfuse.single import SingleLoss
 
 __all__ = [
     "BCEWithLogitsLoss",
+    "BrokenLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "HingeLoss",
+    "HuberLoss",
     "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "PolynomialLoss",
+    "SigmoidFreeLoss",
     "bce_with_logits_loss",
+    "broken_loss",
     "cross_entropy_loss",
     "focal_loss",
+    "hinge_loss",
+    "huber_loss",
     "kl_div_loss",
+    "l1_loss",
+    "mse_loss",
+    "polynomial_loss",
+    "sigmoid_free_loss",
 ]
-__all__ += distances.__all__
-__all__ += margins.__all__
 
 
 class BCEWithLogitsLoss(SingleLoss):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -11,9 +9,7 @@ from segfuse._core import steps
 from segfuse._core.calls import Constants, Results
 from segfuse._core.checks import check_inputs
 from segfuse._core.plan import Data
-
-if TYPE_CHECKING:
-    from segfuse.algebra import Loss
+from segfuse.algebra import Loss
 
 __all__ = ["TiledLoss"]
 
@@ -48,7 +44,7 @@ class TiledLoss:
     """
 
     def __init__(self, criterion: Loss) -> None:
-        criterion.require_plain()
+        criterion._require_plain()
         if criterion.plan.unreduced:
             raise ValueError(
                 'reduction="none" has no meaning for tiles: a pointwise loss per pixel needs no other tile'
@@ -64,7 +60,7 @@ class TiledLoss:
         if self._results is not None:
             raise RuntimeError("add was called after loss: make a new TiledLoss for the next images")
         data = self._checked(logits, target, weight)
-        self._tables = self.criterion.tables(*data[:3])
+        self._tables = self.criterion._tables(*data[:3])
         sums = steps.statistics(self.criterion.plan, data, Constants(self._tables))
         self._sums = sums if self._sums is None else self._sums.add_(sums)
 
@@ -77,7 +73,7 @@ class TiledLoss:
             raise RuntimeError("nothing was added: call add with every tile first")
         if self._results is None:
             shape, dtype, device, soft = self._read
-            plan, coefficients = self.criterion.plan, self.criterion.coefficients(device)
+            plan, coefficients = self.criterion.plan, self.criterion._coefficients(device)
             constants = Constants(self._tables, None if coefficients is None else coefficients.detach())
             self._results = steps.head(plan, shape, dtype, soft, self._sums, constants)
         return self._results

@@ -147,7 +147,7 @@ def test_the_head_without_samples_pixels_or_both(case: Case, reduction: str) -> 
     for n, space in ((0, (4, 6)), (0, (0,)), (3, (0, 6))):
         shape = torch.Size((n, *shape_of(case.mode, *space)[1:]))
         x, y = torch.zeros(shape), torch.zeros((n, *space) if case.mode == "multiclass" else shape, dtype=torch.int64)
-        tables = loss.tables(x, y, None)
+        tables = loss._tables(x, y, None)
         data, constants = data_of(loss.plan, x, y, None), Constants(tables)
         sums = steps.statistics(loss.plan, data, constants)
         results = steps.new_results(loss.plan, shape, torch.float32, x.device)

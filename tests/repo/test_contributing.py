@@ -18,7 +18,7 @@ from environment import DEVICE, ROOT, SHIM
 pytestmark = pytest.mark.skipif(DEVICE != "cpu" or SHIM is not None, reason="builds the CPU kernels")
 
 CHECK = """
-import torch, segfuse
+import doctest, torch, segfuse
 torch.manual_seed(0)
 for mode, reduction in (("binary", "mean"), ("multilabel", "sample")):
     z = (torch.randn(3, 4, 5, 7) * 3).requires_grad_()
@@ -34,6 +34,7 @@ for mode, reduction in (("binary", "mean"), ("multilabel", "sample")):
 both = segfuse.DiceLoss("binary") + 0.3 * segfuse.Poly1Loss("binary", epsilon=2)
 assert both(z, t).isfinite()
 assert "0.3 * Poly1Loss('binary', epsilon=2.0)" in repr(both)
+doctest.run_docstring_examples(segfuse.Poly1Loss, {"segfuse": segfuse, "torch": torch})
 print("added")
 """
 

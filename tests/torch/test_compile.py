@@ -51,7 +51,7 @@ def test_opcheck(mode: str, reduction: str, dtype: torch.dtype, layout: str) -> 
             logits, target, weight, _ = check_inputs(loss.plan, x.detach().requires_grad_(wants_grad), y, weight)
             tables, coefficients = None, None
             if reduction != "none":
-                tables = loss.tables(logits, target, weight)
+                tables = loss._tables(logits, target, weight)
                 coefficients = torch.tensor([0.7, 1.0], dtype=torch.float64, requires_grad=wants_grad)
             inputs = logits, target, weight, tables, coefficients, loss.plan.spec
             torch.library.opcheck(OPS.forward.default, inputs)
