@@ -30,14 +30,15 @@ class Loss(nn.Module):
     >>> list(terms)
     ['dice', 'bce_with_logits']
 
-    Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or
-    by tensors and Parameters of one element (shape ``()`` or ``(1,)``), which are read at each call and get their
-    gradient. Class weights and coefficients may lie on the host while the logits are on a GPU: no call waits for that,
-    but the gradient of a coefficient on the host is copied there, which does. A compound holds at most 4 pointwise and
-    8 region losses. It computes them together: a term that overrides
-    ``forward`` or has hooks is a TypeError when it is added, scaled or tiled, and hooks that a term is given later are
-    not called. Tables that you give (``class_weight``, ``pos_weight``, ``alpha``) are persistent buffers: they are in
-    the state_dict, and ``half()`` rounds them.
+    Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or by tensors and Parameters of
+    one element (shape ``()`` or ``(1,)``), which are read at each call and get their gradient. (What mypy takes for no
+    loss, since torch and Python say so: ``tensor * loss``, better ``loss * tensor``; ``sum(losses)``, better
+    ``sum(losses[1:], losses[0])``.) Class weights and coefficients may lie on the host while the logits are on a GPU:
+    no call waits for that, but the gradient of a coefficient on the host is copied there, which does. A compound holds
+    at most 4 pointwise and 8 region losses. It computes them together: a term that overrides ``forward`` or has hooks
+    is a TypeError when it is added, scaled or tiled, and hooks that a term is given later are not called. Tables that
+    you give (``class_weight``, ``pos_weight``, ``alpha``) are persistent buffers: they are in the state_dict, and
+    ``half()`` rounds them.
 
     A data option (``mode``, ``from_logits``, ``ignore_index``, ``reduction``) that a term was not given takes the value
     that another term was given; two given values that differ are a ValueError.
