@@ -82,7 +82,7 @@ struct Sigmoid {
   HD static V kept(const Pixel<V>& x) {
     return select(x.z >= V(0), -x.q, x.p);
   }
-  // Of that; logit and logarithms, which nobody may read, are NaN.
+  // The inverse of kept(). Logit and logarithms are NaN: nobody may read them.
   template <class V>
   HD static Pixel<V> resumed(const V& kept) {
     V small = abs(kept), large = V(1) - small, unknown = V(__builtin_nan(""));

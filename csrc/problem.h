@@ -111,7 +111,7 @@ struct Plan {
   bool has_ignore;
   int64_t ignore_index;  // integer targets
   double ignore_value;   // float targets
-  float ignored_label;   // the same, NaN if no float32 is equal to it or nothing is ignored
+  float ignored_label;   // ignore_value as float32; NaN, which matches nothing, if there is none
   int term_count, point_count, region_count;
   Term terms[kMaxTerms];
   PointTerm points[kMaxPoints];

@@ -33,8 +33,7 @@ HD void with_shape(ShapeKind kind, const Function& f) {
 constexpr int kRowSlopes = 4;
 using RowDual = Dual<double, kRowSlopes>;
 
-// numerator / denominator and what it lacks of 1, both with the digits of the smaller one's slopes. 0/0 is 1: nothing
-// to find, and nothing found.
+// score and 1 - score, each without cancellation, with slopes. 0/0 is 1: nothing to find, and nothing found.
 HD void divide(Score<RowDual> score, double eps, RowDual& loss, RowDual& value) {
   loss = constant<double, kRowSlopes>(0), value = constant<double, kRowSlopes>(1);
   if (score.denominator.v < eps) {

@@ -45,7 +45,7 @@ struct AnyJoint : JointSteps<AnyJoint<Real, Link, kExtra>, Real> {
   static void sum_tile(const Job& job, JointTile<Real>& tile, const Real*, Sum<Real>& weight, ClassSums<Real>& region,
                        Sum<Real> (*point)[2]) {
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
-      tile.ask_ahead(i);
+      tile.prefetch_next(i);
       Group group(tile, i);
       ClassTotal<V> loss_of[kMaxPoints];
       weight.add(group.w);

@@ -29,7 +29,7 @@ struct JointTile {
   Real* out_at;
   int64_t z_step, out_step;
   bool left_out;  // whether any pixel has weight 0, those that fill up the last vector included
-  Ahead labels_ahead, logits_ahead;
+  Prefetcher next_labels, next_logits;
   Real *e, *y, *w, *up, *out, *present, *absent, *group, *z = nullptr, *t = nullptr;  // group: of one vector of pixels
 
   // kEverything: keep logits and labels beside the exponentials.
@@ -83,8 +83,8 @@ struct JointTile {
     z_at = in_memory ? in_memory : copy;
     z_step = in_memory ? logits.class_stride : size;
     if (!in_memory) load_classes(logits, n, first, count, classes, copy, size);
-    labels_ahead = p.label_map ? Ahead(p.target, n, first + size, 1) : Ahead();
-    logits_ahead = in_memory ? Ahead() : Ahead(logits, n, first + size, classes);
+    next_labels = p.label_map ? Prefetcher(p.target, n, first + size, 1) : Prefetcher();
+    next_logits = in_memory ? Prefetcher() : Prefetcher(logits, n, first + size, classes);
     // Pixels of weight 0 are selected out: what stands there is not read into anything.
     if (z && left_out) {
       clear_left_out(z);
@@ -101,9 +101,9 @@ struct JointTile {
     for (int64_t c = 0; c < classes; ++c, rows += size)
       for (int64_t i = 0; i < padded; ++i) rows[i] = w[i] != 0 ? rows[i] : Real(0);
   }
-  INLINE void ask_ahead(int64_t i) const {
-    labels_ahead.ask(i, V::lanes);
-    logits_ahead.ask(i, V::lanes);
+  INLINE void prefetch_next(int64_t i) const {
+    next_labels.ask(i, V::lanes);
+    next_logits.ask(i, V::lanes);
   }
   INLINE typename V::Mask valid(int64_t i) const { return V::load(w + i) != V(0); }
 
@@ -203,7 +203,7 @@ struct JointSteps {
       tile.load(logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), false, bad);
       tile.aim(chunk.unit);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
-        tile.ask_ahead(i);
+        tile.prefetch_next(i);
         Engine::template gradient_group<kStep>(job, tile, slopes, i);
       }
       tile.store(chunk.unit);

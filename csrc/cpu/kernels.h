@@ -30,9 +30,8 @@ struct ValueReport {
   }
 };
 
-// Ahead of the gradient, in its place: `both` is the statistics and, of pointwise losses, the gradient with the slopes
-// that are foreseen; `keep` is the statistics and what a gradient would have to compute again of every logit, from
-// which `resume` goes on.
+// Two steps are statistics that also store something in the gradient's place: `both` the gradient of a pointwise loss
+// with assumed slopes; `keep` what a gradient would compute again of every logit. `resume` is the gradient from there.
 enum class Step : int { statistics, values, gradient, both, keep, resume };
 
 // A call, reduced to plain data (the units touch no standard container: see math.h).

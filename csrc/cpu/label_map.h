@@ -31,8 +31,8 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
   }
 
   // The label's class of each pixel. The logits of the tile become powers 2^(z log2(e) - s), 0 in the label's class.
-  // One multiplication and addition rounds once, where the difference to the peak and its product would round twice; s,
-  // near the peak, is the same for all classes, so that its own rounding drops out (see Base2::largest).
+  // fma(z, log2(e), -s) rounds once; (z - peak) log2(e) would round twice. s, near the peak, is the same for all
+  // classes, so its own rounding cancels (see Base2::largest).
   // What `keep` leaves has the exponent in the label's class: all that a gradient's x is made of.
   struct Own {
     V y, inverse, average;  // of the powers
@@ -97,7 +97,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     }
   };
 
-  // Out of the way of everyday logits.
+  // For huge logits only. Not inlined: usual ones do not pay for it.
   [[gnu::noinline]] static void subtract(const Real* z, int64_t z_step, V peak, Real* out, int64_t step,
                                          int64_t classes) {
     for (int64_t c = 0; c < classes; ++c) (V::load(z + c * z_step) - peak).store(out + c * step);
@@ -120,7 +120,7 @@ struct LabelMap : JointSteps<LabelMap<Real, Points>, Real> {
     Real *const w_at = tile.w, *const inverse_at = tile.up, *const q_at = tile.out;
     const int64_t padded = tile.padded;
     for (int64_t i = 0; i < padded; i += V::lanes) {
-      tile.ask_ahead(i);
+      tile.prefetch_next(i);
       Own own(tile, i, std::integral_constant<Step, kStep>(), selects);
       V w = V::load(w_at + i);
       weight.add(w);

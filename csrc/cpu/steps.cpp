@@ -240,9 +240,9 @@ std::vector<float> foreseen_slopes(const Call& call) {
   return slopes;
 }
 
-// A wish, where Linux leaves the size of pages to programs: of a large gradient, which the allocator gives back to the
-// system each time (from 32 MB on) or whenever it lies last in the heap, the first touch of its 4 KB pages took a third
-// of the forward, and with 10 MB half of loss and gradient. Whole large pages only: no more memory.
+// Asks for large pages, where Linux leaves their size to programs. The allocator gives a large gradient back to the
+// system (from 32 MB on always), and the first touch of its 4 KB pages took a third of the forward. Whole large pages
+// only, so no more memory is used.
 void prefer_large_pages(const Problem& p) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = uintptr_t(1) << 21, least = 2 * page;
@@ -256,7 +256,7 @@ void prefer_large_pages(const Problem& p) {
 #endif
 }
 
-// gradient *= factor, of which nothing but its type, its size and that it is dense matters.
+// gradient *= factor. Assumes dense float32; strides are ignored.
 void multiply(const Problem& p, float factor, int threads) {
   float* data = static_cast<float*>(p.output.data);
   parallel_for(p.samples * p.classes * p.pixels, 1 << 16, threads, [&](int64_t begin, int64_t end) {
@@ -313,7 +313,7 @@ void backward(const Call& call, const Buffers& buffers, const void* upstream, bo
   if (first == Step::both) {
     const float factor = *static_cast<const float*>(buffers.status) * *static_cast<const float*>(upstream);
     if (factor == 1) return;
-    // By infinity or NaN pixels that do not count would turn NaN.
+    // A factor that is not finite would turn ignored pixels, which are 0, into NaN.
     if (factor - factor == 0) return multiply(problem, factor, threads);
   }
   if (!ahead) prefer_large_pages(problem);

@@ -292,7 +292,7 @@ INLINE Vec<T, K> fast_log2(const Vec<T, K>& x) {
   return fma(log_mantissa(m), Vec<T, K>(Base2<T>::log2_e), e);
 }
 
-// 1 / (small + large) and small / large, for numbers whose sum's square is one too.
+// 1 / (small + large) and small / large. Requires that (small + large)^2 is finite and normal.
 template <class T, int K>
 INLINE void divide_shares(const Vec<T, K>& small, const Vec<T, K>& large, Vec<T, K>& inverse, Vec<T, K>& ratio) {
   Vec<T, K> sum = small + large, reciprocal = Vec<T, K>(1) / (sum * large);

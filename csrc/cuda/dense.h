@@ -20,7 +20,7 @@ struct Dense {
   __device__ T* at(const View& v, int64_t c, int64_t i) const {
     return static_cast<T*>(v.data) + n * v.sample_stride + c * v.class_stride + first + i;
   }
-  // Planes are whole groups (policy.cu), so a group is there or it is not.
+  // Planes are multiples of kVector (policy.cu): there are no partial vectors.
   __device__ bool holds(int64_t i) const { return i < count; }
   template <class T>
   __device__ Pack<T, kVector> load(const View& v, int64_t c, int64_t i) const {

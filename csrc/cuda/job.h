@@ -46,7 +46,7 @@ struct Job {
   double* block_totals;  // per block of kScore: what it adds to the vector
   int score_blocks;      // how many that are
   int head_phases;
-  // A gradient written in the forward: the factor of the mean that it takes for granted (0: there is none).
+  // Of a gradient written in the forward: the factor of the mean that was assumed (0: none is written).
   double foreseen;
   void* loss;  // of the loss's type; null: unreduced
   double* terms;

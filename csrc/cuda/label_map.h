@@ -28,9 +28,8 @@ struct LabelMap {
   static constexpr int kSharedBytes = int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) +
                                       int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);
 
-  // A pixel: e = 2^(z log2(e) - s), 0 in the label's class. One multiplication and addition rounds once, where the
-  // difference to the peak and its product would round twice; s, near the peak, is the same for all classes, so that
-  // its own rounding drops out (see Base2::largest).
+  // A pixel: e = 2^(z log2(e) - s), 0 in the label's class. fma(z, log2(e), -s) rounds once; (z - peak) log2(e) would
+  // round twice. s, near the peak, is the same for all classes, so its own rounding cancels (see Base2::largest).
   struct At {
     static constexpr bool kCompares = kClasses <= 8;  // and reads nothing twice
     float e[kClasses], at_peak, own, inverse;

@@ -131,7 +131,7 @@ void check(cudaError_t status, const char* what) {
   if (is_fault(status))
     throw std::runtime_error("segfuse: a kernel that ran before on this device failed, of whatever library: " + error +
                              ". CUDA_LAUNCH_BLOCKING=1 shows which");
-  cudaGetLastError();  // take it back: the next call of anybody must not find it
+  cudaGetLastError();  // clears the error: the next caller must not see it
   throw std::runtime_error(std::string("segfuse: ") + what + ": " + error);
 }
 

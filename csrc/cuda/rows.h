@@ -72,8 +72,8 @@ struct Rows {
     return Link::pixel(z);
   }
 
-  // f(kind of the group, as a type). Where any pointwise term may come, the code is large enough to be had once: there
-  // may always be weights.
+  // f(kind of the group, as a type). For any pointwise terms only the weighted kind is compiled: the code of two would
+  // be too large.
   template <class F>
   __device__ static void with_kind(const Source& source, int64_t last_mirrored, int64_t base, const F& f) {
     if constexpr (kMirrors)
