@@ -168,7 +168,7 @@ PATTERNS = (
     Pattern("phase", r"go\(kSlopes, job\.score_blocks\);", ";"),
     Pattern("phase", r"kPool \| (?=\(one_output)", ""),
     Pattern("ahead", r"\* upstream_of<float>\(job, 0, 0\)", ""),
-    Pattern("ahead", r"static_cast<const float\*>\(job\.slopes\)\[job\.slope_count\(\)\] \* ", ""),
+    Pattern("ahead", r"\*static_cast<const float\*>\(job\.status\) \* ", ""),
     Pattern("ahead", r"factor - factor == 0\.0f", "true"),
     Pattern("ahead", r"if \(i \+ u \* step >= vectors\) continue;", "if (u) continue;"),
     Pattern("words", r"\bto \+ first\b", "to"),
