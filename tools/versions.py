@@ -36,7 +36,7 @@ LEFT_OUT = {
     "tests/cpu/test_instructions.py": "counts the CPU kernels' instructions",
     "tests/cuda/test_mutations.py": "builds the CUDA sources",
     "tests/cuda/test_shim.py": "builds the CUDA sources",
-    "tests/repo/test_style.py": "checks the sources, with the pinned tools and the pinned torch's types",
+    "tests/repo/test_style.py": "checks the sources, with the pinned tools",
     "tests/cuda/test_toolkits.py": "compiles the CUDA sources",
     "tests/repo/test_versions.py": "compares this page",
 }

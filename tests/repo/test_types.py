@@ -73,17 +73,33 @@ EXPRESSIONS = {
 }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy, which requirements-dev.txt has")
+with_mypy = pytest.mark.skipif(
+    importlib.util.find_spec("mypy") is None, reason="needs mypy, which requirements-dev.txt has"
+)
+
+
+def mypy(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """With the options of pyproject.toml and one cache: to read torch takes most of a minute."""
+    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    command = [sys.executable, "-m", "mypy", *options, *arguments]
+    variables = {**os.environ, "MYPYPATH": str(ROOT / "python")}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=variables)
+
+
+@with_mypy
+def test_the_package() -> None:
+    done = mypy()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@with_mypy
 def test_what_mypy_says(tmp_path: Path) -> None:
     """One strict run over all: ``reveal_type`` of each expression, on a line of its own."""
     lines = ["import torch", "import segfuse", "def calls(x: torch.Tensor, t: torch.Tensor, flag: bool) -> None:"]
     first = len(lines) + 1
     lines += [f"    reveal_type({expression})" for expression in EXPRESSIONS]
     (tmp_path / "calls.py").write_text("\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "calls.py"]
-    command += ["--cache-dir", str(ROOT / ".mypy_cache" / "calls")]  # torch takes most of a minute
-    variables = {**os.environ, "MYPYPATH": str(ROOT / "python")}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=variables)
+    done = mypy("--no-error-summary", "calls.py", cwd=tmp_path)
     said = re.findall(r"^calls\.py:(\d+): (error|note): (.*)$", done.stdout, re.MULTILINE)
     assert said, done.stdout + done.stderr
     wrong = []
