@@ -74,10 +74,16 @@ def plain() -> Iterator[Call]:
             yield Call(family, segfuse.DiceCELoss(ignore_index=255), x, labels(x, 255), None, "contiguous")
             yield Call(family, segfuse.CrossEntropyLoss(), x, labels(x, None), None, "contiguous")
         for classes, layout in product(TILE_COUNTS, ("contiguous", "channels_last")):
-            x = (2 * torch.randn(2, classes, 32, 32)).to(dtype)
+            # Odd planes: label_map, which has some of these counts, takes whole vectors only.
+            size = (31, 33) if layout == "contiguous" else (32, 32)
+            x = (2 * torch.randn(2, classes, *size)).to(dtype)
             family = f"label map, {classes}, {layout}"
-            yield Call(family, segfuse.DiceFocalLoss("multiclass", ignore_index=255), x, labels(x, 255), None, layout)
-            yield Call(family, segfuse.FocalLoss("multiclass"), x, labels(x, None), None, layout)
+            for ignore_index in (255, None):
+                data: dict[str, Any] = {} if ignore_index is None else {"ignore_index": ignore_index}
+                for loss in (segfuse.DiceCELoss(**data), segfuse.DiceFocalLoss("multiclass", **data)):
+                    yield Call(family, loss, x, labels(x, ignore_index), None, layout)
+            for lone in (segfuse.CrossEntropyLoss(), segfuse.FocalLoss("multiclass")):
+                yield Call(family, lone, x, labels(x, None), None, layout)
 
 
 def probabilities() -> Iterator[Call]:
