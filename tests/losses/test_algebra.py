@@ -215,7 +215,10 @@ def test_coefficients_are_read_at_each_call() -> None:
     assert loss.plan is plan
     scheduled = schedule * sf.DiceLoss(MULTICLASS) + sf.FocalLoss(MULTICLASS)
     before, _ = scheduled(logits, target), schedule.zero_()
-    assert scheduled(logits, target) == sf.FocalLoss(MULTICLASS)(logits, target) != before
+    found = scheduled(logits, target)
+    assert found != before
+    # Chunks depend on how many sums there are, so the last bit may differ.
+    torch.testing.assert_close(found, sf.FocalLoss(MULTICLASS)(logits, target), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
