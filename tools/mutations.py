@@ -205,6 +205,8 @@ EQUIVALENT = {
     "tile.h: last round: for (int t = 0; t < teams; t += 4) {": FOURS,
     "tile.h: stride: for (uint32_t base = 0, adds = 1; base < slice.pixels; base += pixels, ++adds) {": "the count's, "
     "which nobody takes",
+    "tile.h: stride: for (int c = threadIdx.x; step > kRegionSums && c < classes; c += kThreads)": "of a label map the "
+    "head reads no sum of negatives (row_scores.h)",
 }
 
 
