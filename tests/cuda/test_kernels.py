@@ -94,6 +94,8 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
         check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
     weight = make_weight("multiclass", shape)
     check_case(case, make_logits(shape, dtype), target.to(torch.int16), weight, ignore_index=255)
+    odd = (2, classes, 5, 7)  # planes that are no whole vectors: a tile, whatever the number of classes
+    check_case(case, make_logits(odd, dtype), make_target("multiclass", odd))
     if case.loss in ("cross_entropy_loss", "focal_loss") and dtype != torch.float16:
         for layout in (channels_last, lambda x: x):
             with native.scheme("gradient_in_forward"):

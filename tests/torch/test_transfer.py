@@ -252,7 +252,7 @@ def test_a_loss_made_under_a_mode_serves_outside_of_it() -> None:
 def test_a_number_as_weight_keeps_its_value() -> None:
     logits, target = make_logits((2, 5, 6, 7)), make_target("multiclass", (2, 5, 6, 7))
     for number in (host(0.25), host(3), host(True)):
-        _, _, weight = checks.check_inputs(segfuse.CrossEntropyLoss().plan, logits, target, number)
+        _, _, weight, _ = checks.check_inputs(segfuse.CrossEntropyLoss().plan, logits, target, number)
         assert weight is not None
         assert (weight == number.item()).all()
         assert weight.device == logits.device
