@@ -88,7 +88,7 @@ struct Buffers {
 };
 }  // namespace field
 
-// A plan on the data of one call. Without a target it is for the head, which reads sizes only.
+// A plan on the data of one call. Tensors are there after read_tensors(); the head and who asks for sizes need none.
 struct NativeCall {
   const NativePlan& native;
   const Plan& plan;
@@ -104,18 +104,21 @@ struct NativeCall {
                   pointer<const int64_t>(item(t, field::Call::classes))},
         executor((Executor)number(item(t, field::Call::executor))) {
     if (!constants.classes) constants.classes = native.classes.data();
-    const py::handle logits = item(t, field::Call::logits), target = item(t, field::Call::target);
-    const py::handle weight = item(t, field::Call::weight);
-    const bool soft = item(t, field::Call::soft).ptr() == Py_True, multilabel = native.mode == Mode::multilabel;
+    const py::handle logits = item(t, field::Call::logits);
     Problem& p = problem;
     set_sizes(numbers(item(logits, 2)));
-    p.label_map = plan.joint && !soft;
+    p.label_map = plan.joint && item(t, field::Call::soft).ptr() != Py_True;
     p.logits.dtype = static_cast<Dtype>(number(item(logits, 1)));
     if (!is_floating(p.logits.dtype)) refuse("logits", "not a floating type");
     p.wide = p.logits.dtype == Dtype::f64;
-    if (target.is_none()) return;
-    p.logits = view(logits, "logits", has_classes(), p);
-    p.target = view(target, "target", multilabel || soft, p);
+  }
+
+  void read_tensors(const py::tuple& t) {
+    const py::handle weight = item(t, field::Call::weight);
+    const bool multilabel = native.mode == Mode::multilabel;
+    Problem& p = problem;
+    p.logits = view(item(t, field::Call::logits), "logits", has_classes(), p);
+    p.target = view(item(t, field::Call::target), "target", multilabel || (plan.joint && !p.label_map), p);
     p.weight = view(weight, "weight", multilabel, p);
     p.has_weight = !weight.is_none();
     p.hard_target = !is_floating(p.target.dtype);
@@ -181,7 +184,8 @@ class NativeBuffers {
 
 // True if the output has been written.
 bool native_forward(const py::tuple& call_tuple, const py::tuple& buffer_tuple, const std::string& scheme) {
-  const NativeCall call(call_tuple);
+  NativeCall call(call_tuple);
+  call.read_tensors(call_tuple);
   NativeBuffers buffers(buffer_tuple, call);
   buffers.set_results();
   buffers.found.workspace = buffers.checked<double>(field::Buffers::workspace, "workspace", call.sizes().workspace);
@@ -194,7 +198,8 @@ bool native_forward(const py::tuple& call_tuple, const py::tuple& buffer_tuple, 
 }
 
 void native_statistics(const py::tuple& call_tuple, const py::tuple& buffer_tuple) {
-  const NativeCall call(call_tuple);
+  NativeCall call(call_tuple);
+  call.read_tensors(call_tuple);
   const MemorySizes sizes = call.sizes();
   NativeBuffers buffers(buffer_tuple, call);
   buffers.found.sums = buffers.checked<double>(field::Buffers::sums, "sums", sizes.sums);
@@ -219,7 +224,8 @@ void native_head(const py::tuple& call_tuple, const py::tuple& buffer_tuple, int
 // `forward` has written there.
 void native_backward(const py::tuple& call_tuple, const py::tuple& buffer_tuple, const py::tuple& upstream,
                      bool ahead) {
-  const NativeCall call(call_tuple);
+  NativeCall call(call_tuple);
+  call.read_tensors(call_tuple);
   NativeBuffers buffers(buffer_tuple, call);
   buffers.set_slopes();
   Problem problem = call.problem;

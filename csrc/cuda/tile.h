@@ -13,7 +13,8 @@ namespace {
 template <class Element, int kSlots, bool kStaged, bool kPlain>
 struct Tile {
   static constexpr bool kAlone = kSlots == kFewSlots;  // a thread has all classes of its pixel
-  static constexpr int kBlock = kThreads, kBlocks = !kAlone ? 2 : kStaged ? (kPlain ? 4 : 2) : (kPlain ? 4 : 3);
+  // No more than four: compute capability 7.5 has 1,024 threads per processor.
+  static constexpr int kBlock = kThreads, kBlocks = !kAlone ? 2 : kPlain ? 4 : kStaged ? 2 : 3;
   static constexpr int kBothBlocks = kBlocks;  // without regions they have registers to spare
   static constexpr int kSharedBytes = 0;       // depends on the job: tile_bytes
 

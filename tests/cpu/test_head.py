@@ -258,7 +258,7 @@ class Problem:
         return " ".join(map(str, [*said, "sums", len(sums), *sums]))
 
     def with_slopes(self, slopes: Tensor, p: Tensor) -> Tensor:
-        """Σ slope * sum, whose gradient in p is that of the loss."""
+        """Σ slope * sum. Its gradient in p is the gradient of the loss."""
         total = torch.zeros((), dtype=torch.float64)
         for (n, c), own in zip(self.units, slopes.reshape(len(self.units), -1), strict=True):
             unit = p[n, c], self.t[n, c], self.w[n, c]
