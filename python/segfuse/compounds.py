@@ -11,6 +11,7 @@ from segfuse._core.functions import cached, function_of
 from segfuse._core.options import (
     DATA_DEFAULTS,
     MODES,
+    TWO_SIDED,
     Coefficient,
     DataOptions,
     Mode,
@@ -185,7 +186,7 @@ class ComboLoss(CompoundLoss):
         **data: Unpack[DataOptions],
     ) -> None:
         refuse_unknown(self, data)
-        check_choice("mode", mode, ("binary", "multilabel"))
+        check_choice("mode", mode, TWO_SIDED)
         alpha = check_number("alpha", alpha, 0, 1)
         # At gamma = 0 the focal loss is the cross-entropy with weights alpha and 1 - alpha.
         entropy = FocalLoss(mode, gamma=0.0, alpha=check_number("beta", beta, 0, 1), **data)

@@ -9,7 +9,15 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from segfuse._core.functions import cached, function_of
-from segfuse._core.options import DataOptions, TwoSided, check_choice, check_ints, check_number, check_reads_logits
+from segfuse._core.options import (
+    TWO_SIDED,
+    DataOptions,
+    TwoSided,
+    check_choice,
+    check_ints,
+    check_number,
+    check_reads_logits,
+)
 from segfuse._core.spec import PointwiseTerm, balanced_by
 from segfuse.single import SingleLoss
 
@@ -52,7 +60,7 @@ class PolynomialLoss(SingleLoss):
         asymmetry: float = 1.0,
         **data: Unpack[DataOptions],
     ) -> None:
-        check_choice("mode", mode, ("binary", "multilabel"))
+        check_choice("mode", mode, TWO_SIDED)
         found = check_ints("exponents", exponents, 1, 64)
         if len(found) > 4:
             raise ValueError(f"exponents must be one to four integers; got {exponents!r}")
@@ -98,7 +106,7 @@ class SigmoidFreeLoss(SingleLoss):
     name = "sigmoid_free_loss"
 
     def __init__(self, mode: TwoSided, *, asymmetry: float = 1.0, **data: Unpack[DataOptions]) -> None:
-        check_choice("mode", mode, ("binary", "multilabel"))
+        check_choice("mode", mode, TWO_SIDED)
         check_reads_logits("sigmoid_free_loss", data)
         super().__init__(mode, {"asymmetry": check_number("asymmetry", asymmetry, 0)}, data)
 
@@ -140,7 +148,7 @@ class BrokenLoss(SingleLoss):
     name = "broken_loss"
 
     def __init__(self, mode: TwoSided, *, asymmetry: float = 1.0, **data: Unpack[DataOptions]) -> None:
-        check_choice("mode", mode, ("binary", "multilabel"))
+        check_choice("mode", mode, TWO_SIDED)
         super().__init__(mode, {"asymmetry": check_number("asymmetry", asymmetry, 0)}, data)
 
     @staticmethod
@@ -174,7 +182,7 @@ class HingeLoss(SingleLoss):
     name = "hinge_loss"
 
     def __init__(self, mode: TwoSided, **data: Unpack[DataOptions]) -> None:
-        check_choice("mode", mode, ("binary", "multilabel"))
+        check_choice("mode", mode, TWO_SIDED)
         check_reads_logits("hinge_loss", data)
         super().__init__(mode, {}, data)
 

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from segfuse._core.functions import cached, function_of
 from segfuse._core.options import (
     MODES,
+    TWO_SIDED,
     DataOptions,
     Mode,
     PerClass,
@@ -92,7 +93,7 @@ class BCEWithLogitsLoss(SingleLoss):
         label_smoothing: float = 0.0,
         **data: Unpack[DataOptions],
     ) -> None:
-        check_choice("mode", mode, ("binary", "multilabel"))
+        check_choice("mode", mode, TWO_SIDED)
         if check_bool("balanced", balanced) and pos_weight is not None:
             raise ValueError("balanced=True and pos_weight exclude each other")
         options = {

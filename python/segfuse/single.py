@@ -131,7 +131,7 @@ class RegionLoss(SingleLoss):
 
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> RegionTerm:
-        o = {**check_region({}), **options}
+        o: dict[str, Any] = {**REGION_DEFAULTS, **options}
         numerator, denominator = o["smooth"]
         return RegionTerm(
             kind="tversky",

@@ -13,6 +13,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from segfuse._core.options import MODES, TWO_SIDED
+
 WIDTH = 112
 CALL = {
     "logits": '(N, C, *), or (N, *) in "binary"; floats. The first dimension is the batch, always: in "binary" a mask '
@@ -30,9 +32,9 @@ RAISES = """Raises:
     ValueError: a value out of its range, or shapes that do not fit; the message names the argument.
     IndexError: a label out of range that is not ignore_index, or a float label or probability outside [0, 1] by
         more than 1e-4, on the CPU. On a GPU loss and gradient are NaN, and segfuse.check_target says why."""
-MODES = {
-    ("binary", "multilabel"): "a sigmoid each: one class, or C classes that may overlap.",
-    ("binary", "multilabel", "multiclass"): "a sigmoid each (one class, or C that may overlap), or a softmax over C.",
+MODE_TEXTS = {
+    TWO_SIDED: "a sigmoid each: one class, or C classes that may overlap.",
+    MODES: "a sigmoid each (one class, or C that may overlap), or a softmax over C.",
 }
 
 
@@ -88,7 +90,7 @@ def _arguments(signature: inspect.Signature, taken: type, own: Mapping[str, str]
     hints = get_type_hints(taken, include_extras=True)
     meanings = {**{name: hint.__metadata__[0] for name, hint in hints.items()}, **CALL, **own}
     if "mode" in signature.parameters:
-        meanings.setdefault("mode", MODES[get_args(signature.parameters["mode"].annotation)])
+        meanings.setdefault("mode", MODE_TEXTS[get_args(signature.parameters["mode"].annotation)])
     entries = ["Args:"]
     for name, parameter in signature.parameters.items():
         default = parameter.default

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -21,11 +21,15 @@ else:  # a torch that was built without it: hints must resolve
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
 TwoSided: TypeAlias = Literal["binary", "multilabel"]
 Reduction: TypeAlias = Literal["mean", "sum", "none", "sample"]
+Shard: TypeAlias = Literal["batch", "space"]
+Absent: TypeAlias = Literal["score", "zero", "skip"]
+RowShape: TypeAlias = Literal["linear", "log", "log_cosh"]
 Table: TypeAlias = Sequence[float] | Tensor
 PerClass: TypeAlias = float | Sequence[float] | Tensor
 Coefficient: TypeAlias = float | Tensor
 
-MODES = ("binary", "multilabel", "multiclass")
+MODES, TWO_SIDED, REDUCTIONS, SHARDS = map(get_args, (Mode, TwoSided, Reduction, Shard))
+ABSENTS, ROW_SHAPES = get_args(Absent), get_args(RowShape)
 
 # The options that losses share: name, type and meaning, which their documentation repeats. Each loss takes one of these
 # sets, beside options of its own.
@@ -34,7 +38,7 @@ SoftLabel: TypeAlias = Annotated[
     bool, "I = Σ w min(p, t), FP = Σ w max(p - t, 0), FN = Σ w max(t - p, 0): the minimum is at p = t."
 ]
 Shape: TypeAlias = Annotated[
-    Literal["linear", "log", "log_cosh"],
+    RowShape,
     'of the loss L of a row: L, "log" is -log max(1 - L, 1e-12), "log_cosh" is log cosh L.',
 ]
 
@@ -48,7 +52,7 @@ class AnyOptions(TypedDict, total=False):
         ProcessGroup | str | None, "the ranks whose data makes one loss: a group of torch.distributed, or its name."
     ]
     shard: Annotated[
-        Literal["batch", "space"],
+        Shard,
         'what the ranks hold: other samples, or other parts of the same samples ("space").',
     ]
 
@@ -93,7 +97,7 @@ class ScoredOptions(RowOptions, total=False):
 
     pool_classes: Annotated[bool, "sum over the classes before the ratio."]
     absent: Annotated[
-        Literal["score", "zero", "skip"],
+        Absent,
         "what a class without a labelled pixel in its row counts: its formula (0/0 scores 1), 0 "
         '("zero"), or nothing ("skip": it leaves the mean).',
     ]
@@ -289,9 +293,9 @@ def check_data(options: Mapping[str, Any]) -> dict[str, Any]:
     if "from_logits" in options:
         given["from_logits"] = check_bool("from_logits", options["from_logits"])
     if "reduction" in options:
-        check_choice("reduction", options["reduction"], ("mean", "sum", "none", "sample"))
+        check_choice("reduction", options["reduction"], REDUCTIONS)
     if "shard" in options:
-        check_choice("shard", options["shard"], ("batch", "space"))
+        check_choice("shard", options["shard"], SHARDS)
     group = given.get("process_group")
     if group is not None and not isinstance(group, str):
         raise TypeError(f"process_group must be a process group of torch.distributed or None; got {group!r}")
@@ -311,8 +315,8 @@ def check_region(options: Mapping[str, Any]) -> dict[str, Any]:
     given["eps"] = check_number("eps", given["eps"], 0)
     for name in ("pool_batch", "pool_classes", "squared", "soft_label"):
         given[name] = check_bool(name, given[name])
-    check_choice("absent", given["absent"], ("score", "zero", "skip"))
-    check_choice("shape", given["shape"], ("linear", "log", "log_cosh"))
+    check_choice("absent", given["absent"], ABSENTS)
+    check_choice("shape", given["shape"], ROW_SHAPES)
     if given["squared"] and given["soft_label"]:
         raise ValueError("squared=True and soft_label=True exclude each other")
     if given["class_weight"] is not None:

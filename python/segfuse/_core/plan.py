@@ -14,7 +14,8 @@ from torch import Tensor
 
 from segfuse import _C, reference
 from segfuse._core.native import number_dtype
-from segfuse._core.spec import KernelSpec, KernelTerm, PointwiseTerm, RegionTerm, Shard, Spec, is_table, table_of
+from segfuse._core.options import Shard
+from segfuse._core.spec import KernelSpec, KernelTerm, PointwiseTerm, RegionTerm, Spec, is_table, table_of
 
 # name -> the term of the kernels, from a loss's options and the mode. Filled by the loss modules.
 LOWER: dict[str, Callable[[dict[str, Any], str], KernelTerm]] = {}

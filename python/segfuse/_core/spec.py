@@ -10,11 +10,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from segfuse._core.options import Mode, Reduction
+from segfuse._core.options import Absent, Mode, Reduction, RowShape, Shard
 
-Shard: TypeAlias = Literal["batch", "space"]
-Shape: TypeAlias = Literal["linear", "log", "log_cosh", "power"]
-Absent: TypeAlias = Literal["score", "zero", "skip"]
+Shape: TypeAlias = Literal[RowShape, "power"]  # the power is the focal Tversky loss's own
 Statistics: TypeAlias = Literal["product", "squared", "soft_label", "squared_error"]
 Balance: TypeAlias = Literal["none", "positive", "negative", "alpha", "balanced", "class_weight"]
 ClassFactor: TypeAlias = Literal["none", "simple", "square"]
