@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from formulas import TVERSKY
+from machine import l2_bytes
 from torch import Tensor
 
 import segfuse
@@ -39,7 +41,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TARGETS = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64}
 BINARY = ("dice_bce", "dice", "bce", "focal", "tversky")
 MULTICLASS = ("dice_ce", "dice", "ce", "focal", "tversky")
-TVERSKY = {"alpha": 0.3, "beta": 0.7}
 IGNORED = 255
 SCHEMES = ("two_pass", "gradient_in_forward")
 
@@ -134,6 +135,13 @@ class Case:
             flat = len(self.shape) == 4
             logits = logits.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
         return logits.requires_grad_(), target
+
+    def sets(self, device: str, labels: str = "blobs", ignored: float = 0.0) -> list[tuple[Tensor, Tensor]]:
+        """So many inputs that on a GPU none of them is in the cache when its turn comes; on a CPU one."""
+        first = self.inputs(device, 0, labels, ignored)
+        size = sum(tensor.nbytes for tensor in first)
+        count = min(64, max(4, math.ceil(4 * l2_bytes() / max(size, 1)))) if device == "cuda" else 1
+        return [first, *(self.inputs(device, seed, labels, ignored) for seed in range(1, count))]
 
 
 def _labels(grid: tuple[int, ...], classes: int, kind: str, generator: torch.Generator) -> Tensor:

@@ -6,12 +6,10 @@ loss, what share of it the loss and its gradient are, and the peak memory of a s
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,17 +22,6 @@ from cases import Case
 Row = dict[str, Any]
 SIZES: tuple[tuple[int, tuple[int, ...]], ...] = ((128, (16, 32, 64, 96)), (256, (32, 64, 128, 192)))
 BATCH = {"cpu": 2, "cuda": 16}
-
-
-def unet() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "examples" / "unet.py"
-    spec = importlib.util.spec_from_file_location("example_unet", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Training:
@@ -54,6 +41,9 @@ class Training:
 
 
 def task(setting: Setting, loss: str, classes: int) -> Iterator[Row]:
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+    from unet import UNet
+
     device = setting.device
     for side, widths in SIZES[:1] if setting.quick else SIZES:
         side = max(8, side // setting.shrink)
@@ -62,7 +52,7 @@ def task(setting: Setting, loss: str, classes: int) -> Iterator[Row]:
         _, target = case.inputs(device, 0)
         torch.manual_seed(0)
         image = torch.randn(BATCH[device], 3, side, side, device=device)
-        model = unet().UNet(3, classes, widths).to(device)
+        model = UNet(3, classes, widths).to(device)
         logits = model(image).detach().requires_grad_()
         for peer in peers_of(loss, classes, 2):
             if peer.name not in ("eager", "monai") or peer.loss is None:
@@ -75,16 +65,23 @@ def task(setting: Setting, loss: str, classes: int) -> Iterator[Row]:
             for step in steps:  # what a first step makes is not of a step
                 step()
                 memory(step, device)
-            used = {who: memory(step, device) for who, step in zip(("ours", "theirs"), steps, strict=True)}
+            ours_used, used = (memory(step, device) for step in steps)
             step_time = compare(steps[0], steps[1], setting, logits.detach().clone)
             loss_time = compare(ours.step, theirs.step, setting, logits.detach().clone)
-            row: Row = {"side": side, "widths": list(widths), "batch": BATCH[device], "classes": classes}
-            row |= {"threads": torch.get_num_threads() if device == "cpu" else None}
-            row |= {"against": peer.name, "label": peer.label, "step": step_time, "loss": loss_time}
-            for who in ("ours", "theirs"):
-                row[f"{who}_share"] = loss_time[who]["us"] / step_time[who]["us"]
-                row[f"{who}_peak_bytes"] = used[who]["peak_bytes"]
-            yield row
+            yield {
+                "side": side,
+                "widths": widths,
+                "batch": BATCH[device],
+                "classes": classes,
+                "threads": torch.get_num_threads() if device == "cpu" else None,
+                "against": peer.name,
+                "label": peer.label,
+                **step_time,
+                "ours_loss_us": loss_time["ours_us"],
+                "loss_us": loss_time["us"],
+                "ours_peak_bytes": ours_used["peak_bytes"],
+                "peak_bytes": used["peak_bytes"],
+            }
 
 
 EXPERIMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {

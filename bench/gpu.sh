@@ -141,11 +141,8 @@ part_table() { cases --what cases --cases "$table" --peers '^(eager|compile|mona
 part_scaling() { cases --what scaling --quick; }
 part_training() { cases --what end_to_end --quick; }
 
-part_scaled() {
-  # shellcheck disable=SC2086
-  run "$PYTHON" bench/experiments.py --device "$DEVICE" --out "$OUT" --only '^scaled_loss$' \
-    --seconds "$((STEP_LIMIT - 15))" ${EXPERIMENT_ARGS:-}
-}
+# shellcheck disable=SC2086
+part_scaled() { cases --what experiments --only '^scaled_loss$' ${EXPERIMENT_ARGS:-}; }
 
 # The stacks of a test that hangs are printed; the interrupt at the end of the time leaves the results of all others.
 part_tests() {

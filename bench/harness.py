@@ -3,14 +3,13 @@
 Two contenders are timed in rounds of ours, theirs, theirs, ours (ABBA), each block about equally long; the ratio is the
 median over the rounds, with a bootstrap 95 % interval. A round begins with a copy of the logits. It is done again if it
 shows that something else ran: either side differs from itself, or the copy from the other copies; a second failure
-drops it. Both are counted. On a GPU a step is timed three ways: "graph" replays a captured graph that walks through
-several input sets, so that no input is in the cache; "graph_warm" replays one set; "wall" is the eager loop, in which
-the host may be the limit. On a CPU there is only "wall", on one set. "forward" is the eager loop without its backward.
+drops it. Both are counted. On a GPU a step is timed in two ways: "graph" replays a captured graph that walks through
+several input sets, so that no input is in the cache; "wall" is the eager loop, in which the host may be the limit. On a
+CPU there is only "wall", on one set. "forward" is the eager loop without its backward.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from machine import Clock, l2_bytes
+from machine import Clock, told
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -63,11 +62,6 @@ class Timed(Protocol):
     context: Context
 
     def __call__(self) -> object: ...
-
-
-def set_count(device: str, size: int) -> int:
-    """How many input sets of a size it takes to be sure that none of them is in the cache when its turn comes."""
-    return 1 if device == "cpu" else min(64, max(4, math.ceil(4 * l2_bytes() / max(size, 1))))
 
 
 def under_autocast(loss: Loss, device: str, dtype: torch.dtype) -> Loss:
@@ -209,12 +203,11 @@ class Contender:
     def capture(self) -> None:
         """Add the graphs, or say why there are none."""
         try:
-            self.ways |= {"graph": Replay(self.step), "graph_warm": Replay(self.warm)}
+            self.ways["graph"] = Replay(self.step)
         except Exception as error:
-            self.no_graph = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self.no_graph = told(error)
             torch.cuda.synchronize()
         self.step.clear()
-        self.warm.clear()
 
     def memory(self) -> dict[str, int]:
         """Of a step beyond its inputs, the gradient included."""
@@ -247,17 +240,12 @@ def bootstrap(ratios: np.ndarray) -> tuple[float, float]:
     return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    low, middle, high = np.quantile(seconds, (0.2, 0.5, 0.8)) * 1e6
-    return {"us": float(middle), "p20": float(low), "p80": float(high)}
-
-
 def apart(a: float, b: float, limit: float) -> bool:
     return max(a, b) > limit * min(a, b)
 
 
 def compare(ours: Timed, theirs: Timed, setting: Setting, copy: Callable[[], object]) -> dict[str, Any]:
-    """Microseconds per step of both, and how many times as long theirs takes."""
+    """Microseconds per step of both (of theirs with quantiles), and how many times as long theirs takes."""
     clock, block = setting.clock, setting.block
 
     def seconds(f: Timed, repeat: int) -> float:
@@ -294,9 +282,12 @@ def compare(ours: Timed, theirs: Timed, setting: Setting, copy: Callable[[], obj
     blocks = np.array(kept + dropped if noisy else kept)  # too few to stand alone: the interval shows the noise
     ratios = (blocks[:, 1] + blocks[:, 2]) / (blocks[:, 0] + blocks[:, 3])
     low, high = bootstrap(ratios)
+    p20, us, p80 = map(float, np.quantile(blocks[:, 1:3], (0.2, 0.5, 0.8)) * 1e6)
     return {
-        "ours": spread([*blocks[:, 0], *blocks[:, 3]]),
-        "theirs": spread([*blocks[:, 1], *blocks[:, 2]]),
+        "ours_us": float(np.median(blocks[:, [0, 3]])) * 1e6,
+        "us": us,
+        "p20": p20,
+        "p80": p80,
         "ratio": float(np.median(ratios)),
         "low": low,
         "high": high,
@@ -307,16 +298,11 @@ def compare(ours: Timed, theirs: Timed, setting: Setting, copy: Callable[[], obj
     }
 
 
-def measure(
-    ours: Contender,
-    theirs: Contender,
-    setting: Setting,
-    ways: tuple[str, ...] = ("graph", "graph_warm", "wall", "forward"),
-) -> dict[str, Any]:
-    """`compare` for every way that both can be timed in."""
+def measure(ours: Contender, theirs: Contender, setting: Setting, alone: bool = False) -> dict[str, Any]:
+    """`compare` of the graphs if both have one, else of the loops; and (not `alone`) what theirs takes otherwise."""
     logits = ours.sets[0][0].detach()
-    both = [way for way in ways if way in ours.ways and way in theirs.ways]
-    found = {way: compare(ours.ways[way], theirs.ways[way], setting, logits.clone) for way in both}
+    both = [way for way in ("graph", "wall", "forward") if way in ours.ways and way in theirs.ways]
+    main, *others = (compare(ours.ways[w], theirs.ways[w], setting, logits.clone) for w in both[: 1 if alone else None])
     ours.step.clear()
     theirs.step.clear()
-    return found
+    return main | {f"{way}_us": found["us"] for way, found in zip(both[1:], others, strict=False)}

@@ -1,11 +1,7 @@
-"""The machine that a number was measured on: its names and versions, and its ceilings in bytes per second.
-
-python bench/machine.py --device cuda
-"""
+"""The machine that a number was measured on: its names and versions, its clock and copy rate; and the results' file."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -20,16 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-GPU_PROPERTIES = (
-    "multi_processor_count",
-    "L2_cache_size",
-    "total_memory",
-    "shared_memory_per_block_optin",
-    "shared_memory_per_multiprocessor",
-    "regs_per_multiprocessor",
-    "warp_size",
-)
 CUDA_BUILD = ("CUDA architectures",)
 CPU_BUILD = ("CPU instruction set in use", "thread pool")  # not the paths of its files
 
@@ -71,12 +59,10 @@ def describe(device: str) -> dict[str, Any]:
         build = CUDA_BUILD if device == "cuda" else CPU_BUILD
         found |= {name: about[name] for name in ("segfuse", *build) if name in about}
     if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
         found |= {
             "driver": driver(),
             "torch CUDA": torch.version.cuda,
             "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
-            **{name: getattr(properties, name) for name in GPU_PROPERTIES if hasattr(properties, name)},
         }
     return found
 
@@ -86,11 +72,25 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
-def write_whole(path: Path, text: str) -> None:
+def told(error: Exception) -> str:
+    """In a line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def compact(value: Any) -> str:
+    """JSON with a line for each row of a list, and numbers of five digits: runs differ in the third."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: {compact(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(map(compact, value)) + "]"
+    return json.dumps(float(f"{value:.5g}") if isinstance(value, float) else value)
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
     """So that whatever interrupts it leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".tmp")
-    half.write_text(text)
+    half.write_text(compact(results) + "\n")
     half.replace(path)
 
 
@@ -135,25 +135,8 @@ def copy_rate(device: str, size: int | None = None) -> float:
     return 2 * size / median_seconds(lambda: target.copy_(source), Clock(device))
 
 
-def read_rate(device: str, size: int | None = None) -> float:
-    """Bytes per second of a sum, which only reads."""
-    if size is None:
-        size = 2 << 30 if device == "cuda" else 64 << 20
-    if device == "cuda":
-        size = min(size, torch.cuda.mem_get_info()[0] // 6)
-    source = torch.zeros(size // 4, device=device)
-    return size / median_seconds(source.sum, Clock(device))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    found = describe(options.device)
-    found["copy TB/s"] = round(copy_rate(options.device) / 1e12, 3)
-    found["read TB/s"] = round(read_rate(options.device) / 1e12, 3)
-    print(json.dumps(found, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+def copy_rate_for(logits: Tensor) -> float:
+    """Of a large buffer on a GPU; on a CPU, whose memory is slower when it is new, of a clone of the logits."""
+    if logits.is_cuda:
+        return copy_rate("cuda")
+    return 2 * logits.nbytes / median_seconds(logits.detach().clone, Clock("cpu"))

@@ -13,24 +13,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from digest import experiments, profiled, steps
+from digest import profiled, steps
 from pictures import draw
 from tables import (
     LOSSES,
     PEERS,
     Row,
-    head,
-    line,
+    experiments,
     most_threads,
     multiple,
     name_of,
+    not_run,
+    of_copy,
     present,
     ratio,
     results_of,
     row_of,
-    spoken,
+    table,
     time_of,
-    timing,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,66 +57,47 @@ Forward + backward of one step, one process, both sides in turn (ABBA rounds, `b
 """
 
 
-def main_table(results: Row) -> Iterator[str]:
-    cases = [case for case in results["cases"] if not case["tiny"]]
+def main_table(cases: list[Row]) -> Iterator[str]:
     peers = present(cases)
-    columns = ("case", "segfuse", "A/A", "of copy", "x floor", "memory", "allocations")
-    yield from head(*columns, *(PEERS[peer] for peer in peers))
+    rows = []
     for case in cases:
         ours = row_of(case, "segfuse")
-        found = timing(ours)
-        if found is None:
-            yield line(name_of(case), ours.get("error", "not run")[:80])
+        if "us" not in ours:
+            rows.append((name_of(case), ours.get("error", "not run")[:80]))
             continue
-        time = found["theirs"]
-        yield line(
-            name_of(case),
-            f"{time_of(time['us'])} ({time_of(time['p20'])} to {time_of(time['p80'])})",
-            ratio(found),
-            f"{ours['of_copy_rate']:.2f}" if "of_copy_rate" in ours else "",
-            f"{ours['of_floor']:.2f}",
-            multiple(case, ours),
-            ours["allocations"],
-            *(ratio(timing(row_of(case, peer))) for peer in peers),
-        )
+        time = f"{time_of(ours['us'])} ({time_of(ours['p20'])} to {time_of(ours['p80'])})"
+        cells = (time, ratio(ours), of_copy(ours), f"{ours['of_floor']:.2f}", multiple(case, ours), ours["allocations"])
+        rows.append((name_of(case), *cells, *(ratio(row_of(case, peer)) for peer in peers)))
+    columns = ("case", "segfuse", "A/A", "of copy", "x floor", "memory", "allocations")
+    yield from table((*columns, *(PEERS[peer] for peer in peers)), rows)
 
 
-def tiny_table(results: Row) -> Iterator[str]:
-    cases = [case for case in results["cases"] if case["tiny"]]
+def tiny_table(cases: list[Row]) -> Iterator[str]:
     if not cases:
         return
     yield "\n## What a call costs\n"
     yield "On 64 pixels: microseconds of the forward, and of forward + backward.\n"
-    yield from head("case", "who", "forward", "forward + backward", "times as long as segfuse")
-    for case in cases:
-        for row in case["rows"]:
-            if "wall" in row and "forward" in row:
-                forward, both = row["forward"]["theirs"]["us"], row["wall"]["theirs"]["us"]
-                yield line(name_of(case), row["who"], f"{forward:.1f}", f"{both:.1f}", ratio(row["wall"]))
+    rows = [
+        (name_of(case), row["who"], f"{row['forward_us']:.1f}", f"{row['us']:.1f}", ratio(row))
+        for case in cases
+        for row in case["rows"]
+        if "us" in row
+    ]
+    yield from table(("case", "who", "forward", "forward + backward", "times as long as segfuse"), rows)
 
 
 def all_rows(results: Row) -> Iterator[str]:
-    columns = ("case", "who", "what", "time", "ratio", "memory", "allocations", "again, dropped")
-    yield from head(*columns, "loss apart", "gradient apart")
+    rows = []
     for case in results["cases"]:
         for row in case["rows"]:
-            found = timing(row)
-            what = row.get("label", "the control" if row["who"] == "segfuse" else "scheme")
-            if found is None:
-                yield line(name_of(case), row["who"], what, row.get("error", row.get("skipped", "")), *[""] * 6)
-                continue
-            yield line(
-                name_of(case),
-                row["who"],
-                what,
-                time_of(found["theirs"]["us"]),
-                ratio(found),
-                multiple(case, row),
-                row["allocations"],
-                f"{found['repeated']}, {found['dropped']} of {found['rounds']}",
-                f"{row['loss_difference']:.0e}",
-                f"{row['gradient_difference']:.0e}",
-            )
+            cells = [name_of(case), row["who"], row["label"], row.get("error", row.get("skipped", ""))]
+            if "us" in row:
+                cells[3:] = (time_of(row["us"]), ratio(row), multiple(case, row), row["allocations"])
+                cells.append(f"{row['repeated']}, {row['dropped']} of {row['rounds']}")
+                cells += (f"{row[f'{what}_difference']:.0e}" for what in ("loss", "gradient"))
+            rows.append(cells)
+    columns = ("case", "who", "what", "time", "ratio", "memory", "allocations", "again, dropped")
+    yield from table((*columns, "loss apart", "gradient apart"), rows)
 
 
 def misses(results: Row) -> Iterator[str]:
@@ -126,14 +107,14 @@ def misses(results: Row) -> Iterator[str]:
     for case in results["cases"]:
         name, ours = name_of({**case, "noisy": False}), row_of(case, "segfuse")
         for row in case["rows"]:
-            found = timing(row)
+            peer = PEERS.get(row["who"])
             if "error" in row:
                 yield f"- {name}, {row['who']}: {row['error']}"
-            elif "skipped" in row and row["who"] in PEERS:
-                absent[f"{PEERS[row['who']]}: {row['skipped']}"] = None
-            elif found and row["who"] in PEERS and found["low"] < 1:
-                sure = "slower than" if found["high"] < 1 else "not surely faster than"
-                yield f"- {name}: {sure} {PEERS[row['who']]}, {ratio(found)}"
+            elif "skipped" in row and peer:
+                absent[f"{peer}: {row['skipped']}"] = None
+            elif peer and row["low"] < 1:
+                sure = "slower than" if row["high"] < 1 else "not surely faster than"
+                yield f"- {name}: {sure} {peer}, {ratio(row)}"
             if row.get("no_graph"):
                 yield f"- {name}, {row['who']}: not captured: {row['no_graph']}"
         if not case["tiny"] and ours.get("of_copy_rate", 1) < 1 / 1.5:
@@ -147,54 +128,55 @@ def misses(results: Row) -> Iterator[str]:
     if noisy:
         yield "- noisy, the control differs from itself: " + "; ".join(noisy)
     yield from (f"- not measured: {reason}" for reason in absent)
-    for part, names in results.get("not_run", {}).items():
-        yield from (f"- not run: {part}, {name}" for name in names)
+    yield from not_run(results)
     for part in ("scaling", "end_to_end"):
-        for name, rows in results.get(part, {}).items():
+        for name, rows in results[part].items():
             yield from (f"- {part}, {name}: {row['error']}" for row in rows if "error" in row)
 
 
-def scaling_table(results: Row) -> Iterator[str]:
-    for name, rows in results.get("scaling", {}).items():
-        good = [row for row in rows if "time" in row]
-        if not good:
-            continue
-        yield f"\n### {name}\n"
-        yield from head("shape", "threads", "segfuse", "ns per pixel", "of copy", "eager")
-        for row in good:
-            us, bytes_per_us = row["time"]["ours"]["us"], 2 * row["classes"] * row["pixels"] * 4 / row["copy_us"]
-            yield line(
+def scaling_tables(results: Row) -> Iterator[str]:
+    for name, found in results["scaling"].items():
+        rows = [
+            (
                 "x".join(map(str, row["shape"])),
                 row["threads"] or "",
-                time_of(us),
-                f"{1e3 * us / row['pixels']:.2f}",
-                f"{row['bytes'] / us / bytes_per_us:.2f}",
-                ratio(row["time"]) if row["against"] == "eager" else "",
+                time_of(row["ours_us"]),
+                f"{1e3 * row['ours_us'] / row['pixels']:.2f}",
+                f"{row['bytes'] / row['ours_us'] * row['copy_us'] / (2 * row['classes'] * row['pixels'] * 4):.2f}",
+                ratio(row) if row["against"] == "eager" else "",
             )
+            for row in found
+            if "us" in row
+        ]
+        if rows:
+            yield f"\n### {name}\n"
+            yield from table(("shape", "threads", "segfuse", "ns per pixel", "of copy", "eager"), rows)
 
 
 def end_to_end_table(results: Row) -> Iterator[str]:
-    rows = [(name, row) for name, rows in results.get("end_to_end", {}).items() for row in rows if "step" in row]
+    rows = [
+        (
+            LOSSES[name] + (f", {row['classes']} classes" if row["classes"] > 1 else ""),
+            f"{row['batch']} of {row['side']}²",
+            ", ".join(map(str, row["widths"])),
+            row["threads"] or "",
+            row["label"],
+            time_of(row["ours_us"]),
+            time_of(row["us"]),
+            ratio(row),
+            *(f"{time_of(row[f'{w}loss_us'])}, {row[f'{w}loss_us'] / row[f'{w}us']:.1%}" for w in ("ours_", "")),
+            *(f"{row[f'{w}peak_bytes'] / 1e6:.0f} MB" for w in ("ours_", "")),
+        )
+        for name, found in results["end_to_end"].items()
+        for row in found
+        if "us" in row
+    ]
     if not rows:
         return
     yield "\n## A training step\n"
     yield "The U-Net of `examples/unet.py`, ABBA in one process; peak memory beyond weights and optimizer.\n"
     columns = ("loss", "image", "widths", "threads", "against", "step, segfuse", "step, other", "times as long")
-    yield from head(*columns, "loss, segfuse", "loss, other", "peak, segfuse", "peak, other")
-    for name, row in rows:
-        step, classes = row["step"], row["classes"]
-        yield line(
-            LOSSES[name] + (f", {classes} classes" if classes > 1 else ""),
-            f"{row['batch']} of {row['side']}²",
-            ", ".join(map(str, row["widths"])),
-            row["threads"] or "",
-            row["label"],
-            time_of(step["ours"]["us"]),
-            time_of(step["theirs"]["us"]),
-            ratio(step),
-            *(f"{time_of(row['loss'][who]['us'])}, {row[f'{who}_share']:.1%}" for who in ("ours", "theirs")),
-            *(f"{row[f'{who}_peak_bytes'] / 1e6:.0f} MB" for who in ("ours", "theirs")),
-        )
+    yield from table((*columns, "loss, segfuse", "loss, other", "peak, segfuse", "peak, other"), rows)
 
 
 def about(results: Row) -> str:
@@ -217,17 +199,17 @@ def page(folder: Path) -> Iterator[str]:
             yield "**A quick run, or one of shrunk sizes: of no meaning beyond that the bench runs.**\n"
         for picture in sorted(folder.glob(f"{device}-*.png")):
             yield f"![{picture.stem}]({picture.name})\n"
-        if results["cases"] or results.get("not_run"):
-            yield from main_table(results)
-            yield from tiny_table(results)
+        if results["cases"] or results["not_run"]:
+            yield from main_table([case for case in results["cases"] if not case["tiny"]])
+            yield from tiny_table([case for case in results["cases"] if case["tiny"]])
             yield "\n## Misses, and what is not measured\n"
             yield from misses(results)
         yield from end_to_end_table(results)
-        if results.get("scaling"):
+        if results["scaling"]:
             yield "\n## Scaling\n"
             yield "Of copy: by the bytes of two passes. Powers of two beside other sizes show what their strides cost."
-            yield from scaling_table(results)
-        if "experiments" in results:
+            yield from scaling_tables(results)
+        if results["experiments"]:
             yield "\n## Experiments\n"
             yield from experiments(results)
         if results["cases"]:
@@ -248,16 +230,18 @@ def write(folder: Path, pictures: bool = True) -> Path:
 def short_table(results: Row) -> Iterator[str]:
     """The table for the README of the repository: with all threads, the headlines and the pointwise losses alone."""
     peers = ("eager", "compile", "monai", "nnunet", "smp")
-    columns = ("segfuse", *(PEERS[peer] for peer in peers), "peak memory, segfuse and eager")
-    yield from head("forward + backward, float32", *columns)
+    rows = []
     for case in results["cases"]:
-        ours = timing(row_of(case, "segfuse"))
-        plain = case["core"] and case["case"].split("/")[1] in ("ce", "bce", "focal")
-        if case["threads"] != most_threads(results) or case["tiny"] or ours is None or not (case["headline"] or plain):
+        loss, ours = case["case"].split("/")[1], row_of(case, "segfuse")
+        wanted = case["headline"] or (case["core"] and loss in ("ce", "bce", "focal"))
+        if case["threads"] != most_threads(results) or case["tiny"] or "us" not in ours or not wanted:
             continue
+        kind = "binary" if case["shape"][1] == 1 else f"{case['shape'][1]} classes"
+        name = f"{LOSSES[loss]}, {kind}, {'x'.join(map(str, case['shape']))}"
         peak = " and ".join(f"{row_of(case, who).get('peak_bytes', 0) / 1e6:.1f}" for who in ("segfuse", "eager"))
-        cells = (ratio(timing(row_of(case, peer))) for peer in peers)
-        yield line(spoken(case), time_of(ours["theirs"]["us"]), *cells, f"{peak} MB")
+        rows.append((name, time_of(ours["us"]), *(ratio(row_of(case, peer)) for peer in peers), f"{peak} MB"))
+    columns = ("segfuse", *(PEERS[peer] for peer in peers), "peak memory, segfuse and eager")
+    yield from table(("forward + backward, float32", *columns), rows)
 
 
 def rewrite(readme: Path, folder: Path) -> None:

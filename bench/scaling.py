@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from harness import Contender, Setting, check_equal, measure, set_count
+from formulas import EAGER
+from harness import Contender, Setting, check_equal, measure
 from machine import median_seconds
-from peers import EAGER
 
 from cases import WORKLOADS, Case
 
@@ -29,22 +29,23 @@ def point(setting: Setting, shape: tuple[int, ...], against: bool = True) -> Row
     binary = shape[1] == 1
     loss, target = ("dice_bce", "float32") if binary else ("dice_ce", "int64")
     case = Case("x".join(map(str, shape)), shape, loss, "float32", target)
-    first = case.inputs(setting.device, 0)
-    count = set_count(setting.device, sum(tensor.numel() * tensor.element_size() for tensor in first))
-    sets = [first, *(case.inputs(setting.device, seed) for seed in range(1, count))]
+    sets = case.sets(setting.device)
     ours = Contender("segfuse", case.ours(), sets)
     theirs = Contender("eager", EAGER[loss], sets) if against else ours
     check_equal(ours, theirs)
     if setting.device == "cuda":
         for contender in {ours, theirs}:
             contender.capture()
-    way = "graph" if "graph" in ours.ways and "graph" in theirs.ways else "wall"
-    logits = first[0].detach()
-    row: Row = {"shape": list(shape), "loss": loss, "classes": case.classes, "pixels": case.pixels}
-    row |= {"threads": torch.get_num_threads() if setting.device == "cpu" else None}
-    row |= {"bytes": case.bytes_per_pixel("two_pass") * case.pixels}
-    row |= {"copy_us": 1e6 * median_seconds(logits.clone, setting.clock), "against": theirs.name}
-    return row | {"time": measure(ours, theirs, setting, (way,))[way]}
+    return {
+        "shape": shape,
+        "classes": case.classes,
+        "pixels": case.pixels,
+        "threads": torch.get_num_threads() if setting.device == "cpu" else None,
+        "bytes": case.bytes_per_pixel("two_pass") * case.pixels,
+        "copy_us": 1e6 * median_seconds(sets[0][0].detach().clone, setting.clock),
+        "against": theirs.name,
+        **measure(ours, theirs, setting, alone=True),
+    }
 
 
 def pixels(setting: Setting) -> Iterator[Row]:

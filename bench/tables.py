@@ -1,9 +1,9 @@
-"""What the report (report.py), its pictures (pictures.py) and the digest (digest.py) share: results, names, cells."""
+"""What the report, its pictures, the digest and the runs share: results, names, cells, tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +28,28 @@ LOSSES = {
     "focal": "focal",
     "tversky": "Tversky",
 }
+TIMED = ("time", "times segfuse", "of copy", "x floor", "loop")
 
 
 def results_of(folder: Path) -> Iterator[tuple[str, Row]]:
-    for device in ("cuda", "cpu"):
-        path = folder / f"{device}.json"
-        results = json.loads(path.read_text()) if path.exists() else {}
-        if "options" in results or "experiments" in results:  # else of an older form
-            yield device, {"cases": [], "options": {}, **results}
+    for path in (folder / "cuda.json", folder / "cpu.json"):
+        if path.exists():
+            found: Row = {"cases": []}
+            found |= {part: {} for part in ("options", "not_run", "scaling", "end_to_end", "experiments")}
+            yield path.stem, found | json.loads(path.read_text())
 
 
 def line(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
 
 
-def head(*cells: object) -> Iterator[str]:
-    yield line(*cells)
-    yield line(*["---"] * len(cells))
-
-
-def timing(row: Row) -> Row | None:
-    """The comparison that counts: of graphs where there are any."""
-    found: Row | None = row.get("graph") or row.get("wall")
-    return found
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    columns = list(columns)
+    yield line(*columns)
+    yield line(*["---"] * len(columns))
+    for row in rows:
+        cells = list(row)
+        yield line(*cells, *[""] * (len(columns) - len(cells)))
 
 
 def row_of(case: Row, who: str) -> Row:
@@ -61,10 +60,22 @@ def time_of(us: float) -> str:
     return f"{us:.3g} µs" if us < 1000 else f"{us / 1000:.3g} ms"
 
 
-def ratio(found: Row | None) -> str:
-    if found is None:
+def ratio(row: Row) -> str:
+    if "us" not in row:
         return ""
-    return f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]" + ("~" if found["noisy"] else "")
+    return f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" + "~" * row["noisy"]
+
+
+def of_copy(row: Row) -> str:
+    return f"{row['of_copy_rate']:.2f}" if "of_copy_rate" in row else ""
+
+
+def timed(row: Row) -> tuple[str, ...]:
+    """The cells of TIMED: of a graph over inputs that are not in the cache where there is one, else of a loop."""
+    if "us" not in row:
+        return (row.get("error", row.get("skipped", ""))[:100],)
+    loop = time_of(row.get("wall_us", row["us"]))
+    return time_of(row["us"]), ratio(row), of_copy(row), f"{row['of_floor']:.2f}", loop
 
 
 def multiple(case: Row, row: Row) -> str:
@@ -72,38 +83,35 @@ def multiple(case: Row, row: Row) -> str:
 
 
 def name_of(case: Row) -> str:
-    threads: int | None = case["threads"]
+    threads = case["threads"]
     counted = f", {threads} thread{'s' * (threads > 1)}" if threads else ""
-    return f"{case['case']}{counted}{' (*noisy*)' if case['noisy'] else ''}"
-
-
-def spoken(case: Row) -> str:
-    """A core case for those who do not know the table."""
-    kind = "binary" if case["shape"][1] == 1 else f"{case['shape'][1]} classes"
-    return f"{LOSSES[case['case'].split('/')[1]]}, {kind}, {'x'.join(map(str, case['shape']))}"
-
-
-def short(case: Row) -> str:
-    """A case beside its bar: no more than what it differs in."""
-    workload, loss, dtype, target, *layout = case["case"].split("/")
-    unusual = layout or [name for name in (dtype, target) if not case["core"] and name != "float32"]
-    return f"{workload}: {LOSSES[loss]}" + "".join(f", {name}" for name in unusual)
+    return case["case"] + counted + " (*noisy*)" * case["noisy"]
 
 
 def most_threads(results: Row) -> int | None:
     return max((case["threads"] for case in results["cases"] if case["threads"]), default=None)
 
 
-def measured(results: Row, threads: int | None) -> list[Row]:
-    """The cases of as many threads in which segfuse ran, not the tiny ones; by workload, the core first."""
-    found = [
-        case
-        for case in results.get("cases", [])
-        if case["threads"] == threads and not case["tiny"] and timing(row_of(case, "segfuse"))
-    ]
-    return sorted(found, key=lambda case: (case["case"].split("/")[0], not case["core"]))
-
-
 def present(cases: list[Row]) -> list[str]:
     """The peers that were timed in any of the cases."""
-    return [peer for peer in PEERS if any(timing(row_of(case, peer)) for case in cases)]
+    return [peer for peer in PEERS if any("us" in row_of(case, peer) for case in cases)]
+
+
+def shown(row: Row) -> str:
+    """A row of an experiment in a terminal."""
+    return "  ".join(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in row.items())
+
+
+def experiments(results: Row) -> Iterator[str]:
+    for name, rows in results["experiments"].items():
+        if not rows:
+            continue
+        yield f"\n**{name}**\n"
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        cells = ([row.get(column, "") for column in columns] for row in rows)
+        yield from table(columns, ([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in cells))
+
+
+def not_run(results: Row) -> Iterator[str]:
+    for part, names in results["not_run"].items():
+        yield from (f"- not run: {part}, {name}" for name in names)

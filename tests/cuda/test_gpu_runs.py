@@ -68,7 +68,7 @@ def test_the_first_run(runs: dict[str, Run]) -> None:
     assert list(json.loads((run.out / "failed.json").read_text())) == ["trouble/test_trouble.py::test_wrong"]
     cases = run.results()["cases"]  # of the second, the row before its death
     assert [len(case["rows"]) for case in cases] == [2, 1]
-    assert all("wall" in row for case in cases for row in case["rows"])
+    assert all("us" in row for case in cases for row in case["rows"])
     page, log = (run.out / "README.md").read_text(), (run.out / "log.txt").read_text()
     for text in (
         "| racecheck | out of time |",
@@ -102,15 +102,15 @@ def test_the_second_run(runs: dict[str, Run]) -> None:
     assert len(results["cases"]) == 8
     for case in results["cases"]:
         assert {"segfuse", "eager", "compile"} <= {row["who"] for row in case["rows"]}
-        assert all("wall" in row or "skipped" in row for row in case["rows"])
+        assert all("us" in row or "skipped" in row for row in case["rows"])
     assert {"MB", "us", "TB/s"} <= results["experiments"]["window"][0].keys()
     assert any("skipped" in row for row in results["experiments"]["scaled_loss"])
     assert {name: len(rows) for name, rows in results["scaling"].items()} == {"pixels": 12, "classes": 10, "threads": 3}
     for rows in results["scaling"].values():
-        assert all(row["time"]["ours"]["us"] > 0 and row["copy_us"] > 0 and row["threads"] == 1 for row in rows)
+        assert all(row["ours_us"] > 0 and row["copy_us"] > 0 and row["threads"] == 1 for row in rows)
     for name, rows in results["end_to_end"].items():
         assert {row["against"] for row in rows} == {"eager", "monai"}
-        assert all(row["ours_share"] > 0 and row["theirs_peak_bytes"] > 0 for row in rows)
+        assert all(row["ours_loss_us"] > 0 and row["peak_bytes"] > 0 for row in rows)
         assert {row["classes"] for row in rows} == {19 if name == "dice_ce" else 1}
     page = (run.out / "README.md").read_text()
     for part in ("## What failed", "## A training step", "### classes", "**window**", "## Every row"):
