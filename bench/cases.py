@@ -9,7 +9,7 @@ tiny    64 pixels, for what a call costs beyond its kernels
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,15 @@ WORKLOADS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TARGETS = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64}
+CLASSES: dict[str, Callable[..., segfuse.Loss]] = {
+    "dice_bce": segfuse.DiceBCELoss,
+    "dice_ce": segfuse.DiceCELoss,
+    "dice": segfuse.DiceLoss,
+    "bce": segfuse.BCEWithLogitsLoss,
+    "ce": segfuse.CrossEntropyLoss,
+    "focal": segfuse.FocalLoss,
+    "tversky": segfuse.TverskyLoss,
+}
 BINARY = ("dice_bce", "dice", "bce", "focal", "tversky")
 MULTICLASS = ("dice_ce", "dice", "ce", "focal", "tversky")
 IGNORED = 255
@@ -47,13 +56,8 @@ SCHEMES = ("two_pass", "gradient_in_forward")
 
 def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: int) -> int:
     """Bytes of a forward and a backward per pixel. "one_pass" is the floor: read both once, write the gradient; "kept"
-    are two passes of which the first leaves powers or probabilities for the second."""
-    passes = {
-        "two_pass": (3, 2),
-        "kept": (4, 2),
-        "gradient_in_forward": (2, 1),
-        "one_pass": (2, 1),
-    }
+    are two passes, the first of which leaves powers or probabilities for the second."""
+    passes = {"two_pass": (3, 2), "kept": (4, 2), "gradient_in_forward": (2, 1), "one_pass": (2, 1)}
     logits, targets = passes[scheme]
     return logits * classes * logit_bytes + targets * target_bytes
 
@@ -107,21 +111,11 @@ class Case:
     def ours(self, ignore: int | None = None, **options: Any) -> segfuse.Loss:
         """The fused loss; options for its region part."""
         data: dict[str, Any] = {} if ignore is None else {"ignore_index": ignore}
-        mode = "binary" if self.classes == 1 else "multiclass"
-        if self.loss == "dice_ce":
-            return segfuse.DiceCELoss(**options, **data)
-        if self.loss == "ce":
-            return segfuse.CrossEntropyLoss(**data)
+        if self.loss not in ("ce", "dice_ce"):
+            data["mode"] = "binary" if self.classes == 1 else "multiclass"
         if self.loss == "tversky":
             options |= TVERSKY
-        single = {
-            "dice_bce": segfuse.DiceBCELoss,
-            "dice": segfuse.DiceLoss,
-            "bce": segfuse.BCEWithLogitsLoss,
-            "focal": segfuse.FocalLoss,
-            "tversky": segfuse.TverskyLoss,
-        }[self.loss]
-        return single(mode, **options, **data)
+        return CLASSES[self.loss](**options, **data)
 
     def inputs(self, device: str, seed: int, labels: str = "blobs", ignored: float = 0.0) -> tuple[Tensor, Tensor]:
         """Logits (a leaf that wants a gradient) and a target, drawn on the device."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -18,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CUDA_BUILD = ("CUDA architectures",)
-CPU_BUILD = ("CPU instruction set in use", "thread pool")  # not the paths of its files
+import segfuse
 
 
 def processor() -> str:
@@ -52,12 +50,9 @@ def describe(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if importlib.util.find_spec("segfuse"):
-        import segfuse
-
-        about = segfuse.build_info()
-        build = CUDA_BUILD if device == "cuda" else CPU_BUILD
-        found |= {name: about[name] for name in ("segfuse", *build) if name in about}
+    about = segfuse.build_info()
+    build = ("CUDA architectures",) if device == "cuda" else ("CPU instruction set in use", "thread pool")
+    found |= {name: about[name] for name in ("segfuse", *build)}  # not the paths of its files
     if device == "cuda":
         found |= {
             "driver": driver(),

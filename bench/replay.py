@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,16 +35,6 @@ class PlanNumber(NamedTuple):
     """The n-th plan of a file."""
 
     number: int
-
-
-class Memory(Protocol):
-    """Of a device."""
-
-    name: str
-
-    def allocate(self, size: int, content: bytes | None) -> int: ...
-    def read(self, address: int, size: int) -> np.ndarray: ...
-    def free(self) -> None: ...
 
 
 class Gpu:
@@ -112,6 +102,9 @@ class Host:
 
     def free(self) -> None:
         self.held.clear()
+
+
+Memory = Gpu | Host
 
 
 def load(path: Path) -> ModuleType:
@@ -206,7 +199,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no sequence after that long")
     options = parser.parse_args()
     start = time.monotonic()
-    memory: Memory = Host() if options.module else Gpu()
+    memory = Host() if options.module else Gpu()
     replay = Replay(load(options.module or installed("_cuda")), memory)
     print(f"replaying on {memory.name}")
     done = left = 0

@@ -95,7 +95,7 @@ def all_rows(results: Row) -> Iterator[str]:
                 cells[3:] = (time_of(row["us"]), ratio(row), multiple(case, row), row["allocations"])
                 cells.append(f"{row['repeated']}, {row['dropped']} of {row['rounds']}")
                 cells += (f"{row[f'{what}_difference']:.0e}" for what in ("loss", "gradient"))
-            rows.append(cells)
+            rows.append(cells + [""] * (10 - len(cells)))
     columns = ("case", "who", "what", "time", "ratio", "memory", "allocations", "again, dropped")
     yield from table((*columns, "loss apart", "gradient apart"), rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,10 @@ def line(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    columns = list(columns)
+def table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
     yield line(*columns)
     yield line(*["---"] * len(columns))
-    for row in rows:
-        cells = list(row)
-        yield line(*cells, *[""] * (len(columns) - len(cells)))
+    yield from (line(*row) for row in rows)
 
 
 def row_of(case: Row, who: str) -> Row:
