@@ -29,7 +29,7 @@ def main() -> None:
     chosen = [case for case in table(options.device, options.shrink) if re.search(options.cases, case.name)]
     for case in chosen[number - 1 :: count]:
         begin = time.monotonic()
-        compiled = next(p for p in peers_of(case.loss, case.classes, len(case.shape) - 2) if p.name == "compile")
+        *_, compiled = peers_of(case.loss, case.classes, len(case.shape) - 2, packages=False)
         sets = [case.inputs(options.device, 0)]
         assert compiled.loss is not None
         Contender("compile", under_autocast(compiled.loss, options.device, sets[0][0].dtype), sets).result()

@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_and_what_it_leaves(folder: Path) -> None:
     text = (folder / "cpu.json").read_text()
     results = json.loads(text)
-    # A line for each row, and numbers of no more than five digits.
+    # A line for each row; numbers of five digits, and a 0 behind the point of whole ones.
     starts = [line[:8] for line in text.splitlines()]
     assert starts.count('{"who": ') == sum(len(case["rows"]) for case in results["cases"])
     assert max(len(digits.replace(".", "").lstrip("0")) for digits in re.findall(r"\b\d+\.\d+", text)) <= 6

@@ -173,7 +173,7 @@ class Rehearsal:
             "CASE_ARGS": "--shrink 128 --threads 1",
             "WARM_ARGS": "--shrink 128",
             "WARM_PROCESSES": "1",
-            "EXPERIMENT_ARGS": "--shrink 64 --only window|scaled_loss",
+            "EXPERIMENT_ARGS": "--only window|scaled_loss",
             "TORCHDYNAMO_DISABLE": "1",  # compiles nothing, else all the same
         }
         places = {"PYTHON": self.python, "WHEEL": self.wheel, "SEGFUSE_SHIM": self.shim, "DEVICE": "cpu"}
