@@ -1,34 +1,30 @@
-"""How near to the copy rate the CUDA kernels can come, by a model. Nothing here was measured on a GPU.
+"""How near to the copy rate of a GPU each CUDA kernel can come, computed from gates.json.
 
-    python tools/roof.py            the tables of docs/performance.md
-    python tools/roof.py --write    the same, into that page, from gates.json (which comes first: gates.py --write)
-
-The page says what the model is, by hand; what stands between its marks is written here. The constants are below, each
-with its source.
+A model: nothing here was measured on a GPU. docs/performance.md explains it, and roof_page.py writes the tables there.
+The constants are below, each with its source.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import gates
-
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+from turns import GROUP, STREAMING, TILE
 
 
 @dataclass(frozen=True)
 class Device:
-    """Limits per SM: "Technical Specifications per Compute Capability" of the CUDA programming guide; registers and
-    shared memory are handed out as in the occupancy calculator of Nsight Compute. SMs, clock, memory: white papers and
-    data sheets of H100 (67 TFLOPS of float32 would be 1.98 GHz; under load 1.9), A100 and Ada (AD102)."""
+    """A GPU.
+
+    Limits per SM: CUDA programming guide, "Technical Specifications per Compute Capability". How registers and shared
+    memory are allocated: the occupancy calculator of Nsight Compute. SMs, clock, memory: white papers and data sheets
+    of H100, A100 and Ada (AD102). The data sheet of an H100 has 67 TFLOPS, so 1.98 GHz; under load it runs at 1.9.
+    """
 
     name: str
-    code: str  # whose machine code it runs
+    code: str  # the architecture of the machine code that it runs
     processors: int
     clock: float  # Hz
     rated: float  # bytes/s
@@ -42,18 +38,20 @@ DEVICES = [
     Device("A100 SXM 80 GB", "sm_80", 108, 1.41e9, 2.039e12, 164 * 1024, 64, 32),
     Device("RTX 4090", "sm_80", 128, 2.52e9, 1.008e12, 100 * 1024, 48, 24),
 ]
-WARP, SCHEDULERS = 32, 4  # lanes; of an SM, each issues one instruction of a warp per cycle
-REGISTERS_OF_SCHEDULER, REGISTER_UNIT = 16384, 256  # the unit is a warp's
-SHARED_UNIT, SHARED_OF_SYSTEM = 128, 1024  # of a block
-# Of the rated bandwidth: hand-written reductions reach 3.01 of an H100's 3.35 TB/s (Dao-AILab/quack, "Getting
-# memory-bound kernels to speed-of-light", 2025).
+WARP = 32  # lanes
+SCHEDULERS = 4  # of an SM; each issues one instruction of a warp per cycle
+REGISTERS_OF_SCHEDULER = 16384
+REGISTER_UNIT = 256  # the registers of a warp are a multiple of it
+SHARED_UNIT, SHARED_OF_SYSTEM = 128, 1024  # bytes: the shared memory of a block is a multiple; the system adds 1 KB
+# The copy rate, as a share of the rated bandwidth. Hand-written reductions reach 3.01 of an H100's 3.35 TB/s
+# (Dao-AILab/quack, "Getting memory-bound kernels to speed-of-light", 2025).
 COPY = 0.9
-# Of all issue slots, what a loop of dependent arithmetic with loads and stores keeps busy: an assumption.
+# An assumption: the share of issue slots that a loop of dependent arithmetic with loads and stores keeps busy.
 SUSTAINED = 0.72
-# Of a load while the memory is busy, in seconds: an assumption. Alone it takes 450 to 550 cycles (arXiv 2402.13499).
+# An assumption: seconds of a load while the memory is busy. A load alone takes 450 to 550 cycles (arXiv 2402.13499).
 LATENCY = 0.75e-6
 
-# The sources' own numbers and formulas, which the functions below repeat; test_roof.py has the text.
+# Numbers of csrc/cuda. The functions below repeat formulas of it. test_roof.py holds both to the text of the sources.
 THREADS, WARPS, MOST_POINTS, ADDS_PER_FLUSH, TILE_MEMORY = 256, 8, 4, 64, 81920
 MOST_SLOTS = {False: 32, True: 24}  # staged or not
 
@@ -75,12 +73,12 @@ def label_map_bytes(classes: int) -> int:
 
 
 def slots_of(classes: int, teams: int, staged: bool) -> int:
-    """Of a thread with so many classes."""
+    """Slots of a thread that has so many classes."""
     return 8 if classes <= 8 and teams == 1 else 20 if classes <= 20 and not staged else MOST_SLOTS[staged]
 
 
 def tile_bytes(pixels: int, classes: int, size: int, staged: bool, step: str) -> int:
-    """Of Dice + CE, or of CE where one pass does both steps."""
+    """Shared memory of a block, for Dice + CE; for CE alone if one pass does both steps."""
     teams = THREADS // pixels
     if step == "gradient":
         floats = classes + teams * slots_of(-(-classes // teams), teams, staged)
@@ -92,7 +90,7 @@ def tile_bytes(pixels: int, classes: int, size: int, staged: bool, step: str) ->
 
 
 def tile_pixels(classes: int, size: int, staged: bool) -> int:
-    """Every device above lets a block have more than TILE_MEMORY."""
+    """Pixels of a tile. Every device above lets a block have more than TILE_MEMORY."""
     pixels = THREADS
     while -(-classes // (THREADS // pixels)) > MOST_SLOTS[staged] or any(
         tile_bytes(pixels, classes, size, staged, step) > TILE_MEMORY for step in ("statistics", "gradient")
@@ -114,7 +112,7 @@ def chunk_of(units: int, pixels: int, unit_sums: int) -> int:
 
 
 ENGINES, ORDER = ("rows", "label_map", "tile", "staged_tile"), ("float32", "bfloat16", "float16")
-# Of the copy rate, on an H100; none for float16, and where one pass does both steps.
+# What share of an H100's copy rate is aimed at. No aim: float16, and one pass that does both steps.
 AIMS = {
     ("float32", "statistics"): 0.80,
     ("float32", "gradient"): 0.88,
@@ -125,7 +123,10 @@ AIMS = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of gates.json at work. Instructions are a thread's: per pixel, and per block outside its pixels."""
+    """A kernel of gates.json, on the tensors of the page.
+
+    per_pixel, per_block: instructions of a thread, in the loop over pixels, and per block outside it.
+    """
 
     engine: str
     classes: int
@@ -139,10 +140,10 @@ class Kernel:
     written: int
     per_pixel: float
     per_block: float
-    flight: float  # bytes that a thread asks for before it uses the first
+    flight: float  # bytes that a thread loads before it uses the first
     chunk: int
     blocks: int
-    groups: int  # of a block's warps, which barriers keep together; 0: each for itself
+    groups: int  # into which barriers bind the warps of a block; 0: no warp waits for another
 
     @property
     def aim(self) -> float | None:
@@ -187,9 +188,9 @@ def flushed(row: dict, adds: float) -> float:
 def kernels() -> list[Kernel]:
     found = []
     for name, row in gates.table().items():
-        if tile := gates.TILE.fullmatch(name):
+        if tile := TILE.fullmatch(name):
             found += [tiled(tile, classes, row) for classes in TILE_CLASSES if holds(tile, classes)]
-        elif kernel := gates.STREAMING.fullmatch(name):
+        elif kernel := STREAMING.fullmatch(name):
             found.append(streaming(kernel, row))
     return found
 
@@ -231,7 +232,7 @@ def streaming(kernel: re.Match[str], row: dict) -> Kernel:
 
 
 def holds(tile: re.Match[str], classes: int) -> bool:
-    """Whether it is the kernel for so many classes."""
+    """Whether this kernel takes so many classes."""
     staged = tile["staged"] == "true"
     teams = THREADS // tile_pixels(classes, ELEMENTS[tile["element"]][1], staged)
     return slots_of(-(-classes // teams), teams, staged) == int(tile["slots"])
@@ -246,7 +247,7 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
     sums = {"statistics": 3 + 3 * classes, "both": 3, "gradient": 0}[step]
     chunk = chunk_of(MAP_UNITS, MAP_PIXELS, sums)
     in_use = -(-classes // teams)
-    unused = (slots - -(-in_use // gates.GROUP) * gates.GROUP) * row["slot"]
+    unused = (slots - -(-in_use // GROUP) * GROUP) * row["slot"]
     if teams == 1:
         per_pixel = row["alone"] - unused
     else:
@@ -254,7 +255,7 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
         per_pixel = turns + teams * max(teams, 4) * row["team"]
     if staged:
         per_pixel += classes * size / 16 * (row["fill"] + (0 if step == "statistics" else row["drain"]))
-    # Each warp adds every eighth sum over the lanes.
+    # A block has 8 warps. Each adds one in eight sums over the lanes.
     flush = math.ceil(sums / WARPS) * (row["row"] + row["value"] * math.ceil(pixels / WARP))
     flushes = 0 if step == "gradient" else math.ceil(chunk / pixels / ADDS_PER_FLUSH)
     return Kernel(
@@ -279,90 +280,3 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
 
 def reached(kernel: Kernel) -> bool:
     return kernel.aim is None or share(kernel, DEVICES[0]).of_copy >= kernel.aim
-
-
-def table(header: str, rows: list[list[object]]) -> str:
-    lines = [header.split(", "), ["---"] * len(rows[0]), *rows]
-    return "".join(f"| {' | '.join(map(str, cells))} |\n".replace("|  |", "| |") for cells in lines)
-
-
-def percent(x: float) -> str:
-    return f"{100 * x:.0f}"
-
-
-def row_of(kernel: Kernel) -> list[object]:
-    on = [share(kernel, device) for device in DEVICES]
-    aim = "" if kernel.aim is None else f"{percent(kernel.aim)}{'' if reached(kernel) else ' **missed**'}"
-    return [
-        kernel.classes,
-        f"{kernel.logits}, {kernel.label}",
-        f"{kernel.step}, {kernel.points}",
-        kernel.read + kernel.written,
-        f"{kernel.per_pixel:.0f}",
-        f"{kernel.per_block:.0f}",
-        f"{on[0].blocks}, {on[0].warps}",
-        f"{on[0].flight / 1024:.0f}",
-        percent(on[0].of_copy),
-        aim,
-        "",
-        *(percent(s.of_copy) for s in on[1:]),
-    ]
-
-
-def device_row(d: Device) -> list[object]:
-    copy, issue = COPY * d.rated, d.processors * SCHEDULERS * WARP * d.clock
-    rates = [f"{d.clock / 1e9:.2f}", f"{d.rated / 1e12:.2f}", f"{copy / 1e12:.2f}", f"{issue / 1e12:.1f}"]
-    needed = f"{copy * LATENCY / d.processors / 1024:.0f}"
-    return [d.name, d.code, d.processors, *rates, d.shared // 1024, d.warps, d.blocks, needed]
-
-
-def aim_row(found: list[Kernel], logits: str, step: str) -> list[object]:
-    cells: list[object] = []
-    for engine in ENGINES:
-        of = [k for k in found if (k.engine, k.logits, k.step) == (engine, logits, step)]
-        shares = [share(kernel, DEVICES[0]).of_copy for kernel in of]
-        cells.append(f"{sum(map(reached, of))} of {len(of)} ({percent(min(shares))} to {percent(max(shares))} %)")
-    return [f"{logits}, {step}", f"{percent(AIMS[logits, step])} %", *cells]
-
-
-def parts() -> dict[str, str]:
-    """What the page has between its marks."""
-    found = sorted(kernels(), key=lambda k: (ORDER.index(k.logits), k.classes, k.step != "statistics", k.step))
-    out = {
-        "devices": table(
-            ", code, SMs, clock GHz, rated TB/s, copy TB/s, 10^12 instructions/s, shared KB, warps, blocks, needed KB",
-            [device_row(device) for device in DEVICES],
-        ),
-        "constants": f"Copy rate: {percent(COPY)} % of the rated one. Sustained: {percent(SUSTAINED)} % of all slots. "
-        f"Latency of a busy memory: {LATENCY * 1e6:.2f} µs.\n",
-        "aims": table(", aim, rows, label_map, tile, staged_tile", [aim_row(found, *what) for what in AIMS]),
-    }
-    columns = "/px, /block, blocks; warps, KB in flight, H100 %, aim %, H100 measured, A100 %, RTX 4090 %"
-    for engine in ENGINES:
-        rows = [row_of(kernel) for kernel in found if kernel.engine == engine]
-        out[engine] = table(f"C, logits; labels, step; loss, B/px, {columns}", rows)
-    return out
-
-
-def page(text: str) -> str:
-    """The page with its parts made anew."""
-    for name, part in parts().items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->\n")
-        if not mark or not end:
-            raise ValueError(f"{PAGE.name} has no marks around {name}")
-        text = before + mark + part + end + after
-    return text
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What share of the copy rate the CUDA kernels should reach.")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
-    if parser.parse_args().write:
-        PAGE.write_text(page(PAGE.read_text()))
-    else:
-        print("\n".join(parts().values()))
-
-
-if __name__ == "__main__":
-    main()

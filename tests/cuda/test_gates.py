@@ -8,6 +8,7 @@ import pytest
 
 import gates
 from environment import REQUIRED, leave_out
+from turns import Code
 
 LARGEST_WHEEL = 20_000_000  # of the module, compressed as in a wheel
 
@@ -26,7 +27,7 @@ def used(module: Path) -> dict[str, dict[str, gates.Usage]]:
 
 
 @pytest.fixture(scope="module")
-def codes(module: Path) -> dict[str, gates.Code]:
+def codes(module: Path) -> dict[str, Code]:
     if gates.MEASURED not in gates.architectures(module, "elf"):
         leave_out(f"no machine code for {gates.MEASURED}")
     return gates.code(module)
@@ -65,11 +66,11 @@ def test_no_spills_and_registers(used: dict[str, dict[str, gates.Usage]]) -> Non
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_local_memory(codes: dict[str, gates.Code]) -> None:
+def test_no_local_memory(codes: dict[str, Code]) -> None:
     assert not [name for name, code in codes.items() if code.total["local"]]
 
 
-def test_wide_accesses_and_instructions_per_pixel(codes: dict[str, gates.Code]) -> None:
+def test_wide_accesses_and_instructions_per_pixel(codes: dict[str, Code]) -> None:
     wrong = []
     for name, row in gates.table().items():
         if "instructions" not in row or name not in codes:
@@ -85,7 +86,7 @@ def test_wide_accesses_and_instructions_per_pixel(codes: dict[str, gates.Code]) 
     assert any("instructions" in row for row in gates.table().values())
 
 
-def test_what_the_model_of_the_roof_counts(codes: dict[str, gates.Code]) -> None:
+def test_what_the_model_of_the_roof_counts(codes: dict[str, Code]) -> None:
     """Both ways: docs/performance.md is made of these numbers."""
     wrong = []
     table = gates.table()

@@ -1,13 +1,16 @@
-"""The model of the CUDA kernels' roof: its page, its occupancy, its arithmetic, and the sources that it repeats."""
+"""The model of how fast the CUDA kernels can be (tools/roof.py): its page, occupancy, arithmetic, and sources."""
 
 import dataclasses
 
 import pytest
 
+import gates
 import roof
+import roof_page
 from environment import ROOT
+from turns import STREAMING, TILE
 
-# The text of what roof.py computes again in Python. Who changes one changes the other.
+# The text of csrc that roof.py repeats in Python. If one changes, the other must change, too.
 SOURCES = {
     "cuda/device.h": [
         "kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;",
@@ -57,9 +60,9 @@ KB = 1024
 
 
 def test_the_page_is_what_the_model_says() -> None:
-    """After a change of kernels: python tools/gates.py --write, then python tools/roof.py --write."""
-    text = roof.PAGE.read_text()
-    assert roof.page(text) == text
+    """After a change of kernels: python tools/gates.py --write, then python tools/roof_page.py --write."""
+    text = roof_page.PAGE.read_text()
+    assert roof_page.page(text) == text
 
 
 @pytest.mark.parametrize("file", SOURCES)
@@ -145,14 +148,14 @@ def test_a_share_by_hand() -> None:
     found = roof.share(KERNEL, H100)
     assert (found.blocks, found.warps, found.flight) == (3, 24, 24 * 32 * 64)
     assert found.of_copy == pytest.approx(copy / (copy + arithmetic / 6))
-    # Compute for as long again: it is the longer one.
+    # Twice the arithmetic: now it takes longer than the copy.
     slow = dataclasses.replace(KERNEL, per_pixel=110)
     assert roof.share(slow, H100).of_copy == pytest.approx(copy / (2 * arithmetic + copy / 6))
-    # 4 bytes a thread are 3 KB an SM, read in 0.75 us: 0.54 TB/s; the blocks take turns.
+    # 4 bytes a thread are 3 KB an SM, read in 0.75 us: 0.54 TB/s. Barriers bind each block: it reads or computes.
     late = dataclasses.replace(KERNEL, flight=4, groups=1)
     reading = 8 / (24 * 32 * 4 * 132 / 0.75e6)
     assert roof.share(late, H100).of_copy == pytest.approx(copy / (reading + arithmetic / 3))
-    # Two halves of each block; of more parts than warps of a scheduler nobody would notice.
+    # Barriers bind the two halves of each block. With 3 blocks that is as good as no barrier: 6 warps a scheduler.
     assert roof.share(dataclasses.replace(late, groups=2), H100) == roof.share(
         dataclasses.replace(late, groups=0), H100
     )
@@ -165,9 +168,9 @@ def test_a_share_by_hand() -> None:
 
 
 def test_every_kernel_over_pixels_is_there() -> None:
-    table = roof.gates.table()
-    over_pixels = [name for name in table if roof.gates.STREAMING.fullmatch(name)]
-    tiles = [name for name in table if roof.gates.TILE.fullmatch(name)]
+    table = gates.table()
+    over_pixels = [name for name in table if STREAMING.fullmatch(name)]
+    tiles = [name for name in table if TILE.fullmatch(name)]
     wholes = [kernel for kernel in roof.kernels() if kernel.engine.endswith("tile")]
     assert len(roof.kernels()) == len(over_pixels) + len(wholes)
     # Planes and channels_last, three types, two or three steps: each number of classes has a kernel.
