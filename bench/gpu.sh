@@ -38,7 +38,8 @@ module=${SEGFUSE_SHIM:+--module $SEGFUSE_SHIM}
 headlines='(?i)^[abcd]/dice_(bce|ce)/(float32/(float32|int64)|bfloat16/uint8)$'
 table="$headlines|^(b/(ce|focal)|d/bce)/float32/(float32|int64)\$"
 sanitizers="memcheck racecheck synccheck initcheck"
-gpu_tests="tests/cuda/test_steps.py tests/cuda/test_rows_half.py tests/cuda/test_maps_half.py tests/torch/test_transfer.py"
+gpu_tests="tests/cuda/test_device.py tests/cuda/test_schemes.py tests/cuda/test_many_rows.py tests/cuda/test_rows_half.py"
+gpu_tests+=" tests/cuda/test_maps_half.py tests/cuda/test_labels.py tests/cuda/test_alignment.py tests/torch/test_transfer.py"
 gpu_tests+=" tests/cuda/test_kernels.py tests/losses/test_values.py tests/cpu/test_layout.py"
 can_fail="engines tests $sanitizers ncu" # what the second run does again if it failed
 # Of the kernels that are looked at with ncu: bytes, how busy the issue slots are, waits for instructions, time.
@@ -148,7 +149,7 @@ part_scaled() { cases --what experiments --only '^scaled_loss$' ${EXPERIMENT_ARG
 part_tests() {
   local again=() workers=() status cache=$WORK/pytest/v/cache
   "$PYTHON" -c 'import pytest' || return 77
-  # A file stays in one process: the last test of two of them looks back at those before it.
+  # A file stays in one process: the last test of some of them looks back at those before it.
   if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 3 --dist loadfile); fi
   mkdir -p "$cache"
   rm -f "$cache/lastfailed"

@@ -28,9 +28,13 @@ from mutations import EQUIVALENT, SHRUNK, Mutation, mutations, sources
 ROOT = Path(__file__).parents[1]
 # The quicker ones first.
 FILES = (
-    "tests/cuda/test_steps.py",
+    "tests/cuda/test_many_rows.py",
+    "tests/cuda/test_schemes.py",
+    "tests/cuda/test_device.py",
     "tests/cuda/test_rows_half.py",
     "tests/cuda/test_maps_half.py",
+    "tests/cuda/test_labels.py",
+    "tests/cuda/test_alignment.py",
     "tests/cuda/test_kernels.py",
 )
 TIMEOUT = 600  # seconds, of a run of the tests: a mutant may loop forever

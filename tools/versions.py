@@ -32,6 +32,8 @@ VERSIONS = {"2.4.1": "numpy==1.24.*", "2.8.0": "numpy==2.2.*", "2.13.0": "numpy>
 LEFT_OUT = {
     "tests/repo/test_contributing.py": "builds the CPU kernels",
     "tests/cuda/test_kernels.py": "builds the CUDA sources",
+    "tests/cuda/test_alignment.py": "builds the CUDA sources",
+    "tests/cuda/test_labels.py": "builds the CUDA sources",
     "tests/cuda/test_gates.py": "reads the CUDA kernels' machine code",
     "tests/cpu/test_instructions.py": "counts the CPU kernels' instructions",
     "tests/cuda/test_mutations.py": "builds the CUDA sources",

@@ -1,17 +1,14 @@
 """The CUDA engines: on a GPU if SEGFUSE_TEST_DEVICE=cuda, else their sources on the CPU, through the fiber shim.
 
-The other tests run on them as well (test_shim.py, bench/gpu.sh); here stands what only they have: vector loads and
-their tails, exact numbers of classes, tiles, chunks, NaN for labels out of range. test_steps.py has the rest.
+test_shim.py and bench/gpu.sh run the other tests on these engines, too. This folder has what only the CUDA engines
+have. Here: every kernel, by number of classes and type; sums of many chunks; results that are the same bits.
 """
 
 import functools
-import itertools
 import operator
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from cases import (
     LABEL_MAPS,
@@ -32,8 +29,8 @@ from layouts import channels_last, inner, inner_channels_last
 from segfuse._core import native
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-# Those of label_map.cu; for tile.h a thread's 8, 20, 24 and 32 classes, 1 to 32 threads of a pixel, stages with and
-# without gaps, more classes than a stage holds.
+# Up to 21: those of label_map.cu. The others reach every tile: 8, 20, 24 or 32 slots of a thread, 1 to 32 threads of a
+# pixel, stages with and without gaps, more classes than a stage holds.
 CLASS_COUNTS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 19, 21, 25, 33, 64, 65, 150, 1024)
 ENGINES = ("rows", "label_map", "tile", "staged_tile", "any_joint")
 
@@ -43,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", PATHS, ids=str)
 def test_planes_that_are_arrays(case: Case, dtype: torch.dtype) -> None:
-    """Several chunks, the last one cut off or not; planes that are no whole number of vectors."""
+    """Several chunks, whole ones and a shorter last one; planes of a whole number of vectors, and not."""
     for space in ((16, 24), (72, 127), (72, 130)):
         shape = shape_of(case.mode, *space)
         for label_dtype in (torch.uint8, torch.int32, torch.int64, torch.bool):
@@ -104,7 +101,7 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
 
 @pytest.mark.parametrize("classes", [4, 6, 12])
 def test_many_rounds_of_sums(classes: int) -> None:
-    """More additions than a thread makes before it passes them on."""
+    """More additions than a thread makes before the block takes its sums over."""
     shape = (1, classes, 256, 260)
     logits = make_logits(shape)
     for case in (
@@ -113,10 +110,10 @@ def test_many_rounds_of_sums(classes: int) -> None:
     ):
         for values in (logits, torch.zeros(shape) + torch.arange(classes).view(1, -1, 1, 1)):
             check_case(case, values, make_target("multiclass", shape))
-    shape = (1, 150, 64, 67)  # so many classes that a thread has a pixel of a tile of 32
+    shape = (1, 150, 64, 67)  # so many classes that a tile has 32 pixels
     check_case(multiclass("tversky_loss", alpha=0.3, beta=0.7), make_logits(shape), make_target("multiclass", shape))
     binary = Case("tversky_loss", "binary", {"alpha": 0.3, "beta": 0.7})
-    for pixels in (8 * 2**15, 41 * 2**15):  # chunks that a warp adds, and those that a block does
+    for pixels in (8 * 2**15, 41 * 2**15):  # few chunks, which a warp adds; many, which a block adds
         for logits in (make_logits((1, 1, pixels)), torch.full((1, 1, pixels), 0.3)):
             check_case(binary, logits, make_target("binary", (1, 1, pixels)))
 
@@ -148,8 +145,7 @@ def test_ties_and_extremes(case: Case, kernel_classes: int) -> None:
     check_case(case, perfect, target)
 
 
-# Kernels of class indices, by number of classes and loss: a pixel in registers, by one thread of a tile, by several of
-# them, and with any options.
+# Kernels of class indices: a pixel in registers; one thread of a tile per pixel; several threads; any options.
 LABEL_MAP_KERNELS = [
     ("label_map", 4, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
     ("tile", 12, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
@@ -162,7 +158,7 @@ LABEL_MAP_KERNELS = [
 @pytest.mark.parametrize(("kernel", "classes", "case"), LABEL_MAP_KERNELS, ids=str)
 @pytest.mark.parametrize("gap", [12.0, 1e4])
 def test_each_class_at_the_peak(kernel: str, classes: int, case: Case, gap: float) -> None:
-    """Certain and wrong, or certain and right: exponentials below 1, a gradient that keeps its digits."""
+    """Certain and wrong, or certain and right. The gradient keeps its digits."""
     peaks = range(classes) if classes < 32 else (0, 1, 31, 32, classes - 2, classes - 1)
     for peak in peaks:
         logits = torch.rand(1, classes, 16, 16)
@@ -176,145 +172,9 @@ def test_each_class_at_the_peak(kernel: str, classes: int, case: Case, gap: floa
             assert f"{kernel}." in events[0].kernel
 
 
-@pytest.mark.parametrize("pixels", [257, 1025, 2040, 2044, 2049, 4088])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_vector_more_or_less_than_whole_rounds(dtype: torch.dtype, pixels: int) -> None:
-    for case in [*PATHS, *LABEL_MAPS]:
-        shape = shape_of(case.mode, pixels)
-        logits, target = make_logits(shape, dtype), make_target(case.mode, shape)
-        check_case(case, logits, target)
-        check_case(case, logits, target, reduction="none")
-
-
-def misaligned(x: Tensor) -> Tensor:
-    """Neighbours in memory, not the first of a vector."""
-    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
-
-
-def odd_classes(x: Tensor) -> Tensor:
-    """Planes that begin at an odd distance from one another, samples at an even one."""
-    rows = torch.cat([x, x[..., :1]], -1).flatten(1)
-    padded = torch.cat([rows, rows[:, : -rows.shape[1] % 16]], 1)
-    return padded.as_strided(x.shape, (padded.shape[1], *((x.shape[-1] + 1, 1) if x.dim() == 3 else (1,))))
-
-
-def odd_samples(x: Tensor) -> Tensor:
-    rows = x.flatten(1)
-    return torch.cat([rows, rows[:, :1]], 1)[:, :-1].unflatten(1, x.shape[1:])
-
-
-def steps(x: Tensor) -> Tensor:
-    """Every other element of planes that are aligned."""
-    return torch.stack([x, x + 1 if x.is_floating_point() else 1 - x], -1).flatten(-2)[..., ::2]
-
-
-@pytest.mark.parametrize("layout", [misaligned, odd_classes, odd_samples, steps], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
-def test_no_vectors_where_memory_is_not_aligned(case: Case, layout: Callable[[Tensor], Tensor]) -> None:
-    """One tensor at a time; the others are arrays."""
-    shape = shape_of(case.mode, 2048)
-    logits, target, weight = make_logits(shape), make_target(case.mode, shape), make_weight(case.mode, shape)
-    check_case(case, layout(logits), target, weight)
-    check_case(case, logits, layout(target), weight)
-    check_case(case, logits, layout(target.to(torch.uint8)), weight)
-    check_case(case, logits, target, layout(weight))
-    for reduction in ("mean", "none"):
-        leaf = logits.clone().requires_grad_()
-        with native.scheme("two_pass"):
-            value = case.module(reduction=reduction)(leaf, target)
-        upstream = torch.rand(value.shape) + 0.3
-        spread = layout(upstream) if value.dim() > 1 else upstream
-        (expected,) = torch.autograd.grad(value, leaf, upstream, retain_graph=True)
-        assert torch.equal(torch.autograd.grad(value, leaf, spread)[0], expected)
-
-
-def some_channels(x: Tensor) -> Tensor:
-    """The first of more channels, channels_last."""
-    return channels_last(torch.cat([x, x], 1))[:, : x.shape[1]]
-
-
-def odd_begin(x: Tensor) -> Tensor:
-    """Channels_last, the first element not the first of 16 bytes."""
-    memory = misaligned(x.movedim(1, -1).contiguous())
-    return memory.movedim(-1, 1)
-
-
-def odd_images(x: Tensor) -> Tensor:
-    """Channels_last, samples an odd number of elements apart."""
-    memory = odd_samples(x.movedim(1, -1).contiguous().flatten(1))
-    return memory.unflatten(1, (*x.shape[2:], x.shape[1])).movedim(-1, 1)
-
-
-def upside_down(x: Tensor) -> Tensor:
-    """Channels_last, columns before rows."""
-    return channels_last(x.transpose(2, 3)).transpose(2, 3)
-
-
-@pytest.mark.parametrize("classes", [5, 8, 33])
-@pytest.mark.parametrize("layout", [channels_last, some_channels, odd_begin, odd_images, upside_down])
-def test_channels_last_and_what_is_like_it(layout: Callable[[Tensor], Tensor], classes: int) -> None:
-    """Only channels_last is one run of memory, in whole words of 16 bytes but for its end."""
-    cases = (multiclass("focal_loss", gamma=1.5), multiclass("tversky_loss", alpha=0.3, beta=0.7))
-    for shape, dtype in itertools.product(
-        ((2, classes, 19, 24), (1, classes, 19, 27)), (torch.float32, torch.bfloat16)
-    ):
-        logits = layout(make_logits(shape, dtype))
-        assert logits.shape == shape
-        one = shape[0] == 1 and layout is odd_images  # no other sample
-        engine = "staged_tile" if layout is channels_last or one else "tile"
-        for case in cases:
-            with native.trace() as events:
-                check_case(case, logits, make_target("multiclass", shape))
-            assert events[0].kernel.split(".")[0] == engine
-
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
-
-
-@pytest.mark.parametrize("classes", [6, 140])
-@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
-def test_labels_of_every_integer_type(dtype: torch.dtype, classes: int) -> None:
-    """tile.h reads their bits. ignore_index may be a class; -120 has the bits of 136, a class, in int8."""
-    case, shape = multiclass("tversky_loss", alpha=0.3, beta=0.7), (2, classes, 12, 17)
-    labels = make_target("multiclass", shape) % 127
-    least, most = torch.iinfo(dtype).min, min(torch.iinfo(dtype).max, torch.iinfo(torch.int64).max)
-    for layout in (channels_last, lambda x: x):
-        logits = layout(make_logits(shape))
-        for ignored in (2, most, least, -100):
-            target = labels.clone()
-            if least <= ignored <= most:
-                target[:, 3:5] = ignored
-            check_case(case, logits, target.to(dtype), ignore_index=ignored)
-        for wrong in (-120, 140, most):
-            target = labels.clone()
-            target[1, 2, 3] = wrong
-            if least <= wrong <= most and not 0 <= wrong < classes:
-                assert case.module(ignore_index=2)(logits, target.to(dtype)).isnan()
-
-
-@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
-def test_planes_that_end_within_a_vector(case: Case) -> None:
-    """All tensors cut from aligned ones: what lies behind a plane's end must not count."""
-    shape = shape_of(case.mode, 2048)
-    logits, target, weight = make_logits(shape), make_target(case.mode, shape), make_weight(case.mode, shape)
-    for pixels in (2047, 2045, 2041):
-        check_case(case, logits[..., :pixels], target[..., :pixels], weight[..., :pixels])
-        check_case(case, logits[..., :pixels], target[..., :pixels])
-
-
-@pytest.mark.parametrize("position", range(8))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_wrong_label_anywhere_in_a_vector(dtype: torch.dtype, position: int) -> None:
-    for case in [*PATHS, *LABEL_MAPS]:
-        shape = shape_of(case.mode, 2048)
-        target = make_target(case.mode, shape)
-        target.flatten()[64 + position] = 7
-        assert case.module()(make_logits(shape, dtype), target).isnan()
-
-
 @pytest.mark.parametrize("mode", ["binary", "multilabel", "multiclass"])
 def test_as_many_terms_as_a_plan_holds(mode: str) -> None:
-    """Sums of every kind, next to one another in shared memory."""
+    """As many sums of every kind as shared memory holds."""
     shape = shape_of(mode, 40, 32)
     tversky = {"alpha": 0.3, "beta": 0.7}
     pointwise = [Case("focal_loss", mode, {"gamma": 1.5}), Case("mse_loss", mode), Case("huber_loss", mode)]
@@ -344,7 +204,7 @@ def test_as_many_terms_as_a_plan_holds(mode: str) -> None:
 
 
 def test_as_many_pointwise_terms_of_a_label_map() -> None:
-    """Where a tile has the sums of all of them."""
+    """On a tile, which has the sums of all terms."""
     logits, target = make_logits((2, 6, 33, 16)).requires_grad_(), make_target("multiclass", (2, 6, 33, 16))
     exact = logits.detach().double().requires_grad_()
     alpha = (0.2, 1.5, 0.7, 2.0, 1.1, 0.9)
@@ -363,29 +223,8 @@ def test_as_many_pointwise_terms_of_a_label_map() -> None:
 
 
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
-def test_labels_out_of_range_give_nan(case: Case) -> None:
-    """No address depends on them; the next call is as good as ever."""
-    shape = shape_of(case.mode, 24, 32)
-    limit = 5 if case.mode == "multiclass" else 2
-    for layout in (channels_last, lambda x: x):
-        for wrong in (-1, limit, 2**31 + 1, -(2**40)):
-            target = make_target(case.mode, shape)
-            logits = layout(make_logits(shape)).requires_grad_()
-            target.flatten()[37] = wrong
-            loss = case.module()(logits, target)
-            loss.backward()
-            assert loss.isnan()
-            assert logits.grad.isnan().any()
-            masked = torch.ones(target.shape)
-            masked.flatten()[37] = 0
-            assert case.module()(logits, target, masked).isfinite()
-            assert case.module(ignore_index=wrong)(logits, target).isfinite()
-    check_case(case, make_logits(shape), make_target(case.mode, shape))
-
-
-@pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
 def test_the_same_bits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run to run; in the shim for other orders of blocks and threads and another number of processors."""
+    """In every run. In the shim also for other orders of blocks and threads, and other numbers of processors."""
     shape = shape_of(case.mode, 72, 128)
     base, target = make_logits(shape), make_target(case.mode, shape)
     found = []
@@ -403,7 +242,7 @@ def test_the_same_bits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", [*PATHS, *LABEL_MAPS], ids=str)
 def test_every_output_is_written(case: Case) -> None:
-    """torch fills new tensors, the workspace among them, with NaN. Nothing valid: 0 whatever the smoothing."""
+    """torch fills new tensors and the workspace with NaN. If no pixel counts, the loss is 0 for any smoothing."""
     smoothed = Case(case.loss, case.mode, {**case.options, "smooth": (0.5, 2.0)}) if case.is_region else case
     torch.use_deterministic_algorithms(True)
     try:
@@ -430,26 +269,9 @@ def test_second_backward_and_upstream(case: Case) -> None:
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("case", [c for c in PATHS if c.mode != "binary"], ids=str)
-def test_offsets_beyond_two_to_the_31(case: Case) -> None:
-    """Classes 2^31 elements apart, in memory of which only their pages are ever touched."""
-    apart = 2**31 + 16
-    near = make_logits((1, 2, 64), torch.float16)
-    far = torch.empty(2 * apart, dtype=torch.float16).as_strided((1, 2, 64), (1, apart, 1)).copy_(near)
-    options = {k: v for k, v in case.options.items() if not isinstance(v, tuple)}
-    target = make_target(case.mode, (1, 2, 64))
-    loss = Case(case.loss, case.mode, options).module()
-    results = []
-    for logits in (near.requires_grad_(), far.requires_grad_()):
-        value = loss(logits, target)
-        results.append((value.detach(), torch.autograd.grad(value, logits)[0]))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
 @pytest.mark.skipif(THIN > 1, reason="SEGFUSE_THIN leaves tests out")
 def test_every_engine_was_launched(capsys: pytest.CaptureFixture[str]) -> None:
-    """Last in the file: shows how often each kernel ran above, and finds those that did not."""
+    """The last test of the file: it prints how often the tests above launched each kernel, and fails if one is at 0."""
     names = [name for name in cuda_engine().module.kernel_names() if name.split(".")[0] in ENGINES]
     print("\n".join(f"{LAUNCHED[name]:6} {name}" for name in names))
     with capsys.disabled():

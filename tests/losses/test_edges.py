@@ -200,7 +200,7 @@ def test_ignore_index_is_compared_as_an_integer() -> None:
             assert all(map(torch.equal, run(case, logits, labels.to(dtype), ignore_index=index), expected))
         for dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
             assert not any(v.any() for v in run(case, logits, (labels * 0 - 100).to(dtype), ignore_index=-100))
-        if DEVICE == "cpu" and SHIM is None:  # else NaN: test_kernels.py
+        if DEVICE == "cpu" and SHIM is None:  # else NaN: tests/cuda/test_labels.py
             with pytest.raises(IndexError, match=" -1 "):
                 run(case, logits, (labels * 0 - 1).to(torch.int8), ignore_index=255)
 
