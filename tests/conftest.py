@@ -1,4 +1,4 @@
-"""Shared fixtures: every test starts from the same random state. What can be asked for: support/environment.py."""
+"""Fixtures of all tests. Each test starts from its own fixed random state. Options: support/environment.py."""
 
 import gc
 import re
@@ -14,7 +14,7 @@ from programs import Programs
 from segfuse._core import engines, native
 from versions import NEEDS
 
-# On small tensors the oracle spends its time waking threads; test_engine.py runs the kernels on several.
+# On small tensors, threads only cost time. test_engine.py runs the kernels on several.
 torch.set_num_threads(1)
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
@@ -25,7 +25,7 @@ if SHIM:
 
 @pytest.fixture
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CUDA kernels, or their sources, run every call of the test; LAUNCHED counts them."""
+    """Every call of the test runs on the CUDA kernels or their sources built for the CPU. LAUNCHED counts launches."""
     if DEVICE == "cpu":
         monkeypatch.setitem(engines.engines, "cpu", cuda_engine())
         monkeypatch.setattr(native, "_traced", [cuda_engine().module])
@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests are drawn, since every n-th would be the same reduction each time; what torch lacks must fail."""
+    """SEGFUSE_THIN draws tests by a hash: every n-th would be the same reduction. Tests of a later torch must fail."""
     for item in items:
         for pattern, (oldest, reason) in NEEDS.items():
             if re.search(pattern, item.nodeid) and Version(torch.__version__) < Version(oldest):
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # thousands of tests, which the collector need not look through again and again
+    gc.freeze()  # the garbage collector would look through thousands of tests each time
 
 
 @pytest.fixture(autouse=True)

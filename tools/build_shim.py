@@ -2,8 +2,8 @@
 
     python tools/build_shim.py FOLDER [--sanitize] [--sources csrc]
 
-Objects are kept by the hash of the flags and of all text that a source includes, wherever that text lies: an unchanged
-source is not compiled twice, and of a changed copy of csrc only what the change reaches.
+An object file is named by a hash of its flags and of all text that its source includes, not by the path of the source.
+So an unchanged source is not compiled twice, and of a changed copy of csrc only the changed part is compiled.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ ROOT = Path(__file__).parents[1]
 SHIM = ROOT / "tests" / "shim"
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
-# Functions full of checks: -O1 takes twice as long as -Og, most of it for registers, and the tests run no faster.
+# Without sanitizers, with them. Their checks make functions so long that -O1 compiles twice as long as -Og, most of it
+# for registers. The tests run no faster for it.
 OPTIMIZE = "-O1", "-Og"
-# The scheduler takes much of the time. It is not watched here, only tells ASan of its switches: selftest.cu watches it.
+# tests/shim switches between the threads, which takes much of a test's time. So it is optimised and never has checks;
+# beside sanitizers it tells ASan of each switch. With checks it runs in selftest.cu.
 SCHEDULER = ["-O2"], ["-O2", "-DSEGFUSE_SHIM_ASAN=1"]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 NAME = "_cuda_shim"

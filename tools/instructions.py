@@ -1,10 +1,11 @@
-"""Instructions per pixel of the CPU kernels, counted by stepping through them: no load of the machine moves them.
+"""Instructions per pixel of the CPU kernels. They are counted one by one, so a busy machine does not change the result.
 
     python tools/instructions.py
 
-A child process takes one step of each of two sizes and is stopped at every instruction of the native module; the
-difference of the counts, over the difference of the pixels, is the cost of a pixel. Linux on x86. Of a thing that makes
-the CPU slower (a vector that passes through memory, a scalar loop, a second exponential) it grows at once.
+A child process runs one forward and backward of each of two sizes and is stopped at every instruction of the native
+module. The cost of a pixel is the difference of the counts, divided by the difference of the pixels. Only on Linux on
+x86. The count shows what makes the kernels slower: a vector that passes through memory, a scalar loop, a second
+exponential.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ STEPPER = r"""
 #include <sys/ptrace.h>
 #include <sys/user.h>
 #include <sys/wait.h>
-// A stopped child goes on to its next stop: its instructions between two addresses, a repeated string instruction once.
-// Without addresses it is not stepped. -1: it ended.
+// Lets a stopped child run to its next stop, and counts its instructions between two addresses. A repeated string
+// instruction counts once. Without addresses nothing is counted. -1: the child has ended.
 long run(int pid, unsigned long from, unsigned long to) {
   long steps = 0;
   unsigned long last = 0;
@@ -53,8 +54,11 @@ long run(int pid, unsigned long from, unsigned long to) {
 
 @dataclass(frozen=True)
 class Case:
-    """A loss on logits of a type and layout, with a target type; and by instruction set the most instructions that the
-    forward and the backward of a pixel may take: a tenth or so above what GCC 12 makes."""
+    """A loss, and the logits and targets that it is given.
+
+    budget: by instruction set, the most instructions per pixel of the forward and of the backward. About a tenth more
+    than the code that GCC 12 makes.
+    """
 
     loss: Callable[[], segfuse.Loss]
     classes: int
@@ -138,14 +142,14 @@ def _stepper() -> Any:
 
 
 def _code() -> tuple[int, int]:
-    """Where the native module's instructions lie in this process and in its children."""
+    """The addresses of the native module's instructions, in this process and in its children."""
     (line,) = (s for s in Path("/proc/self/maps").read_text().splitlines() if " r-xp " in s and s.endswith(_C.__file__))
     first, end = line.split()[0].split("-")
     return int(first, 16), int(end, 16)
 
 
 def _child(inputs: list[tuple[torch.Tensor, torch.Tensor]], loss: segfuse.Loss) -> None:
-    """Steps with a stop before and after each native call, once everything has been called once."""
+    """Calls everything once; then again, with a stop before and after each native call."""
 
     def marked(native: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -169,7 +173,8 @@ def per_pixel(case: Case, instruction_set: str) -> tuple[float, float]:
     run, rows = _stepper(), (1, 1 + max(3, 24 // case.classes))
     inputs, threads, processors = [case.inputs(n) for n in rows], torch.get_num_threads(), os.sched_getaffinity(0)
     torch.set_num_threads(1)
-    os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})  # a step across two processors takes four times as long
+    # To stop a child that runs on another processor takes four times as long.
+    os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})
     try:
         with native.instruction_set(instruction_set):
             pid = os.fork()

@@ -1,6 +1,6 @@
-"""More than 2^31 logits in memory, not a view of few: Dice + BCE and its gradient against float64, in chunks.
+"""More than 2^31 logits that are all in memory: Dice + BCE and its gradient, against float64 in chunks.
 
-python tools/large.py       11 GB, some minutes; what it prints stands in docs/integration.md
+python tools/large.py       11 GB, some minutes; its output is in docs/integration.md
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Mutation tests of csrc/cuda: each mistake of mutations.py, made in a copy of the sources, must fail one of FILES.
+"""Mutation tests of csrc/cuda: each mistake of mutations.py, made in a copy of the sources, must fail a test of FILES.
 
-    python tools/mutate.py --all [--only REGEX]     runs them (all: about an hour on two cores); exits 1 if one survives
-    python tools/mutate.py --list [--only REGEX]    names them
+    python tools/mutate.py --all [--only REGEX]     tries them: an hour on two cores for all; exits 1 if one survives
+    python tools/mutate.py --list [--only REGEX]    prints them
 
-The copy has small chunks and passes its sums on early (mutations.SHRUNK), so that small tensors reach every line.
+The copy has smaller constants (mutations.SHRUNK), for example a chunk's pixels, so that small tensors reach every line.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ FILES = (
     "tests/cuda/test_alignment.py",
     "tests/cuda/test_kernels.py",
 )
-TIMEOUT = 600  # seconds, of a run of the tests: a mutant may loop forever
+TIMEOUT = 600  # seconds for a run of the tests: a mutant may loop forever
 
 
 @dataclass
 class Verdict:
     killed: bool
-    by: str  # the test, or what the shim said
+    by: str  # the test that failed, or the error of the shim
     seconds: float
 
 
 def shrunk(folder: Path) -> Path:
-    """A copy of csrc in a folder, its constants small."""
+    """A copy of csrc in a folder, with the constants of SHRUNK."""
     csrc = folder / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
     left = dict(SHRUNK)
@@ -96,11 +96,11 @@ def run_tests(module: Path, thin: int, seed: int) -> Verdict:
 
 
 def try_all(wanted: Sequence[Mutation | None]) -> Iterator[tuple[Mutation | None, Verdict]]:
-    """Mutations (None: the sources as they are) and what became of them; the next one is compiled meanwhile."""
+    """Each mutation and its verdict. None: the copy without a mutation. While one is tested, the next one compiles."""
     kept = ROOT / "build" / "mutants"
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as builder:
         csrc = shrunk(Path(name))
-        build(kept, csrc=csrc)  # what a mutation does not reach is compiled once
+        build(kept, csrc=csrc)  # the mutants share these objects, except those that a mutation changes
 
         def make(index: int) -> Path:
             folder = Path(name) / str(index)
@@ -115,7 +115,7 @@ def try_all(wanted: Sequence[Mutation | None]) -> Iterator[tuple[Mutation | None
             module = future.result()
             if i + 1 < len(wanted):
                 future = builder.submit(make, i + 1)
-            # A few of the tests kill most mutants.
+            # One test in ten kills most mutants. The others see all tests.
             seconds = 0.0
             for thin, seed in [(10, 0), *((1, seed) for seed in range(mutation.pattern.seeds if mutation else 1))]:
                 verdict = run_tests(module, thin, seed)
@@ -131,7 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--only", default="", help="a regular expression; what contains it is meant")
+    parser.add_argument("--only", default="", help="a regular expression: only mutations that it matches")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         meant = [m for m in mutations(shrunk(Path(name))) if re.search(options.only, str(m))]
@@ -148,7 +148,7 @@ def main() -> int:
         print(f"{word:10} {verdict.seconds:5.1f} s  {mutation}\n{'':20}{verdict.by}", flush=True)
         survivors += [] if verdict.killed or known else [mutation]
         if verdict.killed and known:
-            print(f"{'':20}but is said to be equivalent", flush=True)
+            print(f"{'':20}but mutations.EQUIVALENT has it", flush=True)
     print(f"{len(meant)} mutations, {len(survivors)} survivors", *survivors, sep="\n")
     return int(bool(survivors))
 

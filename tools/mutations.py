@@ -1,7 +1,7 @@
-"""Mistakes that somebody could make in csrc/cuda, as patterns: each place where one fits is a mutation of its own.
+"""Mistakes that somebody could make in csrc/cuda, as patterns. Each match of a pattern is a mutation.
 
-tools/mutate.py applies one at a time and expects one of its FILES to fail. What may survive stands in EQUIVALENT, with
-the reason; a survivor that is not there is a missing test.
+tools/mutate.py makes one mutation at a time and expects a test to fail. EQUIVALENT lists mutations that no test can
+find, with the reason. If any other mutation survives, a test is missing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-# Constants of which only large tensors reach the far side: chunks cut short, sums passed on in the middle of a chunk.
-# These serve small ones, and are no multiples of one another: after the last flush within a chunk more is to come.
+# Constants that only large tensors exceed, and values that small tensors exceed. They have several chunks then, and
+# flush their sums in the middle of a chunk. 7168 pixels are 28 rounds of 256 threads: 8 rounds follow the flush at 20.
 SHRUNK = {
     r"(?<=kAddsPerFlush = )64(?=;)": "20",
     r"(?<=kSmallest = )4096(?=, )": "7168",
@@ -27,13 +27,13 @@ SHRUNK = {
 
 @dataclass(frozen=True)
 class Pattern:
-    """A regular expression for what is right, and what to put there instead (as re.sub would)."""
+    """A regular expression for correct code, and its replacement, as for re.sub."""
 
     name: str
     before: str
     after: str
     files: str = r".*"
-    seeds: int = 1  # orders of threads to try before it counts as a survivor
+    seeds: int = 1  # orders of threads to try before it is a survivor
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Mutation:
     before: str
     after: str
     line: int
-    text: str  # of its line
-    nth: int = 0  # among equal lines with equal patterns
+    text: str  # the line
+    nth: int = 0  # which of several equal lines, for the same pattern
 
     @property
     def key(self) -> str:
-        """Stays the same while its line does."""
+        """Names the mutation as long as its line does not change."""
         return f"{self.file}: {self.pattern.name}: {self.text}" + (f" #{self.nth + 1}" if self.nth else "")
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Mutation:
         return text[: self.start] + self.after + text[end:]
 
 
-DEVICE = r"(?!steps|policy|binding).*"  # the host's loops run over tables of kernels
+DEVICE = r"(?!steps|policy|binding).*"  # files with code of the GPU; loops of the host run over tables of kernels
 FOR = r"(for \([^;:\n]*"
 ARRAYS = (
     r"(?:totals|staging|scales|present|absent|fp|sums|of_class|columns?"
@@ -73,12 +73,12 @@ PATTERNS = (
     Pattern("no barrier", r"__syncthreads\(\);|\bsync_teams\(\);", ";", seeds=3),
     Pattern("no barrier", r"1 \+ slice\.lane / kWarp", "1", seeds=3),
     Pattern("half a warp", r"0xffffffffu", "0x0000ffffu"),
-    # Loops: the first round left out, the last one, a stride that is too long.
+    # Loops: without the first round, without the last one, with a stride that is too long.
     Pattern("first round", FOR + r" = )([^;,\n]+)(?=;)", r"\1\2 + 1", DEVICE),
     Pattern("last round", FOR + r";[^;\n]* < [^;\n]+)(?=;)", r"\1 - 1", DEVICE),
     Pattern("last round", FOR + r";[^;\n]* > [^;\n]+)(?=;)", r"\1 + 1", DEVICE),
     Pattern("stride", FOR + r";[^;\n]*; \w+ \+= [^()\n]+)(?=\))", r"\1 + 1", DEVICE),
-    # Who does it, and where it ends.
+    # Which threads do it, and where it ends.
     Pattern("thread guard", r"(if \((?:int\()?threadIdx\.x\)? < )([^)\n]+)\)", r"\1\2 - 1)"),
     Pattern("tail", r"(?<!; )(\b(?:i|lane|base \+ lane|group\.i)) < ([\w.]*\bcount|here)\b", r"\1 <= \2"),
     Pattern("tail", r"i >= count", "i > count"),
@@ -96,7 +96,7 @@ PATTERNS = (
     Pattern("chunk", r"\(cut\.pixels \+ cut\.chunk - 1\)", "cut.pixels"),
     Pattern("chunk", r"\* job\.cut\.per_unit \+ rank", "* (job.cut.per_unit - 1) + rank"),
     Pattern("chunk", r"\* job\.cut\.per_unit \+ rank", "* job.cut.per_unit"),
-    # Shared memory, and the workspace: arrays that overlap, too little of it.
+    # Shared memory and workspace: arrays that overlap, or are too small.
     Pattern(
         "overlap", r"(\b" + ARRAYS + r" \+ )((?:[\w:.* ]+\(\)|[\w:.+* ]+?)(?=[;,)]))", r"\1\2 - 1", r".*\.h|steps\.cu"
     ),
@@ -108,7 +108,7 @@ PATTERNS = (
     Pattern("too small", r"kPixels \* kThreads \* 5", "kPixels * kThreads * 4"),
     Pattern("too small", r"\+ 2 \* kClasses \* kThreads\)", "+ (2 * kClasses - 1) * kThreads)"),
     Pattern("too small", r"\(double\)\) \* kHeadThreads / kWarp", "(double)) * (kHeadThreads / kWarp - 1)"),
-    # What was added before is added again, or lost.
+    # A sum is added twice, or lost.
     Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|hard\.clear\(\)|first = false);", ";"),
     Pattern(
         "no clear",
@@ -176,7 +176,7 @@ PATTERNS = (
     Pattern("words", r"count - first\b", "count - first - 1"),
 )
 
-# Key -> why nothing can tell the difference.
+# Key: why no test can see the difference.
 PADDING = "beyond the end, all weights are 0"
 FEW = "fewer than threads"
 WHOLE = "counts are whole vectors"
@@ -215,7 +215,7 @@ def sources(csrc: Path) -> list[Path]:
 
 
 def mutations(csrc: Path) -> list[Mutation]:
-    """All, in the order of the files."""
+    """All mutations, in the order of the files."""
     found = []
     for path in sources(csrc):
         text = path.read_text()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-# Arms of a branch without loads that differ by less: a special case (inf in log1p) and the ordinary one.
+# Two arms of a branch without loads may be a special case (inf in log1p) and the ordinary one. They are, if they differ
+# by fewer instructions than this.
 SPECIAL_CASE = 8
 NOT_ARITHMETIC = {"load128", "store128", "store64", "store", "exchange"}
 KINDS = {"LDL": "local", "STL": "local", "MUFU": "mufu", "BAR": "exchange", "SHFL": "exchange"}
@@ -23,7 +24,7 @@ class Function:
 
 
 def parse(listing: str, wanted: Callable[[str], bool]) -> dict[str, Function]:
-    """The functions of a cubin with a wanted (mangled) name."""
+    """The functions of a cubin whose mangled name is wanted."""
     functions: dict[str, Function] = {}
     current: Function | None = None
     for line in listing.splitlines():
@@ -45,7 +46,7 @@ def opcode(instruction: str) -> str:
 
 
 def kind(instruction: str) -> str:
-    """What is counted, else ''."""
+    """The kind that an instruction is counted as, or ''."""
     op = opcode(instruction)
     name = op.partition(".")[0]
     if name in ("LDG", "STG"):
@@ -66,7 +67,7 @@ class Block:
 
 
 def flow(function: Function) -> dict[int, Block]:
-    """Blocks that can be reached, by the index of their first instruction. Calls return."""
+    """The blocks that can be reached, by the index of their first instruction. A call is assumed to return."""
     ends: dict[int, list[int]] = {}
     for i, instruction in enumerate(function.code):
         op, predicated = opcode(instruction), instruction.startswith("@")
@@ -132,7 +133,7 @@ def _cycles(nodes: set[int], after: Callable[[int], list[int]]) -> list[set[int]
 
 @dataclass
 class Nest:
-    """A loop, and those inside it."""
+    """A loop, and the loops inside it."""
 
     head: int
     body: set[int]
@@ -140,7 +141,7 @@ class Nest:
 
 
 def nest(blocks: dict[int, Block], nodes: set[int], closed: frozenset[int] = frozenset()) -> list[Nest]:
-    """The loops among `nodes`. closed: heads of the loops around, whose turns end there."""
+    """The loops among `nodes`. closed: heads of the loops around them, where a turn of these ends."""
     found = []
     for body in _cycles(nodes, lambda b: [w for w in blocks[b].after if w not in closed]):
         entered = {w for b, block in blocks.items() if b not in body for w in block.after if w in body}
@@ -150,7 +151,7 @@ def nest(blocks: dict[int, Block], nodes: set[int], closed: frozenset[int] = fro
 
 
 def innermost_loops(blocks: dict[int, Block], wanted: str) -> Iterator[Loop]:
-    """Innermost loops with an instruction of the kind `wanted`."""
+    """The innermost loops that have an instruction of the kind `wanted`."""
 
     def search(loops: list[Nest]) -> Iterator[Loop]:
         for loop in loops:
@@ -163,8 +164,8 @@ def innermost_loops(blocks: dict[int, Block], wanted: str) -> Iterator[Loop]:
 def cheapest_way(
     blocks: dict[int, Block], start: int, ends: set[int], required: dict[str, int]
 ) -> tuple[int, Counter[str]] | None:
-    """Fewest instructions from `start` to the last one of a block of `ends`, with at least so many of each kind, and
-    what that way counts; None: there is none."""
+    """The shortest way from `start` to the end of a block of `ends` with at least the required number of each kind: its
+    instructions, and how many there are of each kind. None: there is no such way."""
     kinds = [k for k, n in required.items() if n]
     goal = tuple(required[k] for k in kinds)
     gains = {b: tuple(block.counts[k] for k in kinds) for b, block in blocks.items()}
@@ -210,7 +211,7 @@ class Loop:
         self._drop_light_arms()
 
     def _joins(self) -> dict[int, int | None]:
-        """Per block the first that all its ways lead to."""
+        """For each block with two ways out, the first block that is on both of them."""
         order = list(self.blocks)
         bit = {b: 1 << i for i, b in enumerate(order)}
         everything = (1 << len(order)) - 1
@@ -225,7 +226,7 @@ class Loop:
                     common &= way
                 if (new := common | bit[b]) != met[b]:
                     met[b], changed = new, True
-        # What is met first has itself the most to meet.
+        # Of the blocks on both ways, the first one has the most blocks behind it.
         number = {b: m.bit_count() for b, m in met.items()}
         return {
             b: max((x for x in order if met[b] & bit[x] and x != b), key=number.__getitem__, default=None)
@@ -234,9 +235,9 @@ class Loop:
         }
 
     def _drop_light_arms(self) -> None:
-        """Of two arms that only compute, the heavier one counts: a region term, not its absence.
+        """Of two arms that only compute, keeps the longer one: with a region term, not without.
 
-        Arms that store, exchange or load vectors (the end of a row, weights) stay as they are.
+        Arms that store, exchange or load vectors (the end of a row, weights) both stay.
         """
         joins = {b: join for b, join in self._joins().items() if join is not None}
         inside = {
@@ -256,7 +257,7 @@ class Loop:
         return [w for w in self.blocks[b].after if w != join]
 
     def _cost(self, start: int, end: int) -> int:
-        """Instructions from the one to the other, by the cheapest way."""
+        """Instructions of the shortest way from `start` to `end`."""
         costs = {start: 0}
         queue = [(0, start)]
         while queue:

@@ -1,10 +1,10 @@
-"""One wheel, several releases of torch: the tests on each, in an environment of its own; docs/versions.md.
+"""Runs the tests on several releases of torch, each in its own environment, with one wheel; writes docs/versions.md.
 
 python tools/versions.py WHEEL [--torch 2.4.1 ...] [--keep FOLDER]
 
 WHEEL       segfuse, built once (`pip wheel --no-deps .`); it must hold the Python of this checkout
---torch     only these releases; the rows of the others stay
---keep      environments and reports stay in this folder, and are used again; otherwise in a temporary one
+--torch     only these releases; the page keeps the rows of the others
+--keep      a folder for environments and reports, which the next run uses again; without it they are deleted
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "versions.md"
-# The oldest that pyproject.toml admits, one between, that of requirements-dev.txt, and the newest; with a numpy of its
-# time, the first with the oldest that pyproject.toml admits.
+# The oldest release that pyproject.toml allows, one in between, that of requirements-dev.txt, and the newest. Each with
+# a numpy of its time; the first has the oldest numpy that pyproject.toml allows.
 VERSIONS = {"2.4.1": "numpy==1.24.*", "2.8.0": "numpy==2.2.*", "2.13.0": "numpy>=2", "2.15.0": "numpy>=2"}
-# They build kernels from the sources, or read those, and these know nothing of torch.
+# Tests that build or read kernels. The kernels do not depend on torch.
 LEFT_OUT = {
     "tests/repo/test_contributing.py": "builds the CPU kernels",
     "tests/cuda/test_kernels.py": "builds the CUDA sources",
@@ -42,7 +42,7 @@ LEFT_OUT = {
     "tests/cuda/test_toolkits.py": "compiles the CUDA sources",
     "tests/repo/test_versions.py": "compares this page",
 }
-# Tests, by their names, that need a later torch than the oldest: which, and what that lacks. There they must fail.
+# Tests that need a later torch than the oldest: the release, and what older ones lack. On older ones they must fail.
 NEEDS = {
     r"test_compile\[(function|built inside)|test_inductor\[function": (
         "2.5",
@@ -70,7 +70,7 @@ def run(python: Path, *arguments: str, check: bool = True, **environment: str) -
 
 
 def environment(folder: Path, version: str, wheel: Path) -> Path:
-    """The interpreter of an environment with this torch and the wheel."""
+    """The interpreter of a new environment with this torch and the wheel."""
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
@@ -82,7 +82,7 @@ def environment(folder: Path, version: str, wheel: Path) -> Path:
 
 
 def measure(folder: Path, version: str, wheel: Path) -> str:
-    """The row of a release."""
+    """Runs the tests on a release: its row of the page."""
     python, report = environment(folder, version, wheel), folder / "report.xml"
     ignored = [f"--ignore={name}" for name in LEFT_OUT]
     said = run(
@@ -109,7 +109,7 @@ def measure(folder: Path, version: str, wheel: Path) -> str:
 
 
 def rows() -> dict[str, str]:
-    """Those of the page, by release."""
+    """The rows of the page, by release."""
     found = re.findall(r"^\| ((\d[\d.]*\d)\S* \|.*)$", PAGE.read_text() if PAGE.exists() else "", re.MULTILINE)
     return {version: f"| {row}" for row, version in found if version in VERSIONS}
 

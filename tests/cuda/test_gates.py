@@ -1,4 +1,4 @@
-"""What the CUDA kernels were compiled to, without a GPU: every architecture, no spills, few instructions."""
+"""The machine code of the CUDA kernels, without a GPU: every architecture, no spills, few instructions."""
 
 import re
 import zlib
@@ -10,7 +10,7 @@ import gates
 from environment import REQUIRED, leave_out
 from turns import Code
 
-LARGEST_WHEEL = 20_000_000  # of the module, compressed as in a wheel
+LARGEST_WHEEL = 20_000_000  # bytes of the module, compressed as in a wheel
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def codes(module: Path) -> dict[str, Code]:
 
 
 def test_every_architecture_is_there(module: Path) -> None:
-    """90-virtual is PTX; 90 and 90-real are machine code, the former perhaps with PTX (as CMake names them)."""
+    """Names are those of CMake: 90-virtual is PTX, 90-real is machine code, 90 is machine code and perhaps PTX."""
     from segfuse import _cuda
 
     names = _cuda.architectures.split(",")
@@ -45,7 +45,7 @@ def test_every_architecture_is_there(module: Path) -> None:
     assert gates.architectures(module, "elf") == real
     assert ptx >= virtual
     if REQUIRED:
-        assert ptx, "nothing for the GPUs to come"
+        assert ptx, "no PTX, so nothing for later GPUs"
         assert real == {arch for row in gates.table().values() for arch in row["registers"]}
 
 
@@ -55,7 +55,7 @@ def test_the_table_has_the_hot_kernels(used: dict[str, dict[str, gates.Usage]]) 
 
 
 def test_no_spills_and_registers(used: dict[str, dict[str, gates.Usage]]) -> None:
-    """Nothing on the stack; registers decide how many blocks a processor holds."""
+    """Nothing on the stack. The number of registers decides how many blocks run on a processor at once."""
     wrong = []
     for name, by_arch in used.items():
         limits = gates.table().get(name, {}).get("registers", {})
@@ -87,7 +87,7 @@ def test_wide_accesses_and_instructions_per_pixel(codes: dict[str, Code]) -> Non
 
 
 def test_what_the_model_of_the_roof_counts(codes: dict[str, Code]) -> None:
-    """Both ways: docs/performance.md is made of these numbers."""
+    """Neither more nor less than in the table: docs/performance.md is computed from these numbers."""
     wrong = []
     table = gates.table()
     for name, row in table.items():

@@ -1,7 +1,7 @@
-"""Both runs of bench/gpu.sh rehearsed without a GPU, from the first line to the report, with whatever can go wrong.
+"""A rehearsal of both runs of bench/gpu.sh without a GPU, from the first line to the report, with all kinds of failures.
 
-In a copy that holds only what git tracks, with a wheel, on the CUDA sources compiled for the CPU; under Python 3.12,
-which such machines have, if there is one with torch and a wheel for it in dist/, else under the Python of the tests.
+It runs in a copy of what git tracks, with a wheel, on the CUDA sources built for the CPU. It takes Python 3.12, which
+machines with a GPU have, if that has torch and dist/ has a wheel for it; else the Python of the tests.
 """
 
 import json
@@ -66,7 +66,7 @@ def test_the_first_run(runs: dict[str, Run]) -> None:
     }, run.printed
     assert run.status == 1
     assert list(json.loads((run.out / "failed.json").read_text())) == ["trouble/test_trouble.py::test_wrong"]
-    cases = run.results()["cases"]  # of the second, the row before its death
+    cases = run.results()["cases"]  # the second has only the row before the process died
     assert [len(case["rows"]) for case in cases] == [2, 1]
     assert all("us" in row for case in cases for row in case["rows"])
     page, log = (run.out / "README.md").read_text(), (run.out / "log.txt").read_text()
@@ -134,7 +134,7 @@ def test_options() -> None:
 
 
 def test_a_replay_sees_what_is_wrong(runs: dict[str, Run], tmp_path: Path, rehearsal: Rehearsal) -> None:
-    """Every number of a gradient moved by a hundredth of the largest; a file that ends in the middle of an event."""
+    """Gradients that are off by a hundredth of the largest element, and a file that ends in the middle of an event."""
     code = """
 import pickle, sys
 sys.path.insert(0, sys.argv[1])
@@ -161,7 +161,7 @@ print(changed)
 
 
 def test_a_replay_by_the_driver(runs: dict[str, Run], tmp_path: Path, rehearsal: Rehearsal) -> None:
-    """Against a library of the driver's name and prototypes."""
+    """Against a fake libcuda.so.1 with the functions of the driver."""
     (tmp_path / "driver.cpp").write_text(DRIVER)
     library = str(tmp_path / "libcuda.so.1")
     subprocess.run(["g++", "-shared", "-fPIC", str(tmp_path / "driver.cpp"), "-o", library], check=True)

@@ -1,5 +1,5 @@
-"""Label maps of half precision on the CUDA kernels: what their cheaper form (link.h) may lose, and labels that do not
-count, which a vector asks for all at once."""
+"""Label maps of half precision on the CUDA kernels: the error of their cheaper formulas (csrc/link.h), and labels that
+do not count, at any place within a vector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segfuse._core import native
 HALVES = (torch.bfloat16, torch.float16)
 CLASSES = (2, 3, 4, 5, 8, 19)
 LABELS = (torch.uint8, torch.int32, torch.int64)
-SIZE = (40, 48)  # whole vectors, and more than are read as one sample
+SIZE = (40, 48)  # whole vectors, and too many pixels to read several samples as one
 CROSS_ENTROPY, DICE = multiclass("cross_entropy_loss"), multiclass("dice_loss")
 TVERSKY = multiclass("tversky_loss", alpha=0.3, beta=0.7)
 
@@ -36,7 +36,7 @@ def wrong_by(target: Tensor, classes: int) -> Tensor:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("classes", CLASSES)
 def test_cross_entropy_is_as_exact_as_promised(classes: int, dtype: torch.dtype) -> None:
-    """Long runs of pixels that are nearly perfect, all wrong, or know nothing."""
+    """Many pixels that are nearly perfect, all wrong, or undecided."""
     target = torch.randint(classes, (2, *SIZE))
     inputs = [make_logits((2, classes, *SIZE)), torch.zeros(2, classes, *SIZE)]
     for gap in (4.0, 7.0, 9.0, 12.0, 15.0, 17.0, 20.0, 40.0):
@@ -56,7 +56,7 @@ def test_cross_entropy_is_as_exact_as_promised(classes: int, dtype: torch.dtype)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("classes", CLASSES)
 def test_p_and_q_keep_their_digits(classes: int, dtype: torch.dtype, gap: float) -> None:
-    """Right and wrong, each class at the peak: sums of small p and of small q, gradients that are small differences."""
+    """Right and wrong pixels, each class at the peak: small p, small q, and gradients that are small differences."""
     for peak, case in product(range(classes), (DICE, TVERSKY)):
         target = torch.full((2, *SIZE), peak)
         logits = ahead(target, classes, gap).to(dtype)
@@ -74,13 +74,13 @@ def test_p_and_q_keep_their_digits(classes: int, dtype: torch.dtype, gap: float)
 
 
 def test_logits_as_large_as_bfloat16_has() -> None:
-    """Ties at the peak, classes a rounding error below it."""
+    """Classes that tie at the peak, and classes that are one rounding below it."""
     target = torch.randint(3, (1, *SIZE))
     for large, case in product((1e8, 1e20, 3e38), (CROSS_ENTROPY, TVERSKY)):
         logits = ahead(target, 3, 4.0)
         logits[:, :, ::2] = large * torch.tensor([1.0, 1.0, 0.99]).view(1, 3, 1, 1)
         logits[:, :, ::4] = -logits[:, :, ::4]
-        if case is CROSS_ENTROPY:  # whose loss of a class far behind is as large
+        if case is CROSS_ENTROPY:  # a label far below the peak would give a loss as large as its logits
             target[:, ::2] = torch.randint(2, target[:, ::2].shape)
             target[:, ::4] = 2
         check_case(case, logits.to(torch.bfloat16), target.to(torch.uint8))
@@ -89,7 +89,7 @@ def test_logits_as_large_as_bfloat16_has() -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", [CROSS_ENTROPY, TVERSKY], ids=str)
 def test_logits_that_are_not_finite(case: Case, dtype: torch.dtype) -> None:
-    """They show in the loss, and in the gradient of their pixel alone."""
+    """The loss is NaN. Of the gradient, only the pixel is."""
     target = torch.randint(3, (1, *SIZE))
     for value, scheme in product((math.nan, math.inf), ("two_pass", "automatic")):
         logits = make_logits((1, 3, *SIZE)).to(dtype)
@@ -108,7 +108,7 @@ def test_logits_that_are_not_finite(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("labels", LABELS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 def test_one_label_of_a_vector(dtype: torch.dtype, labels: torch.dtype, position: int) -> None:
-    """Out of range: NaN. Ignored, or of weight 0: as if it were not there, whatever its logits."""
+    """A label out of range gives NaN. An ignored pixel, or one of weight 0, has no effect, even with logits of NaN."""
     classes, at = 5, 64 + position
     for case in (CROSS_ENTROPY, multiclass("cross_entropy_loss", class_weight=(9, 1, 0.5, 2, 1)), TVERSKY):
         target = torch.randint(1, classes, (1, *SIZE))

@@ -1,4 +1,4 @@
-"""Mistakes made in csrc/cuda must be found: a sample of tools/mutate.py, another one for another SEGFUSE_SEED."""
+"""Tests must find mistakes made in csrc/cuda: a sample of tools/mutations.py. SEGFUSE_SEED draws another sample."""
 
 import os
 import random

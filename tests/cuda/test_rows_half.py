@@ -1,7 +1,7 @@
-"""Rows of hard labels in half precision, which the CUDA engine computes in a way of its own (csrc/cuda/rows.h).
+"""Rows of hard labels in half precision, which have their own code in csrc/cuda/rows.h.
 
-Its logarithms have an absolute bound, not one relative to a small loss: LOG of a pixel and 1e-6 of the loss. p and
-1 - p keep their digits.
+The error of a logarithm there is bounded by LOG per pixel plus 1e-6 of the loss, so a small loss has fewer digits.
+p and 1 - p keep all digits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPACE = (72, 130)  # several chunks, and the last group of each plane is cut off
 BCE = Case("bce_with_logits_loss", "binary")
 FOCAL = Case("focal_loss", "binary")
 DICE = Case("dice_loss", "binary", {"smooth": 0.0})
-# What -log p may be off by: of the loss, which sums it as a product; of the focal loss, which takes each. csrc/link.h
+# The largest error of -log p. BCE takes one logarithm of a product of pixels, focal loss one of each: csrc/link.h
 LOG = {BCE.loss: 6.1e-8, FOCAL.loss: 2.4e-7}
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
@@ -36,11 +36,11 @@ def labels(dtype: torch.dtype, space: tuple[int, ...] = SPACE) -> Tensor:
 
 
 def filled(value: float, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Logits that are `value` and a little more, towards the label."""
+    """Logits of `value` and a little more, with the sign of the label."""
     return lambda target: ((2.0 * target - 1) * (value + 0.1 * torch.rand(target.shape))).to(dtype)
 
 
-# From all right to all wrong; beyond 17 the product of 1 + e does not grow.
+# From all right to all wrong. From 17 on, the product of 1 + exp(-z) does not grow.
 INPUTS = {str(value): value for value in (0.0, 1.0, 6.0, 10.0, 13.0, 17.0, 30.0, 200.0, -1.0, -10.0, -30.0, -200.0)}
 
 
@@ -72,11 +72,11 @@ def test_sums_of_probabilities_keep_their_digits(dtype: torch.dtype, value: floa
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("case", [BCE, FOCAL, DICE], ids=str)
 def test_gradients_of_confident_pixels(case: Case, dtype: torch.dtype, value: float) -> None:
-    """Relative to the largest, which is small where all are right."""
+    """The error is relative to the largest gradient, which is small if all pixels are right."""
     target = labels(torch.uint8)
     logits = filled(value, dtype)(target).requires_grad_()
     exact = logits.detach().double().requires_grad_()
-    scale = 2.0**14  # as a GradScaler: float16 would underflow
+    scale = 2.0**14  # as with a GradScaler: float16 would underflow
     data = {"reduction": "sum"} if case is not DICE else {}
     factor = scale * (1 if case is not DICE else target[0].numel())
     (gradient,) = torch.autograd.grad(case.module(**data)(logits, target) * factor, logits)
@@ -87,7 +87,7 @@ def test_gradients_of_confident_pixels(case: Case, dtype: torch.dtype, value: fl
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.mode != "multiclass"], ids=str)
 def test_every_loss_of_rows(case: Case, dtype: torch.dtype) -> None:
-    """Also those that take another way, for their plan or their weights."""
+    """Also losses and weights that the code for half precision does not take."""
     shape = shape_of(case.mode, 32, 72)
     for label_dtype in LABELS:
         target = make_target(case.mode, shape, label_dtype)
@@ -110,7 +110,7 @@ def test_both_schemes(scheme: str) -> None:
 @pytest.mark.parametrize("wrong", [2, 3, 128, 255])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_a_wrong_label_makes_everything_nan(dtype: torch.dtype, wrong: int) -> None:
-    """All sums of its row; the gradient of its 8 neighbours, and no other's."""
+    """In all sums of its row. In the gradient, only in its group of 8 pixels."""
     for position in (0, 5, 2047, 2048, 9352, 9359):
         target = labels(torch.uint8)
         target[1].flatten()[position] = wrong
@@ -125,7 +125,7 @@ def test_a_wrong_label_makes_everything_nan(dtype: torch.dtype, wrong: int) -> N
             assert nan[1, position]
             assert not nan[0].any()
             assert not nan[2].any()
-        for case in (BCE, FOCAL):  # in a sum no factor is NaN, only the pixel's own group
+        for case in (BCE, FOCAL):  # of a sum: no factor is NaN, so only the group of the pixel is
             logits = make_logits(target.shape, dtype).requires_grad_()
             (gradient,) = torch.autograd.grad(case.module(reduction="sum")(logits, target), logits)
             first = position // 8 * 8
@@ -139,7 +139,7 @@ def test_a_wrong_label_makes_everything_nan(dtype: torch.dtype, wrong: int) -> N
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("case", [BCE, FOCAL, DICE], ids=str)
 def test_logits_that_are_not_finite(case: Case, dtype: torch.dtype, value: float) -> None:
-    """One of each label, among others and alone."""
+    """At one pixel, with label 0 and with label 1."""
     for position, label in itertools.product((0, 7, 4096), (0, 1)):
         target = labels(torch.uint8)
         target[0, 0, 0, 0] = 1
@@ -155,7 +155,7 @@ def test_logits_that_are_not_finite(case: Case, dtype: torch.dtype, value: float
 
 
 def test_a_long_row_of_perfect_pixels() -> None:
-    """The loss is 0 to its bound and never below, though the sums of thousands of products round."""
+    """The loss is never negative and at most its bound, although thousands of products are rounded."""
     for dtype, value in itertools.product(HALF, (8.0, 16.0, 17.0, 40.0)):
         target = (torch.rand(1, 1, 2**17) < 0.5).to(torch.uint8)
         logits = ((2.0 * target - 1) * value).to(dtype)
@@ -166,7 +166,7 @@ def test_a_long_row_of_perfect_pixels() -> None:
 
 @pytest.mark.skipif(THIN > 1, reason="SEGFUSE_THIN leaves tests out")
 def test_every_kernel_of_half_precision_was_launched() -> None:
-    """Else the tests above are of something else."""
+    """Otherwise the tests above would test other kernels."""
     for name, step in itertools.product(
         ("float16, none", "float16, bce", "bfloat16, focal_square"), ("statistics", "gradient")
     ):

@@ -1,4 +1,4 @@
-"""The CUDA sources on the CPU: the fiber shim itself, then the case table on them (test_shim_sanitized.py: again)."""
+"""The CUDA sources on the CPU, through tests/shim: a test of the shim, then the case table on the sources."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the 
 
 @pytest.mark.parametrize("sanitizers", [(), SANITIZERS], ids=["plain", "sanitized"])
 def test_selftest(sanitizers: tuple[str, ...], tmp_path: Path) -> None:
-    """selftest.cu says what it proves."""
+    """What it tests stands in selftest.cu."""
     sources = [SHIM_SOURCES / "selftest.cu", *sorted(SHIM_SOURCES.glob("*.cpp"))]
     flags = ["-std=c++17", "-O1", f"-I{SHIM_SOURCES}", "-fno-strict-aliasing", "-Wno-unknown-pragmas", *sanitizers]
     program = str(tmp_path / "selftest")

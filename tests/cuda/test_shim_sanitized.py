@@ -1,4 +1,4 @@
-"""The case table on the CUDA sources under sanitizers. A file of its own, so that it may run beside test_shim.py."""
+"""The case table on the CUDA sources under sanitizers. Not in test_shim.py, so that both files run at the same time."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.skipif(bool(SHIM) or DEVICE != "cpu", reason="runs the 
 
 
 def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
-    """AddressSanitizer and UBSan abort at their first report. Chunks are small here, so that all loops go round.
+    """AddressSanitizer and UBSan abort at their first report. Chunks are small here, so all loops have several rounds.
 
-    A share, for the time; another one for another SEGFUSE_SEED.
+    A share of the table, to save time. SEGFUSE_SEED draws another share.
     """
     module = build(ROOT / "build" / "shim", sanitize=True, csrc=shrunk(tmp_path))
     assert b"__asan_report_load4" in module.read_bytes()
-    libraries = [f"lib{name}.so" for name in ("asan", "ubsan", "stdc++")]  # Python itself knows nothing of them
+    libraries = [f"lib{name}.so" for name in ("asan", "ubsan", "stdc++")]  # Python is not linked to them
     environment = {
         "SEGFUSE_SHIM": str(module),
         "SEGFUSE_SEED": str(SEED + 1),

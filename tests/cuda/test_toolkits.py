@@ -1,8 +1,8 @@
-"""The CUDA toolkits that build the kernels: which architectures each is asked for, and whether the oldest would do.
+"""Which architectures each CUDA toolkit compiles for, and that the sources compile for the oldest one.
 
 Every CUDA source is compiled for compute capability 7.0 by clang, against the headers and with the assembler of the
-packages that requirements-dev.txt pins. Without optimisation, and with every function assembled by itself (ptxas -c),
-which takes 30 s of a core and not 160. What that cannot see: what nvcc itself says of the sources; registers, spills.
+packages that requirements-dev.txt pins. It does not optimise, and assembles every function by itself (ptxas -c): that
+takes 30 s of a core, not 160. It does not show errors that only nvcc finds, registers, or spills.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 COMPILER = "clang++-19"
 PACKAGES = {"nvidia-cuda-nvcc-cu12": "cuda_nvcc", "nvidia-cuda-runtime-cu12": "cuda_runtime"}
 
-# clang reads a header of this name after its other CUDA headers. The real one is in a package of 70 MB, and clang needs
-# nothing from it. This one adds what every nvcc has and clang 19 lacks.
+# clang includes a header of this name after its other CUDA headers. The real one is in a package of 70 MB, and clang
+# needs nothing from it. This one declares what every nvcc has and clang 19 lacks.
 LAST_HEADER = """
 #undef __grid_constant__
 #define __grid_constant__
@@ -31,7 +31,7 @@ template <class T>
 __device__ inline void __stcs(T* address, T value) { *address = value; }
 """
 
-# An instruction and a function of compute capability 8.0, a device attribute of CUDA 13: what is said of them.
+# An instruction and a function of compute capability 8.0, a device attribute of CUDA 13; and the error for each.
 NEWER = {
     'asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(*y) : "f"(x));': "'cvt.bf16.f32' requires .target sm_80 or higher",
     "*y = __reduce_add_sync(~0u, int(x));": "undeclared identifier '__reduce_add_sync'",
@@ -54,7 +54,7 @@ TOOLKITS = {
 
 
 def chosen(toolkit: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """What CMakeLists.txt takes for a toolkit, a line for each option."""
+    """Prints what Architectures.cmake chooses for a toolkit: the architectures, then one option a line."""
     if which("cmake") is None:
         leave_out("no cmake on PATH")
     script = folder / "choose.cmake"

@@ -1,4 +1,4 @@
-"""The case table: losses with their options, the inputs they are run on, and how exact each dtype must be."""
+"""The case table: losses with their options, inputs for them, and the largest error of each dtype."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REDUCTIONS = ("mean", "sum", "sample", "none")
 CLASSES = 5
 PER_CLASS = (0.2, 1.5, 0.7, 2.0, 1.1)  # asymmetric on purpose
 REGIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "focal_tversky_loss")
-# Named after the functions: a loss without an entry or a case is a missing test (test_values.py).
+# By function. test_values.py fails if a loss has no entry here, or no case.
 CLASS_NAME = {
     "adaptive_log_loss": "AdaptiveLogLoss",
     "background_tversky_loss": "BackgroundTverskyLoss",
@@ -95,7 +95,7 @@ class Case:
         return function(logits.double(), target, mode=self.mode, weight=weight, **self.options, **data)
 
     def allows(self, reduction: str, from_logits: bool = True) -> bool:
-        """Whether the loss takes these data options."""
+        """Whether the loss takes this reduction, and probabilities if not `from_logits`."""
         pools = {**self.options, **self.options.get("base_options", {})}.get("pool_batch", False)
         if reduction == "sample" and pools:
             return False
@@ -112,7 +112,7 @@ def multiclass(loss: str, **options: Any) -> Case:
     return Case(loss, "multiclass", options)
 
 
-# Of class indices: a pointwise loss and a region loss that have engines of their own, and one that has none.
+# Losses of class indices: a pointwise and a region loss of the engine `label_map`, and one that it does not take.
 LABEL_MAPS = [
     multiclass("cross_entropy_loss"),
     multiclass("tversky_loss", alpha=0.3, beta=0.7),
@@ -206,7 +206,7 @@ def compound_cases() -> Iterator[Case]:
 
 CASES = [*point_cases(), *region_cases(), *compound_cases()]
 REDUCED = [(case, reduction) for case in CASES for reduction in REDUCTIONS if case.allows(reduction)]
-# Those that take probabilities.
+# Cases that take probabilities.
 OF_PROBABILITIES = [case for case in CASES if case.allows("mean", from_logits=False)]
 # One case for each path through the kernels.
 PATHS = [
@@ -233,7 +233,7 @@ def make_logits(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scal
 
 
 def make_target(mode: str, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, soft: bool = False) -> Tensor:
-    """Labels for logits of a shape: one class is left out of one sample, so absent rows occur."""
+    """Labels for logits of a shape. One sample lacks one class, so absent rows occur."""
     if mode == "multiclass":
         if soft:
             return torch.rand(shape).softmax(1).to(dtype)
@@ -254,7 +254,7 @@ def make_weight(mode: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def check_close(actual: Tensor, expected: Tensor, tolerance: float, what: str, floor: float = 1e-300) -> None:
-    """Both the same, to a tolerance relative to the largest element, or to the floor."""
+    """No element differs by more than the tolerance times the largest element, plus the floor."""
     assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} against {tuple(expected.shape)}"
     if actual.numel() == 0:
         return
@@ -281,6 +281,6 @@ def check_case(
     (gradient,) = torch.autograd.grad(value, logits, upstream)
     (exact_gradient,) = torch.autograd.grad(exact, exact_logits, upstream.double())
     assert gradient.dtype == logits.dtype
-    # Half of the smallest float16: what a gradient loses there without a GradScaler.
+    # Half of the smallest float16: without a GradScaler, small gradients are rounded by so much.
     floor = 2.0**-25 if logits.dtype == torch.float16 else 1e-300
     check_close(gradient, exact_gradient, gradient_tolerance, "gradient", floor)

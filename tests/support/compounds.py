@@ -1,4 +1,4 @@
-"""A compound loss of each mode, its data and its gradient: for the tests of what PyTorch does with a call."""
+"""A compound loss of each mode, its data and its gradient, for tests/torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ jit = pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerW
 
 
 def compound(mode: str, coefficient: Any = 0.7, package: Any = None, **data: Any) -> Loss:
-    """A region and a pointwise term, a table for each, and a coefficient: fused, or from the reference."""
+    """A region term with a coefficient plus a pointwise term, each with class weights. package: one with references."""
     table = (0.8,) if mode == "binary" else PER_CLASS
     name, option = ("cross_entropy", "class_weight") if mode == "multiclass" else ("bce_with_logits", "pos_weight")
     if package is None:

@@ -1,10 +1,10 @@
-"""What the environment asks of the tests, and the CUDA engine that follows from it.
+"""Environment variables of the tests, and the CUDA engine that they choose.
 
 SEGFUSE_SEED=n              other random inputs
-SEGFUSE_THIN=n              one test of n
-SEGFUSE_SHIM=module.so      the CUDA sources, run on the CPU (tools/build_shim.py), take the CPU kernels' place
-SEGFUSE_TEST_DEVICE=cuda    every tensor that a test makes is made there
-SEGFUSE_REQUIRE_CUDA=1      where the CUDA kernels, or a tool that checks them, are missing, a test fails
+SEGFUSE_THIN=n              one test in n
+SEGFUSE_SHIM=module.so      the CUDA sources, built for the CPU (tools/build_shim.py), replace the CPU kernels
+SEGFUSE_TEST_DEVICE=cuda    the device on which tests make their tensors
+SEGFUSE_REQUIRE_CUDA=1      a test fails, and is not skipped, if the CUDA kernels or a tool for them are missing
 """
 
 import importlib.util
@@ -26,15 +26,15 @@ SEED = int(os.environ.get("SEGFUSE_SEED", "0"))
 THIN = int(os.environ.get("SEGFUSE_THIN", "1"))
 REQUIRED = os.environ.get("SEGFUSE_REQUIRE_CUDA") == "1"
 
-LAUNCHED: Counter[str] = Counter()  # kernels, by the fixture `cuda_kernels`
+LAUNCHED: Counter[str] = Counter()  # launches of each kernel, counted by the fixture `cuda_kernels`
 
 
 @lru_cache(maxsize=1)
 def cuda_engine() -> engines.CudaEngine:
-    """That of the GPU, or the CUDA sources compiled for the CPU."""
+    """The kernels of the GPU, or the CUDA sources built for the CPU."""
     if DEVICE == "cuda":
         return engines.required_engine(torch.device("cuda:0"))
-    from build_shim import build  # pybind11, which it needs, may be missing on a machine with a GPU
+    from build_shim import build  # needs pybind11, which a machine with a GPU may not have
 
     spec = importlib.util.spec_from_file_location("_cuda_shim", SHIM or build(ROOT / "build" / "shim"))
     module = importlib.util.module_from_spec(spec)
@@ -43,7 +43,7 @@ def cuda_engine() -> engines.CudaEngine:
 
 
 def leave_out(reason: str) -> NoReturn:
-    """A test of the CUDA kernels that cannot run here."""
+    """Skips a test of the CUDA kernels; fails with SEGFUSE_REQUIRE_CUDA=1."""
     if REQUIRED:
         pytest.fail(reason)
     pytest.skip(reason)

@@ -23,7 +23,7 @@ def inner(x: Tensor) -> Tensor:
 
 
 def inner_channels_last(x: Tensor) -> Tensor:
-    """Classes are neighbours, pixels are not; those of the gradient, which is dense, are."""
+    """Classes are neighbours in memory, rows of pixels are not. The gradient is dense."""
     return inner(x.movedim(1, -1)).movedim(-1, 1)
 
 

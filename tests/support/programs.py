@@ -1,4 +1,4 @@
-"""C++ programs of tests/cpu, which run the formulas of csrc without an engine."""
+"""Compiles and runs the C++ programs of tests/cpu, which call formulas of csrc without an engine."""
 
 import os
 import subprocess
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from environment import ROOT
 
-FLAGS = ("-std=c++17", "-O0", "-g1", "-fsanitize=address")  # with UBSan the head takes twice as long to compile
+FLAGS = ("-std=c++17", "-O0", "-g1", "-fsanitize=address")  # with UBSan, head.cpp compiles twice as long
 
 
 class Programs:
-    """dual, pixel, head: compiled when they are first run."""
+    """dual.cpp, pixel.cpp, head.cpp: each is compiled when it first runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def run(self, name: str, said: str = "") -> list[list[str]]:
-        """The words of each line of its answer."""
+        """The words of each line that it prints."""
         program = self.folder / name
         if not program.exists():
             source = ROOT / "tests" / "cpu" / f"{name}.cpp"

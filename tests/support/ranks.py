@@ -1,4 +1,4 @@
-"""What each process of test_distributed.py runs: a body by name, over gloo. A failure is told to the parent."""
+"""A process of test_distributed.py: runs one function of this file, by name, over gloo. A failure goes to a file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor, distributed, nn
 import segfuse
 from cases import CLASSES, make_logits, make_target, make_weight
 
-PART = {"batch": 0, "space": -2}  # the dimension that is shared out
+PART = {"batch": 0, "space": -2}  # the dimension that is split over the ranks
 
 
 def losses() -> dict[str, Callable[..., Any]]:
-    """Losses of every kind, as functions of their data options; all terms of one mode each."""
+    """Losses of every kind, as functions of their data options. The name begins with the mode."""
     s, skewed = segfuse, {"alpha": 0.3, "beta": 0.7}
     weights = {"class_weight": [0.2, 1.5, 0.7, 2.0, 1.1]}
     return {
@@ -84,7 +84,7 @@ class Counted:
 
 
 def equal_to_one_process(shard: str, sizes: list[int]) -> None:
-    """Value and gradient of every loss, parts of any sizes, an upstream gradient that is not 1, one collective."""
+    """Value and gradient of every loss, for unequal parts and an upstream gradient that is not 1. One collective."""
     rank, world = distributed.get_rank(), distributed.get_world_size()
     sizes = sizes[:world]
     group = distributed.group.WORLD
@@ -114,7 +114,7 @@ def equal_to_one_process(shard: str, sizes: list[int]) -> None:
 
 
 def nothing_valid_anywhere() -> None:
-    """Loss and gradient are 0 on every rank, also on one without a sample."""
+    """Loss and gradient are 0 on every rank, also on a rank without samples."""
     rank = distributed.get_rank()
     n = 0 if rank == 0 else 2
     logits = torch.randn(n, 5, 4, 4, requires_grad=True)
@@ -128,7 +128,7 @@ def nothing_valid_anywhere() -> None:
 
 
 def one_rank_is_none() -> None:
-    """Bit for bit, for a group of one."""
+    """A group of one rank gives the same bits as no group."""
     alone = [distributed.new_group([r]) for r in range(distributed.get_world_size())][distributed.get_rank()]
     for name, make in losses().items():
         logits, target, weight = whole(name.split()[0], 3)
@@ -148,7 +148,7 @@ def one_rank_is_none() -> None:
 
 
 def reductions_without_a_whole() -> None:
-    """Of samples: each rank's own, a collective only for whether anything is valid; over space they are global."""
+    """A value per sample: shards of the batch keep their own values, shards of space give values of whole samples."""
     rank, world = distributed.get_rank(), distributed.get_world_size()
     group = distributed.group.WORLD
     logits, target, weight = whole("multiclass", 2 * world)
@@ -170,7 +170,7 @@ def reductions_without_a_whole() -> None:
 
 
 def samples_on_one_rank_alone() -> None:
-    """Reductions with an element per sample or row: none on a rank without samples, there and in its backward."""
+    """A value per sample or row: a rank without samples has none, and its backward runs."""
     rank, group = distributed.get_rank(), distributed.group.WORLD
     n = 2 if rank == 0 else 0
     for name, make in losses().items():
@@ -213,7 +213,7 @@ def trained(net: nn.Module, loss: nn.Module, batches: list[tuple[Tensor, Tensor]
 
 
 def ddp_training() -> None:
-    """Weights after some steps of DDP are those of one process with the whole batch, batches being unequal."""
+    """After some steps of DDP on unequal batches, the weights are those of one process with the whole batch."""
     rank, world = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(6)
     sizes = [world - r for r in range(world)]
@@ -288,7 +288,7 @@ def compiled() -> None:
 
 
 def streamed_metrics() -> None:
-    """Counts of ranks add."""
+    """The counts of all ranks are added, in one collective."""
     rank, world = distributed.get_rank(), distributed.get_world_size()
     logits, target, _ = whole("multiclass", 2 * world)
     together = segfuse.metrics.SegmentationMetrics("multiclass", ignore_index=255)
@@ -302,7 +302,7 @@ def streamed_metrics() -> None:
 
 
 def tiles_over_ranks() -> None:
-    """Each rank streams its own tiles of one volume."""
+    """Each rank passes the tiles of its part of one volume."""
     rank, world = distributed.get_rank(), distributed.get_world_size()
     logits, target, weight = whole("multiclass", 2)
     make = losses()["multiclass compound"]

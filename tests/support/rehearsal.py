@@ -1,4 +1,4 @@
-"""A copy of the tree, with a wheel and stand-ins for NVIDIA's tools, in which test_gpu_runs.py runs bench/gpu.sh."""
+"""A copy of the tree with a wheel and fake NVIDIA tools. test_gpu_runs.py runs bench/gpu.sh in it."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ import pytest
 
 from environment import ROOT
 
-# What takes the place of the tools: strict about options, then the program itself.
+# Fakes of compute-sanitizer and ncu: an unknown option is an error; else they run the program.
 SANITIZER = """#!/usr/bin/env bash
 while :; do
   case $1 in
@@ -52,7 +52,7 @@ kernel="void segfuse::<unnamed>::kernel<segfuse::<unnamed>::LabelMap<float, (int
 for metric in ${metrics//,/ }; do echo "\\"0\\",\\"$kernel\\",\\"$metric\\",\\"17\\"" >>"$csv"; done
 exec "$@"
 """
-# Beside the tests: one passes, one fails, one hangs; and what torch.compile leaves.
+# Tests of the first run: one passes and writes a file as torch.compile would, one fails, one hangs.
 TROUBLE = """
 import os, pathlib, time
 
@@ -67,7 +67,7 @@ def test_wrong():
 def test_hangs():
     time.sleep(0 if "MENDED" in os.environ else 600)
 """
-# The driver's part that bench/replay.py calls, on the host. An address is 64 bits: the sizes of arguments matter.
+# The functions of the CUDA driver that bench/replay.py calls, on the host. Addresses above 2^32 show a wrong prototype.
 DRIVER = """
 #include <cstdint>
 #include <cstdlib>
@@ -88,7 +88,7 @@ int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t n) { return memcpy(rei
 int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t n) { return memcpy(to, reinterpret_cast<void*>(from), n), 0; }
 }
 """
-# Behind bench/harness.py: the process dies in its fourth comparison.
+# Appended to bench/harness.py: the process dies in its fourth comparison.
 DEATH = """
 if "DIES" in os.environ:
     _measure, _times = measure, iter(range(3))
@@ -102,7 +102,7 @@ if "DIES" in os.environ:
 
 @cache
 def other_python() -> tuple[str, Path] | None:
-    """Python 3.12 with torch, and a wheel for it."""
+    """Python 3.12 and a wheel for it, if that Python has torch and dist/ has the wheel."""
     found = shutil.which("python3.12")
     wheels = sorted((ROOT / "dist").glob("segfuse-*-cp312-*.whl"))
     if found is None or not wheels:
@@ -124,7 +124,7 @@ def packed(folder: Path) -> Path:
 
 
 class Run(NamedTuple):
-    """What a run of bench/gpu.sh left."""
+    """The results of a run of bench/gpu.sh."""
 
     status: int
     printed: str
@@ -132,7 +132,7 @@ class Run(NamedTuple):
     work: Path
 
     def steps(self) -> dict[str, str]:
-        """The verdict on each part."""
+        """The verdict on each part, from steps.md."""
         rows = [line.split(" | ") for line in (self.out / "steps.md").read_text().splitlines()[2:]]
         return {row[0].removeprefix("| "): row[1] for row in rows}
 
@@ -141,7 +141,7 @@ class Run(NamedTuple):
 
 
 class Rehearsal:
-    """A copy of the tree, tools, a wheel; and runs in it."""
+    """Makes the copy, the fake tools and the wheel, and runs bench/gpu.sh there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.tree, self.tools = folder, folder / "tree", folder / "tools"
@@ -166,7 +166,7 @@ class Rehearsal:
             file.write(DEATH)
         began = time.monotonic()
         subprocess.run([self.python, "-m", "pytest", "-n", "3", "--co", "trouble"], cwd=self.tree, capture_output=True)
-        self.pace = time.monotonic() - began  # of the machine, whatever else runs on it
+        self.pace = time.monotonic() - began  # seconds: how fast this machine is now
 
     def start(self, name: str, mode: str, **environment: str) -> subprocess.Popen:
         small = {
@@ -207,7 +207,7 @@ class Rehearsal:
         return first, self.run("second", "second", PREVIOUS=str(first.out), ENGINE_ARGS="--stride 20", **tests)
 
     def others(self) -> tuple[Run, Run]:
-        """No wheel that fits; the tests themselves, then an end from outside."""
+        """bare: no wheel fits. ended: some real tests, then a signal ends the run."""
         bare = self.run("bare", "first", WHEEL=str(self.folder / "no.whl"))
         some = {"TESTS": "tests/cuda/test_kernels.py", "TEST_ARGS": "-n 0 -k test_ties_and_extremes", "NCU_HANGS": "1"}
         path = f"{self.tools}:{os.environ['PATH']}"

@@ -1,4 +1,4 @@
-"""Other tests, run on the CUDA sources compiled for the CPU, in processes of their own (test_shim*.py)."""
+"""Runs other test files on the CUDA sources built for the CPU, in subprocesses, for test_shim.py and its neighbour."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from environment import ROOT
 
 LOSSES = "tests/losses"
-# Other instruction sets, and an error for a label out of range, are the CPU kernels' own.
+# Left out: what only the CPU kernels have, which are instruction sets and errors for labels out of range.
 VALUES = (f"{LOSSES}/test_values.py", f"--deselect={LOSSES}/test_values.py::test_every_instruction_set")
 ALGEBRA = (
     f"{LOSSES}/test_algebra.py",
@@ -18,12 +18,12 @@ ALGEBRA = (
 )
 PLACES = ("tests/cpu/test_layout.py", f"{LOSSES}/test_edges.py")
 MORE = tuple(f"{LOSSES}/test_{name}.py" for name in ("boundaries", "stats", "tiles"))
-# Values that are not finite, out of range, or confident: a share, for they walk the whole table with several inputs.
+# Values that are not finite, out of range, or confident. Each of these files runs the whole table on several inputs.
 HOSTILE = tuple(f"{LOSSES}/test_{name}.py" for name in ("weights", "probabilities", "confident"))
 
 
 def run(command: list[str], **environment: str) -> str:
-    """What a command says; a failure if it fails."""
+    """The output of a command. The test fails if the command does."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -40,7 +40,7 @@ def run(command: list[str], **environment: str) -> str:
 
 
 def run_tests(*groups: tuple[str, ...], **environment: str) -> list[str]:
-    """Test files in subprocesses, one per group."""
+    """Runs test files, each group in its own subprocess. All run at once."""
     common = [
         sys.executable,
         "-m",
