@@ -75,7 +75,8 @@ View view(const py::handle& tensor, const char* argument, bool has_classes, cons
 // ---------------------------------------------------------------------------------------------------------------- call
 
 // The fields of the named tuples, in their order; the package compares them with its own when it is imported.
-#define SEGFUSE_CALL(X) X(plan) X(logits) X(target) X(weight) X(soft) X(tables) X(coefficients) X(classes) X(executor)
+#define SEGFUSE_CALL(X) \
+  X(plan) X(logits) X(target) X(weight) X(soft) X(class_values) X(coefficients) X(classes) X(executor)
 #define SEGFUSE_BUFFERS(X) X(loss) X(terms) X(slopes) X(output) X(sums) X(partial) X(workspace) X(vector)
 #define SEGFUSE_FIELD(name) name,
 #define SEGFUSE_FIELD_NAME(name) #name,
@@ -99,7 +100,7 @@ struct NativeCall {
   explicit NativeCall(const py::tuple& t)
       : native(py::cast<const NativePlan&>(item(t, field::Call::plan))),
         plan(native.plan),
-        constants{pointer<const double>(item(t, field::Call::tables)),
+        constants{pointer<const double>(item(t, field::Call::class_values)),
                   pointer<const double>(item(t, field::Call::coefficients)),
                   pointer<const int64_t>(item(t, field::Call::classes))},
         executor((Executor)number(item(t, field::Call::executor))) {
@@ -107,7 +108,7 @@ struct NativeCall {
     const py::handle logits = item(t, field::Call::logits);
     Problem& p = problem;
     set_sizes(numbers(item(logits, 2)));
-    p.label_map = plan.joint && item(t, field::Call::soft).ptr() != Py_True;
+    p.label_map = plan.multiclass && item(t, field::Call::soft).ptr() != Py_True;
     p.logits.dtype = static_cast<Dtype>(number(item(logits, 1)));
     if (!is_floating(p.logits.dtype)) refuse("logits", "not a floating type");
     p.wide = p.logits.dtype == Dtype::f64;
@@ -118,7 +119,7 @@ struct NativeCall {
     const bool multilabel = native.mode == Mode::multilabel;
     Problem& p = problem;
     p.logits = view(item(t, field::Call::logits), "logits", has_classes(), p);
-    p.target = view(item(t, field::Call::target), "target", multilabel || (plan.joint && !p.label_map), p);
+    p.target = view(item(t, field::Call::target), "target", multilabel || (plan.multiclass && !p.label_map), p);
     p.weight = view(weight, "weight", multilabel, p);
     p.has_weight = !weight.is_none();
     p.hard_target = !is_floating(p.target.dtype);
@@ -220,10 +221,10 @@ void native_head(const py::tuple& call_tuple, const py::tuple& buffer_tuple, int
   head(call.with(call.problem), buffers.found, halves, call.executor);
 }
 
-// upstream: a tensor of the loss's shape and type, dense unless the loss is unreduced. ahead: the output is what
+// upstream: a tensor of the loss's shape and type, dense unless the loss is unreduced. prefilled: the output is what
 // `forward` has written there.
 void native_backward(const py::tuple& call_tuple, const py::tuple& buffer_tuple, const py::tuple& upstream,
-                     bool ahead) {
+                     bool prefilled) {
   NativeCall call(call_tuple);
   call.read_tensors(call_tuple);
   NativeBuffers buffers(buffer_tuple, call);
@@ -239,7 +240,7 @@ void native_backward(const py::tuple& call_tuple, const py::tuple& buffer_tuple,
     if (!dense && problem.samples) refuse("grad_output", "has no storage");
   }
   const py::gil_scoped_release release;
-  backward(call.with(problem), buffers.found, dense, ahead, call.executor);
+  backward(call.with(problem), buffers.found, dense, prefilled, call.executor);
 }
 
 // ------------------------------------------------------------------------------------------------------------- binding
@@ -262,7 +263,7 @@ void bind_steps(py::module_& m) {
   m.attr("BUFFERS") = py::tuple(py::cast(std::vector<std::string>{SEGFUSE_BUFFERS(SEGFUSE_FIELD_NAME)}));
   using namespace py::literals;
   m.attr("NAMES") =
-      py::dict("Mode"_a = names<Mode>(), "Reduction"_a = names<Reduction>(), "PointKind"_a = names<PointKind>(),
+      py::dict("Mode"_a = names<Mode>(), "Reduction"_a = names<Reduction>(), "PointwiseKind"_a = names<PointwiseKind>(),
                "RegionKind"_a = names<RegionKind>(), "Shape"_a = names<ShapeKind>(), "Absent"_a = names<Absent>(),
                "Statistics"_a = names<Statistics>(), "ClassFactor"_a = names<ClassFactor>(),
                "Balance"_a = names<Balance>(), "Scheme"_a = names<Scheme>());

@@ -72,7 +72,7 @@ class Head : RowScores {
   // Phase 1: rows of single samples, what is pooled, and what this block's share adds to the vector's totals.
   template <class Team>
   HD void score(const Team& team, double* totals) const {
-    const double valid_weight = team.sum(layout_.units, [&](int64_t u) { return unit(u)[0]; });
+    const double valid_weight = team.sum(layout_.domains, [&](int64_t u) { return domain(u)[0]; });
     if (team.leads()) totals[0] = valid_weight;
     if (plan_.pools_batch()) pool_samples(team);
     score_rows(team, false);
@@ -123,7 +123,7 @@ class Head : RowScores {
   template <class Real, class Team>
   HD void write_slopes(const Team& team, Real* slopes) const {
     const int64_t begin = team.rank(), step = team.size();
-    for (int64_t u = begin; u < layout_.units; u += step) point_slopes(u, slopes + u * layout_.unit_slopes());
+    for (int64_t u = begin; u < layout_.domains; u += step) pointwise_slopes(u, slopes + u * layout_.domain_slopes());
     if (layout_.region_slopes == 0) return;
     for (int64_t i = begin; i < sizes_.samples * sizes_.classes; i += step) region_slopes(i, slopes);
   }
@@ -139,7 +139,7 @@ class Head : RowScores {
     const int64_t per_class = layout_.region_sums, count = sizes_.classes * per_class;
     const auto pooled = [&](const auto& sum, int64_t i) {
       const int64_t c = i / per_class, s = i - c * per_class;
-      return sum(sizes_.samples, [&](int64_t n) { return s == kRegionSums ? true_negatives(n, c) : of_row(n, c)[s]; });
+      return sum(sizes_.samples, [&](int64_t n) { return s == kTn ? true_negatives(n, c) : of_row(n, c)[s]; });
     };
     if (sizes_.samples <= kFewSamples) {
       const auto alone = [](int64_t n, const auto& f) { return Alone().sum(n, f); };
@@ -170,7 +170,7 @@ class Head : RowScores {
     denominator = team.sum(count_of(term), [&](int64_t i) { return weight_of(term, i); });
   }
 
-  // The value of a term's output, and what its slopes are scaled by. Rows and units lie in the order of the outputs.
+  // The value of a term's output, and what its slopes are scaled by. Rows and domains lie in the order of the outputs.
   HD double value_of(int k, int64_t out) const {
     const Term& term = plan_.terms[k];
     const int64_t n_out = outputs_.count();
@@ -190,13 +190,13 @@ class Head : RowScores {
   }
 
   template <class Real>
-  HD void point_slopes(int64_t u, Real* slope) const {
-    const int64_t n = plan_.joint ? u : u / sizes_.classes, c = plan_.joint ? 0 : u % sizes_.classes;
+  HD void pointwise_slopes(int64_t u, Real* slope) const {
+    const int64_t n = plan_.multiclass ? u : u / sizes_.classes, c = plan_.multiclass ? 0 : u % sizes_.classes;
     for (int k = 0; k < plan_.term_count; ++k) {
       if (plan_.terms[k].is_region) continue;
       const int index = plan_.terms[k].index;
       double positive, negative;
-      balance(plan_.points[index], u, positive, negative);
+      balance(plan_.pointwise[index], u, positive, negative);
       const double factor = coefficient(k) * scale(k, outputs_.of(n, c));
       slope[2 * index] = Real(factor * positive);
       slope[2 * index + 1] = Real(factor * negative);
@@ -215,34 +215,35 @@ class Head : RowScores {
       const int64_t j = outputs_.scored_index(term, c);
       if (j < 0) continue;
       const int64_t pooled = (term.pool_batch ? 0 : n) * outputs_.pooled_classes(term) + (term.pool_classes ? 0 : j);
-      const double* r = row(region, pooled);
-      const double weight = r[kRowWeight], reduced = scale(k, outputs_.of(n, c));
+      const ScoredRow& r = row(region, pooled);
+      const double weight = r.weight, reduced = scale(k, outputs_.of(n, c));
       if (weight == 0 || reduced == 0) continue;
       const double factor =
-          coefficient(k) * weight * reduced * class_factor(term, term.pool_batch ? -1 : n, c, r[kLargest]);
-      const double tp = factor * r[1], fp = factor * r[2], fn = factor * r[3], tn = factor * r[4];
+          coefficient(k) * weight * reduced * class_factor(term, term.pool_batch ? -1 : n, c, r.largest_factor);
+      const double tp = factor * r.slope[kTp], fp = factor * r.slope[kFp];
+      const double fn = factor * r.slope[kFn], tn = factor * r.slope[kTn];
       switch (term.statistics) {
         case Statistics::product:
-          slope[0] += tp - fn;
-          slope[1] += fp - tn;
+          slope[kAtPositive] += tp - fn;
+          slope[kAtNegative] += fp - tn;
           break;
         case Statistics::squared:  // FP = Σ p d, FN = -Σ t d, so that dFP/dp = 2 d + t
-          slope[0] += tp + fp - fn;
-          slope[2] += fp;
-          slope[3] += fp;
+          slope[kAtPositive] += tp + fp - fn;
+          slope[kSquaredAtPositive] += fp;
+          slope[kSquaredAtNegative] += fp;
           break;
         case Statistics::soft_label:
-          slope[4] += tp - fn;
-          slope[5] += fp;
+          slope[kBelow] += tp - fn;
+          slope[kAbove] += fp;
           break;
         case Statistics::squared_error:
-          slope[2] += fn - tp;
-          slope[3] += fp - tn;
+          slope[kSquaredAtPositive] += fn - tp;
+          slope[kSquaredAtNegative] += fp - tn;
           break;
       }
     }
-    Real* out = slopes + unit_of(n, c) * layout_.unit_slopes() + 2 * layout_.points +
-                (plan_.joint ? c : 0) * layout_.region_slopes;
+    Real* out = slopes + domain_of(n, c) * layout_.domain_slopes() + 2 * layout_.pointwise_count +
+                (plan_.multiclass ? c : 0) * layout_.region_slopes;
     for (int s = 0; s < kRegionSlopes; ++s) out[s] = Real(slope[s]);
   }
 

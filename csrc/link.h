@@ -79,14 +79,14 @@ struct Sigmoid {
   }
   // p and q in one number: the smaller of them, with the sign bit set where it is q.
   template <class V>
-  HD static V kept(const Pixel<V>& x) {
+  HD static V cached(const Pixel<V>& x) {
     return select(x.z >= V(0), -x.q, x.p);
   }
-  // The inverse of kept(). Logit and logarithms are NaN: nobody may read them.
+  // The inverse of cached(). Logit and logarithms are NaN: nobody may read them.
   template <class V>
-  HD static Pixel<V> resumed(const V& kept) {
-    V small = abs(kept), large = V(1) - small, unknown = V(__builtin_nan(""));
-    auto is_q = sign_bit(kept);
+  HD static Pixel<V> from_cache(const V& cached) {
+    V small = abs(cached), large = V(1) - small, unknown = V(__builtin_nan(""));
+    auto is_q = sign_bit(cached);
     return {unknown, select(is_q, large, small), select(is_q, small, large), unknown, unknown};
   }
 };
@@ -128,33 +128,33 @@ struct Softmax {
     V p = e * n.inverse;
     return {z_minus_peak, p, select(is_peak, n.rest * n.inverse, V(1) - p), n.log - z_minus_peak, V(0)};
   }
-  // The label's class of a pixel, where the label is one: own = 2^(z_y log2(e) - s) and rest, the sum over the other
-  // classes, for one s at or near the peak; log2_own = z_y log2(e) - s. Nothing is left out of p or q that rounding
-  // would lose. Made of x fl(log2 e), the powers are off by x 1.3e-8: at x = 18, the cube of which a focal loss takes,
-  // by 7e-7; it is put back once, at the distance of the two. `inverse` gets 1 / (own + rest).
+  // The label's class of a pixel, where the label is one: at_label = 2^(z_y log2(e) - s) and rest, the sum over the
+  // other classes, for one s at or near the peak; log2_label = z_y log2(e) - s. Nothing is left out of p or q that
+  // rounding would lose. Made of x fl(log2 e), the powers are off by x 1.3e-8: at x = 18, the cube of which a focal
+  // loss takes, by 7e-7; it is put back once, at the distance of the two. `inverse` gets 1 / (at_label + rest).
   //
   // kNarrow: of logits in half precision, which are rounded by 2^-9 or 2^-12 themselves, in half of the instructions. p
   // and q keep the powers' 7e-7. The loss is off by 2e-7 max(1, log2 C), for fast_log2 of the normaliser; it is q where
   // q is small, so that it is never off by more than 1/2000 of itself.
   template <class Real, bool kNarrow = false, class V>
-  HD static Pixel<V> of_label(const V& own, const V& rest, const V& log2_own, V& inverse) {
+  HD static Pixel<V> of_label(const V& at_label, const V& rest, const V& log2_label, V& inverse) {
     using Constants = Base2<Real>;
     if constexpr (kNarrow) {
-      V total = own + rest;
+      V total = at_label + rest;
       inverse = V(1) / total;
-      V q = rest * inverse, minus_log_p = (fast_log2(total) - log2_own) * V(Constants::ln2);
+      V q = rest * inverse, minus_log_p = (fast_log2(total) - log2_label) * V(Constants::ln2);
       minus_log_p = select(q < V(4.8828125e-4), q, minus_log_p);
-      return {log2_own * V(Constants::ln2), own * inverse, q, minus_log_p, V(0)};
+      return {log2_label * V(Constants::ln2), at_label * inverse, q, minus_log_p, V(0)};
     }
-    auto less = own < rest;
-    V distance = fast_log2(rest) - log2_own, digits = rough_log2(rest) - log2_own;
-    V raw = select(less, own, rest), large = select(less, rest, own);
+    auto less = at_label < rest;
+    V distance = fast_log2(rest) - log2_label, digits = rough_log2(rest) - log2_label;
+    V raw = select(less, at_label, rest), large = select(less, rest, at_label);
     V small = fma(raw, V(-Constants::excess) * min(V(Constants::exponents), abs(digits)), raw);
     V ratio;
     divide_shares(small, large, inverse, ratio);
     V p = small * inverse, q = large * inverse;
     V minus_log_p = select(less, distance * V(Constants::ln2), V(0)) + log1p_unit(ratio);
-    return {log2_own * V(Constants::ln2), select(less, p, q), select(less, q, p), minus_log_p, V(0)};
+    return {log2_label * V(Constants::ln2), select(less, p, q), select(less, q, p), minus_log_p, V(0)};
   }
   template <class V>
   HD static Pixel<Dual<V>> seed(const Pixel<V>& x) {

@@ -43,8 +43,8 @@ HD Parts<Dual<V>> by_label_of_finite_slope(const V& t, const Dual<V>& positive, 
 }
 
 // A loss with a `Log` is mirrored: of a label 0 its negative part is the positive part that the pixel of -z has of a
-// label 1. So rows of hard labels, in half precision, know one label only (cuda/rows.h); `Log` is how their sums take
-// logarithms, keeps_hard_labels() whether the loss smooths none.
+// label 1. So rows of hard labels, in half precision, know one label only (cuda/sigmoid.h); `Log` is how their sums
+// take logarithms, keeps_hard_labels() whether the loss has_smoothing none.
 
 // Binary cross-entropy: t softplus(-z) + (1-t) softplus(z), the label smoothed to t (1-e) + e/2.
 template <class Real>

@@ -1,7 +1,7 @@
 // Scalar mathematics and dual numbers: the alphabet in which losses.h, link.h and head.h are written.
 //
 // Everything below lives in an unnamed namespace on purpose: the CPU kernels are compiled once per instruction set, and
-// two inline copies of one function in two such units would be merged by the linker, which may keep the AVX-512 one.
+// two inline copies of one function in two such files would be merged by the linker, which may keep the AVX-512 one.
 #pragma once
 
 #include <cmath>

@@ -43,11 +43,12 @@ struct OutputMap {
 };
 
 // Factors of the positive and the negative part of a pointwise term in class c, where no sum decides them.
-HD void fixed_balance(const Plan& plan, const PointTerm& term, const Constants& constants, int64_t classes, int64_t c,
-                      double& positive, double& negative) {
+HD void fixed_balance(const Plan& plan, const PointwiseTerm& term, const Constants& constants, int64_t classes,
+                      int64_t c, double& positive, double& negative) {
   positive = negative = 1;
-  if (plan.joint || term.balance == Balance::none) return;
-  const double factor = term.table < 0 ? term.balance_value : constants.tables[term.table * classes + c];
+  if (plan.multiclass || term.balance == Balance::none) return;
+  const double factor =
+      term.class_values < 0 ? term.balance_value : constants.class_values[term.class_values * classes + c];
   (term.balance == Balance::negative ? negative : positive) = factor;
   if (term.balance == Balance::alpha) negative = 1 - factor;
 }

@@ -5,6 +5,7 @@
 #include "link.h"
 #include "losses.h"
 #include "math.h"
+#include "problem.h"
 
 namespace segfuse {
 namespace {
@@ -13,16 +14,27 @@ namespace {
 // in both cases, and those of the L1 statistics below and above the label.
 template <class V>
 struct RowSlopes {
-  V present, absent, squared_present, squared_absent, below, above;
+  V at_positive, at_negative, squared_at_positive, squared_at_negative, below, above;
+
+  // slope: in the order of RegionSlope.
+  template <class Real>
+  HD static RowSlopes of(const Real* slope) {
+    return {V(slope[kAtPositive]),        V(slope[kAtNegative]), V(slope[kSquaredAtPositive]),
+            V(slope[kSquaredAtNegative]), V(slope[kBelow]),      V(slope[kAbove])};
+  }
+  HD RowSlopes times(const V& factor) const {
+    return {at_positive * factor,         at_negative * factor, squared_at_positive * factor,
+            squared_at_negative * factor, below * factor,       above * factor};
+  }
 };
 
 // dL/dp of the region terms.
 template <bool kExtra, class V>
 HD V region_slope(const RowSlopes<V>& s, const V& p, const V& q, const V& t) {
-  V slope = t * s.present + (V(1) - t) * s.absent;
+  V slope = t * s.at_positive + (V(1) - t) * s.at_negative;
   if (kExtra) {
     V d = signed_error(p, q, t);
-    slope = slope + V(2) * d * (t * s.squared_present + (V(1) - t) * s.squared_absent);
+    slope = slope + V(2) * d * (t * s.squared_at_positive + (V(1) - t) * s.squared_at_negative);
     slope = slope + select(d < V(0), s.below, select(d > V(0), s.above, V(0.5) * (s.below + s.above)));
   }
   return slope;
@@ -32,22 +44,22 @@ HD V region_slope(const RowSlopes<V>& s, const V& p, const V& q, const V& t) {
 template <bool kExtra, class V, class Add>
 HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negatives, const Add& add) {
   V wt = w * t, wu = w * (V(1) - t);
-  add(0, wt * p);
-  add(1, wu * p);
-  add(2, wt * q);
-  if (kExtra || negatives) add(3, wu * q);
+  add(kTp, wt * p);
+  add(kFp, wu * p);
+  add(kFn, wt * q);
+  if (kExtra || negatives) add(kTn, wu * q);
   if (kExtra) {
     V d = signed_error(p, q, t);
     V close = select(d < V(0), (V(1) - t) + p, q + t);  // 1 - |d|
     V square = d * d, rest = close * (V(2) - close);    // d² and 1 - d²
-    add(4, wt * square);
-    add(5, wu * square);
-    add(6, -(wt * d));
-    add(7, w * max(V(0), d));
-    add(8, w * max(V(0), -d));
-    add(9, w * min(t, p));
-    add(10, wt * rest);
-    add(11, wu * rest);
+    add(kPositiveSquares, wt * square);
+    add(kNegativeSquares, wu * square);
+    add(kPositiveErrors, -(wt * d));
+    add(kOver, w * max(V(0), d));
+    add(kUnder, w * max(V(0), -d));
+    add(kMinimum, w * min(t, p));
+    add(kPositiveRest, wt * rest);
+    add(kNegativeRest, wu * rest);
   }
 }
 
@@ -55,27 +67,77 @@ HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negativ
 // handed to add(i, whether it counts, value).
 template <class V, class Add>
 HD void mirrored_region_sums(const V& p, const V& q, bool label, const Add& add) {
-  add(0, label, p);
-  add(1, !label, q);
-  add(2, label, q);
-  add(3, !label, p);
+  add(kTp, label, p);
+  add(kFp, !label, q);
+  add(kFn, label, q);
+  add(kTn, !label, p);
 }
 
-// Softmax, the pull-back. With s_c = dL/dp_c of the regions and of pointwise losses of p (PointTerm::every_class), and
-// D_c = dL/dlog p_c of the other pointwise losses,
+// Softmax, the pull-back. With s_c = dL/dp_c of the regions and of pointwise losses of p (PointwiseTerm::every_class),
+// and D_c = dL/dlog p_c of the other pointwise losses,
 //   dL/dz_k = p_k (s_k - Σ p_c s_c) + D_k q_k - p_k Σ_{c≠k} D_c.
 // `reference` is s of a likely class: taken off every s first, the two sides of the first difference stay small, and a
 // saturated pixel, right or wrong, keeps the digits of its gradient.
 template <class V>
 HD V softmax_pull_back(const V& p, const V& q, const V& s_minus_reference, const V& mean_s_minus_reference,
-                       const V& own, const V& others) {
-  return p * (s_minus_reference - mean_s_minus_reference) + (own * q - p * others);
+                       const V& log_slope, const V& others) {
+  return p * (s_minus_reference - mean_s_minus_reference) + (log_slope * q - p * others);
 }
-// Of a class that has no D of its own: the mean and the others' D taken off together.
+// Of a class whose D is 0: the mean and the others' D taken off together.
 template <class V>
 HD V softmax_pull_back(const V& p, const V& s_minus_reference, const V& mean_and_others) {
   return p * (s_minus_reference - mean_and_others);
 }
+
+// ---------------------------------------------------------------------------------------- a pixel with one label
+// (softmax)
+
+// The exponents of its powers e_c = 2^(z_c log2(e) - s). fma(z, log2(e), -s) rounds once; (z - peak) log2(e) would
+// round twice. s, near the largest logit (the peak), is the same for all classes, so its own rounding cancels (see
+// Base2::largest).
+template <class Real, class V>
+struct Exponents {
+  V log2_e, shift;
+  HD explicit Exponents(const V& peak) : log2_e(Base2<Real>::log2_e), shift(-(peak * log2_e)) {}
+  HD V of(const V& z) const { return fma(z, log2_e, shift); }
+};
+
+// dL/dlog p of the label's class: add(loss, factor) for each pointwise loss.
+template <class V>
+struct LabelSlope {
+  Pixel<Dual<V>> x;
+  V sum;
+  HD explicit LabelSlope(const Pixel<V>& label) : x(Softmax::seed(label)), sum(V(0)) {}
+  template <class Loss>
+  HD void add(const Loss& loss, const V& factor) {
+    sum = sum + factor * loss(x, V(1)).positive.d[0];
+  }
+};
+
+// dL/dz of its classes, from the powers of those that are not the label's. `x` is the pixel of the label's class,
+// inverse 1 / Σ e_c, w the weight, `slope` what LabelSlope found. Of pointwise losses alone:
+template <class V>
+struct PointwiseGradient {
+  V at_label, factor;
+  HD PointwiseGradient(const V& w, const Pixel<V>& x, const V& inverse, const V& slope)
+      : at_label(w * slope * x.q), factor(-(w * inverse * slope)) {}
+  HD V of(const V& e) const { return e * factor; }
+};
+
+// With region losses, whose dL/dp is s in the label's class and s_c in the others: softmax_pull_back. sum is
+// Σ e_c (s_c - reference).
+template <class V>
+struct RegionGradient {
+  V at_label, factor, reference, mean_and_slope;
+  HD RegionGradient(const V& w, const Pixel<V>& x, const V& inverse, const V& slope, const V& s, const V& r,
+                    const V& sum)
+      : factor(w * inverse), reference(r) {
+    V mean = x.p * (s - r) + sum * inverse, none = V(0);
+    mean_and_slope = mean + slope;
+    at_label = w * softmax_pull_back(x.p, x.q, s - r, mean, slope, none);
+  }
+  HD V of(const V& e, const V& s) const { return softmax_pull_back(e * factor, s - reference, mean_and_slope); }
+};
 
 }  // namespace
 }  // namespace segfuse

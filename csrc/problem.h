@@ -18,7 +18,7 @@ enum class LinkKind : int { sigmoid, softmax, identity };
 #define SEGFUSE_ENUMERATOR(name, ...) name,
 #define SEGFUSE_ENUM(Enum, LIST) enum class Enum : int { LIST(SEGFUSE_ENUMERATOR) }
 
-SEGFUSE_ENUM(PointKind, SEGFUSE_POINTWISE);
+SEGFUSE_ENUM(PointwiseKind, SEGFUSE_POINTWISE);
 SEGFUSE_ENUM(RegionKind, SEGFUSE_REGION);
 SEGFUSE_ENUM(ShapeKind, SEGFUSE_SHAPE);
 
@@ -65,16 +65,16 @@ HD bool reads_negatives(RegionKind kind) {
   }
   return false;
 }
-struct PointTerm {
-  PointKind kind;
+struct PointwiseTerm {
+  PointwiseKind kind;
   double parameter[kParameters];
   float narrow[kParameters];  // the same; a conversion per pixel would cost a GPU more than the loss
   Balance balance;
-  double balance_value;  // when there is no table
-  int table;             // row of the tables with C values, or -1
-  bool weighs_the_mean;  // class weights of hard labels count in the denominator of the mean
-  bool smooths;          // the label is spread over the classes
-  bool every_class;      // joint: each class of a pixel is an element of its own, a function of its p and its label
+  double balance_value;        // where there are no class values
+  int class_values;            // row of Constants::class_values, or -1
+  bool weight_in_denominator;  // class weights of hard labels count in the denominator of the mean
+  bool has_smoothing;          // the label is spread over the classes
+  bool every_class;  // multiclass: each class of a pixel is an element of its own, a function of its p and its label
 
   HD const double* parameters(double) const { return parameter; }
   HD const float* parameters(float) const { return narrow; }
@@ -91,35 +91,36 @@ struct RegionTerm {
   double smooth_numerator, smooth_denominator, eps, alpha, beta, shape_parameter;
   bool adaptive;  // omega log(1 + L / epsilon) below `threshold`
   double omega, threshold, epsilon;
-  int table;                     // class weights
+  int class_values;              // class weights
   int first_class, class_count;  // scored classes, in the order of the output, within Constants::classes; 0: all
 };
 
 struct Term {
   bool is_region;
-  int index;  // into points or regions
+  int index;  // into pointwise or regions
   double coefficient;
 };
 
-constexpr int kMaxPoints = 4, kMaxRegions = 8, kMaxTerms = kMaxPoints + kMaxRegions;
+constexpr int kMaxPointwise = 4, kMaxRegions = 8, kMaxTerms = kMaxPointwise + kMaxRegions;
 
 struct Plan {
   LinkKind link;
-  bool one_label;  // each pixel has one label: the negatives of a class are the positives of the others
-  bool joint;  // the classes of a pixel are read together (multiclass); else each (sample, channel) is a row of its own
+  bool one_label;   // each pixel has one label: the negatives of a class are the positives of the others
+  bool multiclass;  // the classes of a pixel are read together (multiclass); else each (sample, channel) is a row of
+                    // its own
   Reduction reduction;
   bool has_ignore;
   int64_t ignore_index;  // integer targets
   double ignore_value;   // float targets
   float ignored_label;   // ignore_value as float32; NaN, which matches nothing, if there is none
-  int term_count, point_count, region_count;
+  int term_count, pointwise_count, region_count;
   Term terms[kMaxTerms];
-  PointTerm points[kMaxPoints];
+  PointwiseTerm pointwise[kMaxPointwise];
   RegionTerm regions[kMaxRegions];
 
   HD bool sums_labels() const {
-    for (int k = 0; k < point_count; ++k)
-      if (points[k].balance == Balance::balanced) return true;
+    for (int k = 0; k < pointwise_count; ++k)
+      if (pointwise[k].balance == Balance::balanced) return true;
     return false;
   }
   HD bool sums_extra() const {
@@ -144,16 +145,22 @@ struct Plan {
       if (reads_negatives(regions[k].kind) && regions[k].shape == ShapeKind::log) return true;
     return false;
   }
+  // Whether the engines for label maps can run it: softmax, sums of products that they make, labels as they are.
+  HD bool fits_label_map(bool label_map) const {
+    for (int k = 0; k < pointwise_count; ++k)
+      if (pointwise[k].has_smoothing || pointwise[k].every_class) return false;
+    return label_map && link == LinkKind::softmax && !sums_extra() && !magnifies_negatives();
+  }
   // A pointwise loss per element: its values are written by a pass of their own.
   HD bool unreduced() const { return reduction == Reduction::none && region_count == 0; }
-  // Joint plans whose elements are the classes of a pixel, not the pixels.
-  HD bool unreduced_classes() const { return unreduced() && joint && points[0].every_class; }
+  // Multiclass plans whose elements are the classes of a pixel, not the pixels.
+  HD bool unreduced_classes() const { return unreduced() && multiclass && pointwise[0].every_class; }
 };
 
-// What a call brings beside its tensors: rows of `classes` doubles that terms name by `table`, one coefficient per term
-// (null: the plan's), and the lists of scored classes.
+// What a call brings beside its tensors: rows of `classes` doubles that terms name by their number, one coefficient per
+// term (null: the plan's), and the lists of scored classes.
 struct Constants {
-  const double *tables, *coefficients;
+  const double *class_values, *coefficients;
   const int64_t* classes;
 };
 
@@ -174,24 +181,24 @@ struct View {
 struct Sizes {
   int64_t samples, classes, pixels;
 
-  HD int64_t units(const Plan& plan) const { return plan.joint ? samples : samples * classes; }
+  HD int64_t domains(const Plan& plan) const { return plan.multiclass ? samples : samples * classes; }
 };
 
 struct Problem : Sizes {
   View logits, target, weight, upstream, output;
   bool has_weight, has_upstream;  // upstream: the gradient of an unreduced pointwise loss
-  bool label_map;                 // joint: target holds class indices
+  bool label_map;                 // multiclass: target holds class indices
   bool hard_target;               // target is integer or bool
   bool wide;                      // float64 logits: everything in double
 };
 
 // The plan as this problem reads it.
-inline Plan settled(Plan plan, const Problem& problem) {
-  for (int k = 0; k < plan.point_count; ++k) {
-    PointTerm& point = plan.points[k];
-    if (point.smooths) point.parameter[1] = point.parameter[0] / double(problem.classes);
-    if (!problem.label_map) point.weighs_the_mean = false;  // as torch: class probabilities are not labels
-    for (int i = 0; i < kParameters; ++i) point.narrow[i] = float(point.parameter[i]);
+inline Plan resolve(Plan plan, const Problem& problem) {
+  for (int k = 0; k < plan.pointwise_count; ++k) {
+    PointwiseTerm& pointwise = plan.pointwise[k];
+    if (pointwise.has_smoothing) pointwise.parameter[1] = pointwise.parameter[0] / double(problem.classes);
+    if (!problem.label_map) pointwise.weight_in_denominator = false;  // as torch: class probabilities are not labels
+    for (int i = 0; i < kParameters; ++i) pointwise.narrow[i] = float(pointwise.parameter[i]);
   }
   plan.one_label = problem.label_map;
   const float label = float(plan.ignore_value);
@@ -230,23 +237,50 @@ struct MemorySizes {
 // The halves of the head (head.h).
 constexpr int kGather = 1, kFinish = 2;
 
-constexpr int kRegionSums = 3, kNegativeSums = 4, kExtraSums = 12, kRegionSlopes = 6;
+// The sums of a row that region losses read, in their order; d = p - t.
+enum RegionSum : int {
+  kTp,               // Σ w t p
+  kFp,               // Σ w (1-t) p
+  kFn,               // Σ w t q
+  kTn,               // Σ w (1-t) q
+  kPositiveSquares,  // Σ w t d²
+  kNegativeSquares,  // Σ w (1-t) d²
+  kPositiveErrors,   // Σ -w t d
+  kOver,             // Σ w max(d, 0)
+  kUnder,            // Σ w max(-d, 0)
+  kMinimum,          // Σ w min(p, t)
+  kPositiveRest,     // Σ w t (1-d²)
+  kNegativeRest,     // Σ w (1-t) (1-d²)
+  kExtraSums         // how many these are
+};
+constexpr int kRegionSums = 3, kNegativeSums = 4;  // without kTn, and with it
 
-// Sums of a unit (a row, or in joint plans a sample with all its classes), in doubles:
-//   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the unit: I, FP, FN; if asked, TN; and
-//   if asked, Σ w t d², Σ w (1-t) d², Σ -w t d, Σ w max(±d, 0), Σ w min(p, t), Σ w t (1-d²), Σ w (1-t) (1-d²)
-// with d = p - t. What is small beside another sum is summed by itself: a difference would have lost its digits. Slopes
-// of a unit, in the type of the computation:
+// dL/dp of a row, in the order in which the head leaves it: RowSlopes in pixel.h.
+enum RegionSlope : int {
+  kAtPositive,
+  kAtNegative,
+  kSquaredAtPositive,
+  kSquaredAtNegative,
+  kBelow,
+  kAbove,
+  kRegionSlopes  // how many these are
+};
+
+// Sums of a domain (a row, or in multiclass plans a sample with all its classes), in doubles:
+//   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the domain: its
+//   RegionSums, the first kRegionSums, kNegativeSums, or all
+// What is small beside another sum is summed by itself: a difference would have lost its digits. Slopes
+// of a domain, in the type of the computation:
 //   per pointwise term: of the positive and of the negative part | per class: those of RowSlopes in pixel.h
 struct Layout {
-  int64_t units, rows_per_unit;
-  int points, label_sums, region_sums, region_slopes;
+  int64_t domains, rows_per_domain;
+  int pointwise_count, label_sums, region_sums, region_slopes;
 
   Layout() = default;
   HD Layout(const Plan& plan, const Sizes& sizes)
-      : units(sizes.units(plan)),
-        rows_per_unit(plan.joint ? sizes.classes : 1),
-        points(plan.point_count),
+      : domains(sizes.domains(plan)),
+        rows_per_domain(plan.multiclass ? sizes.classes : 1),
+        pointwise_count(plan.pointwise_count),
         label_sums(plan.sums_labels() ? 1 : 0),
         region_sums(plan.region_count == 0  ? 0
                     : plan.sums_extra()     ? kExtraSums
@@ -254,11 +288,11 @@ struct Layout {
                                             : kRegionSums),
         region_slopes(plan.region_count == 0 ? 0 : kRegionSlopes) {}
 
-  HD int64_t sums() const { return units * unit_sums(); }
-  HD int64_t slopes() const { return units * unit_slopes(); }
-  HD int64_t unit_sums() const { return group_sums() + rows_per_unit * region_sums; }
-  HD int64_t unit_slopes() const { return 2 * points + rows_per_unit * region_slopes; }
-  HD int64_t group_sums() const { return 1 + 2 * points + label_sums; }
+  HD int64_t sums() const { return domains * domain_sums(); }
+  HD int64_t slopes() const { return domains * domain_slopes(); }
+  HD int64_t domain_sums() const { return group_sums() + rows_per_domain * region_sums; }
+  HD int64_t domain_slopes() const { return 2 * pointwise_count + rows_per_domain * region_slopes; }
+  HD int64_t group_sums() const { return 1 + 2 * pointwise_count + label_sums; }
 };
 
 }  // namespace segfuse

@@ -51,22 +51,23 @@ HD void divide(Score<RowDual> score, double eps, RowDual& loss, RowDual& value) 
   }
 }
 
-// The loss of one pooled row and its slopes. sums: those of RowSums.
-HD RowDual region_loss(const RegionTerm& term, const double* sums) {
+// The loss of one pooled row and its slopes, in the order of RegionSum.
+HD RowDual region_loss(const RegionTerm& term, const RowSums<double>& sums) {
   const RegionParameters parameters{term.smooth_numerator, term.smooth_denominator, term.alpha, term.beta};
-  const auto seed = [&](int i) {
-    RowDual s = constant<double, kRowSlopes>(sums[i]);
-    s.d[i] = 1;
+  const auto seed = [](double value, int slope) {
+    RowDual s = constant<double, kRowSlopes>(value);
+    s.d[slope] = 1;
     return s;
   };
-  const RowSums<RowDual> s{seed(0), seed(1), seed(2), seed(3), sums[4], sums[5]};
+  const RowSums<RowDual> s{seed(sums.tp, kTp), seed(sums.fp, kFp), seed(sums.fn, kFn),
+                           seed(sums.tn, kTn), sums.positives,     sums.negatives};
   RowDual loss = constant<double, kRowSlopes>(0), value = constant<double, kRowSlopes>(0);
   with_region(term.kind, [&](auto region) {
     for (int k = 0; k < region.kScores; ++k) {
-      RowDual own, own_value;
-      divide(region.score(k, s, parameters), term.eps, own, own_value);
-      loss = loss + region.share(k, parameters) * own;
-      value = value + region.share(k, parameters) * own_value;
+      RowDual one_minus_score, score;
+      divide(region.score(k, s, parameters), term.eps, one_minus_score, score);
+      loss = loss + region.share(k, parameters) * one_minus_score;
+      value = value + region.share(k, parameters) * score;
     }
   });
   with_shape(term.shape, [&](auto shape) { loss = shape.shape(loss, value, term.shape_parameter); });

@@ -28,7 +28,7 @@ struct Names;
   struct Names<Enum> {                                         \
     static constexpr const char* all[] = {LIST(SEGFUSE_NAME)}; \
   };
-SEGFUSE_NAMES(PointKind, SEGFUSE_POINTWISE)
+SEGFUSE_NAMES(PointwiseKind, SEGFUSE_POINTWISE)
 SEGFUSE_NAMES(RegionKind, SEGFUSE_REGION)
 SEGFUSE_NAMES(ShapeKind, SEGFUSE_SHAPE)
 SEGFUSE_NAMES(Mode, SEGFUSE_MODES)
@@ -87,17 +87,17 @@ class Fields {
   py::dict left_;
 };
 
-PointTerm point_term(const Fields& read) {
-  PointTerm p{};
+PointwiseTerm pointwise_term(const Fields& read) {
+  PointwiseTerm p{};
   read("kind", p.kind);
   const auto parameters = read.take<std::vector<double>>("parameters");
   if (parameters.size() > size_t(kParameters)) throw std::invalid_argument("parameters: too many");
   std::copy(parameters.begin(), parameters.end(), p.parameter);
   read("balance", p.balance);
   read("balance_value", p.balance_value);
-  read("table", p.table);
-  read("weighs_the_mean", p.weighs_the_mean);
-  read("smooths", p.smooths);
+  read("class_values", p.class_values);
+  read("weight_in_denominator", p.weight_in_denominator);
+  read("has_smoothing", p.has_smoothing);
   read("every_class", p.every_class);
   return p;
 }
@@ -123,7 +123,7 @@ RegionTerm region_term(const Fields& read, std::vector<int64_t>& classes) {
   read("omega", r.omega);
   read("threshold", r.threshold);
   read("epsilon", r.epsilon);
-  read("table", r.table);
+  read("class_values", r.class_values);
   const auto scored = read.take<std::vector<int64_t>>("classes");
   r.first_class = int(classes.size());
   r.class_count = int(scored.size());
@@ -131,7 +131,7 @@ RegionTerm region_term(const Fields& read, std::vector<int64_t>& classes) {
   return r;
 }
 
-// A plan and the lists of classes that its terms point into.
+// A plan and the lists of classes that its terms pointwise into.
 struct NativePlan {
   Plan plan{};
   Mode mode;
@@ -140,9 +140,9 @@ struct NativePlan {
   explicit NativePlan(const py::object& spec) {
     Fields read(spec);
     read("mode", mode);
-    plan.joint = mode == Mode::multiclass;
+    plan.multiclass = mode == Mode::multiclass;
     plan.link = !read.take<bool>("from_logits") ? LinkKind::identity
-                : plan.joint                    ? LinkKind::softmax
+                : plan.multiclass               ? LinkKind::softmax
                                                 : LinkKind::sigmoid;
     read("reduction", plan.reduction);
     const auto ignore_index = read.take<std::optional<int64_t>>("ignore_index");
@@ -154,7 +154,7 @@ struct NativePlan {
     int regions = 0;
     for (const py::handle& term : terms) regions += is_region(Fields(term));
     check_count("region", regions, kMaxRegions);
-    check_count("pointwise", int(terms.size()) - regions, kMaxPoints);
+    check_count("pointwise", int(terms.size()) - regions, kMaxPointwise);
     for (const py::handle& term : terms) add(Fields(term));
   }
 
@@ -174,11 +174,11 @@ struct NativePlan {
   void add(const Fields& read) {
     const bool region = is_region(read);
     const auto coefficient = read.take<double>("coefficient");
-    int& count = region ? plan.region_count : plan.point_count;
+    int& count = region ? plan.region_count : plan.pointwise_count;
     if (region)
       plan.regions[count] = region_term(read, classes);
     else
-      plan.points[count] = point_term(read);
+      plan.pointwise[count] = pointwise_term(read);
     read.finish();
     plan.terms[plan.term_count++] = {region, count++, coefficient};
   }

@@ -39,11 +39,11 @@ class Trace {
             bool writes) {
     if (!on_) return;
     const int64_t inputs = bytes(p, p.logits, true) + bytes(p, p.target, !p.label_map) +
-                           (p.has_weight ? bytes(p, p.weight, !plan.joint) : 0);
+                           (p.has_weight ? bytes(p, p.weight, !plan.multiclass) : 0);
     event(kernel, instruction_set, reads ? inputs : 0, writes ? output_bytes(plan, p) : 0);
   }
   static int64_t output_bytes(const Plan& plan, const Problem& p) {
-    return bytes(p, p.output, !plan.joint || p.output.class_stride);
+    return bytes(p, p.output, !plan.multiclass || p.output.class_stride);
   }
 
  private:

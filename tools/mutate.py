@@ -68,7 +68,7 @@ def applied(mutation: Mutation | None, csrc: Path) -> Iterator[None]:
     if mutation is None:
         yield
         return
-    path = csrc / "cuda" / mutation.file
+    (path,) = [path for path in sources(csrc) if path.name == mutation.file]
     text = path.read_text()
     path.write_text(mutation.apply(text))
     try:

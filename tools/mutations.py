@@ -64,7 +64,7 @@ class Mutation:
 DEVICE = r"(?!steps|policy|binding).*"  # files with code of the GPU; loops of the host run over tables of kernels
 FOR = r"(for \([^;:\n]*"
 ARRAYS = (
-    r"(?:totals|staging|scales|present|absent|fp|sums|of_class|columns?"
+    r"(?:totals|staging|scales|at_positive|at_negative|fp|sums|of_class|columns?"
     r"|job\.partial|job\.block_totals)"
 )
 
@@ -88,14 +88,14 @@ PATTERNS = (
     Pattern("tail of a tile", r"left < shape\.pixels \? left : ", ""),
     Pattern("tail of a tile", r"if \(rest < size\)", "if (false)"),
     # Chunks.
-    Pattern("tail of a unit", r"cut\.pixels - first < cut\.chunk \? cut\.pixels - first : ", ""),
-    Pattern("chunk", r"\(i - unit \* cut\.per_unit\)", "(i + 1 - unit * cut.per_unit)"),
-    Pattern("chunk", r"i / cut\.per_unit", "i / (cut.per_unit + 1)"),
+    Pattern("tail of a domain", r"pixels - first < size \? pixels - first : ", ""),
+    Pattern("chunk", r"\(i - domain \* per_domain\)", "(i + 1 - domain * per_domain)"),
+    Pattern("chunk", r"i / per_domain", "i / (per_domain + 1)"),
     Pattern("chunk", r"(gridDim\.x\)?) - 1 - ", r"\1 - "),
-    Pattern("chunk", r"(span\.first \+ \(?)(base|i|lane)\b", r"\g<1>1 + \2"),
-    Pattern("chunk", r"\(cut\.pixels \+ cut\.chunk - 1\)", "cut.pixels"),
-    Pattern("chunk", r"\* job\.cut\.per_unit \+ rank", "* (job.cut.per_unit - 1) + rank"),
-    Pattern("chunk", r"\* job\.cut\.per_unit \+ rank", "* job.cut.per_unit"),
+    Pattern("chunk", r"(chunk\.first \+ \(?)(base|i|lane)\b", r"\g<1>1 + \2"),
+    Pattern("chunk", r"\(chunks\.pixels \+ chunks\.size - 1\)", "chunks.pixels"),
+    Pattern("chunk", r"\* job\.chunks\.per_domain \+ rank", "* (job.chunks.per_domain - 1) + rank"),
+    Pattern("chunk", r"\* job\.chunks\.per_domain \+ rank", "* job.chunks.per_domain"),
     # Shared memory and workspace: arrays that overlap, or are too small.
     Pattern(
         "overlap", r"(\b" + ARRAYS + r" \+ )((?:[\w:.* ]+\(\)|[\w:.+* ]+?)(?=[;,)]))", r"\1\2 - 1", r".*\.h|steps\.cu"
@@ -112,23 +112,30 @@ PATTERNS = (
     Pattern("no clear", r"\b(?:sums\.clear\(\)|own\.clear\(\)|pack\.clear\(\)|hard\.clear\(\)|first = false);", ";"),
     Pattern(
         "no clear",
-        r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[[cj]\]|group_sums\[s\]|table\(\)\[[^]]+\]|absent\[i\]) = 0\.0f;",
+        r"\b(?:values\[i\]|columns\[[^]]+\]|fp\[[cj]\]|group_sums\[s\]|columns\(\)\[[^]]+\]|at_negative\[i\]) = 0\.0f;",
         ";",
     ),
     Pattern("no clear", r"\b(?:totals\[threadIdx\.x\]|of_class\[s\]) = 0(?:\.0f)?;", ";"),
-    Pattern("lost", r"\bown \+= (?=f\(i\)|job\.partial)", "own = "),
+    Pattern("lost", r"\bpart \+= (?=f\(i\)|job\.partial)", "part = "),
     Pattern("lost", r"first \? 0 : to\[threadIdx\.x\]", "0"),
+    # The gradient of a pixel with one label.
+    Pattern("gradient", r"\bw \* slope \* x\.q", "slope * x.q"),
+    Pattern("gradient", r"-\(w \* inverse \* slope\)", "-(inverse * slope)"),
+    Pattern("gradient", r"x\.p \* \(s - r\) \+ sum \* inverse", "sum * inverse"),
+    Pattern("gradient", r"mean_and_slope = mean \+ slope", "mean_and_slope = mean"),
     # Slopes.
     Pattern("slopes", r"\bkRegionSlopes \* c\b|\bc \* kRegionSlopes\b", "(kRegionSlopes - 1) * c"),
     Pattern(
-        "slopes", r"\b((?:span\.)?unit|k / job\.cut\.per_unit) \* (job\.layout\.unit_slopes\(\))", r"\1 * (\2 - 1)"
+        "slopes",
+        r"\b((?:chunk\.)?domain|k / job\.chunks\.per_domain) \* (job\.layout\.domain_slopes\(\))",
+        r"\1 * (\2 - 1)",
     ),
-    Pattern("unit", r"unit % classes", "unit / classes"),
+    Pattern("domain", r"domain % classes", "domain / classes"),
     # Hard labels in half precision.
     Pattern("hard labels", r"labels\.valid\(\) \? 0 : ~0u", "0"),
     Pattern("hard labels", r"if \(hard\.valid\(\)\) return;", "return;"),
     Pattern("hard labels", r"source\.plain_bytes\(\) && ", ""),
-    Pattern("hard labels", r" && Points::can_mirror\(job\)", ""),
+    Pattern("hard labels", r" && Pointwise::can_mirror\(job\)", ""),
     Pattern("hard labels", r"!job\.problem\.has_weight && !job\.can_ignore;", "!job.can_ignore;"),
     Pattern("hard labels", r"!job\.problem\.has_weight && !job\.can_ignore;", "!job.problem.has_weight;"),
     # What the vector kernels must not be given: the shim reports a misaligned access.
@@ -143,7 +150,7 @@ PATTERNS = (
     # Threads that share a pixel, and slots that hold no class.
     Pattern("teams", r"\(teams < 4 \? 4 : teams\)", "teams"),
     Pattern("teams", r"teams == 2 && ", "false && "),
-    Pattern("teams", r"wrong \? absent\[0\] : s", "s"),
+    Pattern("teams", r"wrong \? at_negative\[0\] : s", "s"),
     Pattern("teams", r" && t != peak_team", ""),
     Pattern("slots", r"kSlots < 32 \|\| slice\.count < 32 \? ~0u << slice\.count : 0u", "0u"),
     Pattern("slots", r"kSlots < 32 \|\| slice\.count < 32 \? (~0u << slice\.count) : 0u", r"\1"),
@@ -155,7 +162,7 @@ PATTERNS = (
     # Plain jobs.
     Pattern("plain", r"!p\.has_weight && !p\.has_upstream", "!p.has_upstream"),
     Pattern("plain", r"!p\.has_weight && !p\.has_upstream", "!p.has_weight"),
-    Pattern("plain", r"\(!plan\.point_count \|\| \(plan\.point_count == 1 && cross_entropy\)\)", "true"),
+    Pattern("plain", r"\(!plan\.pointwise_count \|\| \(plan\.pointwise_count == 1 && cross_entropy\)\)", "true"),
     Pattern("plain", r"v\.dims == 1 && v\.stride\[0\] >= 0", "v.stride[0] >= 0"),
     Pattern("plain", r"is_ignored \|\| !slice\.holds\(base\)", "is_ignored"),
     Pattern("plain", r"bits < 31 \? std::min\(p\.classes, int64_t\(1\) << bits\) : p\.classes", "p.classes"),
@@ -167,10 +174,10 @@ PATTERNS = (
     Pattern("phase", r"if \(!one_output\) go\(kReduce, job\.score_blocks\);", ";"),
     Pattern("phase", r"go\(kSlopes, job\.score_blocks\);", ";"),
     Pattern("phase", r"kPool \| (?=\(one_output)", ""),
-    Pattern("ahead", r"\* upstream_of<float>\(job, 0, 0\)", ""),
-    Pattern("ahead", r"\*static_cast<const float\*>\(job\.status\) \* ", ""),
-    Pattern("ahead", r"factor - factor == 0\.0f", "true"),
-    Pattern("ahead", r"if \(i \+ u \* step >= vectors\) continue;", "if (u) continue;"),
+    Pattern("prefilled", r"\* upstream_of<float>\(job, 0, 0\)", ""),
+    Pattern("prefilled", r"\*static_cast<const float\*>\(job\.status\) \* ", ""),
+    Pattern("prefilled", r"factor - factor == 0\.0f", "true"),
+    Pattern("prefilled", r"if \(i \+ u \* step >= vectors\) continue;", "if (u) continue;"),
     Pattern("words", r"\bto \+ first\b", "to"),
     Pattern("words", r"from \+ first(?=, from)", "from"),
     Pattern("words", r"count - first\b", "count - first - 1"),
@@ -211,7 +218,9 @@ EQUIVALENT = {
 
 
 def sources(csrc: Path) -> list[Path]:
-    return sorted([*(csrc / "cuda").glob("*.h"), *(csrc / "cuda").glob("*.cu")])
+    """The files of csrc/cuda, and what they share with the CPU of a pixel and of chunks."""
+    shared = [csrc / "chunks.h", csrc / "pixel.h"]
+    return sorted([*shared, *(csrc / "cuda").glob("*.h"), *(csrc / "cuda").glob("*.cu")])
 
 
 def mutations(csrc: Path) -> list[Mutation]:

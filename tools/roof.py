@@ -52,7 +52,7 @@ SUSTAINED = 0.72
 LATENCY = 0.75e-6
 
 # Numbers of csrc/cuda. The functions below repeat formulas of it. test_roof.py holds both to the text of the sources.
-THREADS, WARPS, MOST_POINTS, ADDS_PER_FLUSH, TILE_MEMORY = 256, 8, 4, 64, 81920
+THREADS, WARPS, MOST_POINTWISE, ADDS_PER_FLUSH, TILE_MEMORY = 256, 8, 4, 64, 81920
 MOST_SLOTS = {False: 32, True: 24}  # staged or not
 
 
@@ -64,8 +64,8 @@ def blocks_per_processor(device: Device, threads: int, registers: int, shared: i
     return min(by_registers, by_shared, device.warps // of_block, device.blocks)
 
 
-def rows_bytes(points: int) -> int:
-    return 8 * (2 + 4 + 2 * points) * (WARPS + 1) + 4 * 2 * MOST_POINTS
+def sigmoid_bytes(terms: int) -> int:
+    return 8 * (2 + 4 + 2 * terms) * (WARPS + 1) + 4 * 2 * MOST_POINTWISE
 
 
 def label_map_bytes(classes: int) -> int:
@@ -84,9 +84,9 @@ def tile_bytes(pixels: int, classes: int, size: int, staged: bool, step: str) ->
         floats = classes + teams * slots_of(-(-classes // teams), teams, staged)
     else:
         floats = (3 + (2 * classes if step == "statistics" else 0)) * pixels
-    told = 4 * (9 * THREADS + 2 * MOST_POINTS)
+    exchange = 4 * (9 * THREADS + 2 * MOST_POINTWISE)
     stride = classes * size + (16 if classes * size % 32 == 0 else 0)
-    return told + 16 * -(-floats // 4) + (pixels * stride if staged else 0)
+    return exchange + 16 * -(-floats // 4) + (pixels * stride if staged else 0)
 
 
 def tile_pixels(classes: int, size: int, staged: bool) -> int:
@@ -99,11 +99,11 @@ def tile_pixels(classes: int, size: int, staged: bool) -> int:
     return pixels
 
 
-def chunk_of(units: int, pixels: int, unit_sums: int) -> int:
+def chunk_of(domains: int, pixels: int, domain_sums: int) -> int:
     chunk = 4096
-    while chunk < 16384 and units * -(-pixels // chunk) >= 1024:
+    while chunk < 16384 and domains * -(-pixels // chunk) >= 1024:
         chunk *= 2
-    sums = units * unit_sums
+    sums = domains * domain_sums
     most = max(max(65536, 114688 - 3 * sums) // sums, 1) if sums else pixels
     if -(-pixels // chunk) > most:
         least = math.ceil(pixels / most)
@@ -111,7 +111,7 @@ def chunk_of(units: int, pixels: int, unit_sums: int) -> int:
     return chunk
 
 
-ENGINES, ORDER = ("rows", "label_map", "tile", "staged_tile"), ("float32", "bfloat16", "float16")
+ENGINES, ORDER = ("sigmoid", "label_map", "tile", "staged_tile"), ("float32", "bfloat16", "float16")
 # What share of an H100's copy rate is aimed at. No aim: float16, and one pass that does both steps.
 AIMS = {
     ("float32", "statistics"): 0.80,
@@ -133,7 +133,7 @@ class Kernel:
     logits: str
     label: str
     step: str
-    points: str
+    terms: str
     registers: dict[str, int]
     shared: int
     read: int  # bytes per pixel
@@ -176,8 +176,8 @@ def share(kernel: Kernel, device: Device) -> Share:
 
 
 ELEMENTS = {"float": ("float32", 4), "Bfloat16": ("bfloat16", 2), "Half": ("float16", 2)}
-POINTS = {"NoPoints": "Dice", "BceWithLogits": "Dice + BCE", "FocalSquare": "Dice + focal"}
-ROW_UNITS, ROW_PIXELS, MAP_UNITS, MAP_PIXELS = 32, 1024 * 1024, 8, 512 * 1024
+TERMS = {"NoTerm": "Dice", "BceWithLogits": "Dice + BCE", "FocalSquare": "Dice + focal"}
+ROW_DOMAINS, ROW_PIXELS, MAP_DOMAINS, MAP_PIXELS = 32, 1024 * 1024, 8, 512 * 1024
 TILE_CLASSES = (6, 19, 64, 118, 150)
 
 
@@ -201,23 +201,23 @@ def streaming(kernel: re.Match[str], row: dict) -> Kernel:
     wide = logits == "float32"
     label, label_size = ("float32" if kernel["row"] else "int64", 4 if kernel["row"] else 8) if wide else ("uint8", 1)
     if kernel["row"]:
-        points = next(text for word, text in POINTS.items() if word in kernel[0])
-        count = 0 if points == "Dice" else 1
-        shared = rows_bytes(count)
-        units, pixels, sums = ROW_UNITS, ROW_PIXELS, 1 + 2 * count + 3
+        terms = next(text for word, text in TERMS.items() if word in kernel[0])
+        count = 0 if terms == "Dice" else 1
+        shared = sigmoid_bytes(count)
+        domains, pixels, sums = ROW_DOMAINS, ROW_PIXELS, 1 + 2 * count + 3
     else:
-        points, shared = "Dice + CE", label_map_bytes(classes)
-        units, pixels, sums = MAP_UNITS, MAP_PIXELS, 3 + 3 * classes
-    if step == "both":
-        points, sums = points.removeprefix("Dice + "), 3
-    chunk = chunk_of(units, pixels, 0 if step == "gradient" else sums)
+        terms, shared = "Dice + CE", label_map_bytes(classes)
+        domains, pixels, sums = MAP_DOMAINS, MAP_PIXELS, 3 + 3 * classes
+    if step == "fused":
+        terms, sums = terms.removeprefix("Dice + "), 3
+    chunk = chunk_of(domains, pixels, 0 if step == "gradient" else sums)
     return Kernel(
-        engine="rows" if kernel["row"] else "label_map",
+        engine="sigmoid" if kernel["row"] else "label_map",
         classes=classes,
         logits=logits,
         label=label,
         step=step,
-        points=points,
+        terms=terms,
         registers=row["registers"],
         shared=shared,
         read=classes * size + label_size,
@@ -226,7 +226,7 @@ def streaming(kernel: re.Match[str], row: dict) -> Kernel:
         per_block=flushed(row, chunk / THREADS),
         flight=row["pixels"] * (classes * size + label_size),
         chunk=chunk,
-        blocks=units * -(-pixels // chunk),
+        blocks=domains * -(-pixels // chunk),
         groups=0,
     )
 
@@ -244,8 +244,8 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
     label, label_size = ("int64", 8) if logits == "float32" else ("uint8", 1)
     pixels = tile_pixels(classes, size, staged)
     teams = THREADS // pixels
-    sums = {"statistics": 3 + 3 * classes, "both": 3, "gradient": 0}[step]
-    chunk = chunk_of(MAP_UNITS, MAP_PIXELS, sums)
+    sums = {"statistics": 3 + 3 * classes, "fused": 3, "gradient": 0}[step]
+    chunk = chunk_of(MAP_DOMAINS, MAP_PIXELS, sums)
     in_use = -(-classes // teams)
     unused = (slots - -(-in_use // GROUP) * GROUP) * row["slot"]
     if teams == 1:
@@ -264,7 +264,7 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
         logits=logits,
         label=label,
         step=step,
-        points="CE" if step == "both" else "Dice + CE",
+        terms="CE" if step == "fused" else "Dice + CE",
         registers=row["registers"],
         shared=tile_bytes(pixels, classes, size, staged, step),
         read=classes * size + label_size,
@@ -273,7 +273,7 @@ def tiled(tile: re.Match[str], classes: int, row: dict) -> Kernel:
         per_block=row["before"] + flushes * flush,
         flight=row["loads"] if staged else in_use * size,
         chunk=chunk,
-        blocks=MAP_UNITS * -(-MAP_PIXELS // chunk),
+        blocks=MAP_DOMAINS * -(-MAP_PIXELS // chunk),
         groups=1 if staged else 0 if teams == 1 else max(pixels // WARP, 1),
     )
 

@@ -47,7 +47,7 @@ def row_of(kernel: Kernel) -> list[object]:
     return [
         kernel.classes,
         f"{kernel.logits}, {kernel.label}",
-        f"{kernel.step}, {kernel.points}",
+        f"{kernel.step}, {kernel.terms}",
         kernel.read + kernel.written,
         f"{kernel.per_pixel:.0f}",
         f"{kernel.per_block:.0f}",
@@ -86,7 +86,7 @@ def parts() -> dict[str, str]:
         ),
         "constants": f"Copy rate: {percent(COPY)} % of the rated one. Sustained: {percent(SUSTAINED)} % of all slots. "
         f"Latency of a busy memory: {LATENCY * 1e6:.2f} µs.\n",
-        "aims": table(", aim, rows, label_map, tile, staged_tile", [aim_row(found, *what) for what in AIMS]),
+        "aims": table(", aim, sigmoid, label_map, tile, staged_tile", [aim_row(found, *what) for what in AIMS]),
     }
     columns = "/px, /block, blocks; warps, KB in flight, H100 %, aim %, H100 measured, A100 %, RTX 4090 %"
     for engine in ENGINES:

@@ -21,11 +21,11 @@ import sass
 
 # Kernels with a loop over pixels in 16-byte accesses.
 STREAMING = re.compile(
-    r"(Rows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoPoints|OnePoint<\w+, \w+>), false>"
+    r"(SigmoidRows<DenseRow<(?P<row>\w+)>, Sigmoid, (NoTerm|OneTerm<\w+, \w+>), false>"
     r"|LabelMap<(?P<map>\w+), (?P<classes>\d+)>) (?P<step>\w+)"
 )
 # Of each step: whether the loop over pixels writes.
-LOOPS = {"statistics": {False}, "gradient": {True}, "both": {True}}
+LOOPS = {"statistics": {False}, "gradient": {True}, "fused": {True}}
 # Tiles of plain jobs (is_plain in tile.cu). No instructions are counted of the other tiles.
 TILE = re.compile(r"Tile<(?P<element>\w+), (?P<slots>\d+), (?P<staged>\w+), true> (?P<step>\w+)")
 GROUP = 4  # slots that tile.h loads at once
@@ -119,8 +119,8 @@ def exchanges(kernel: re.Match[str]) -> int:
     if kernel["step"] == "gradient":
         return 0
     if kernel["row"]:
-        sums = 5 if "NoPoints" in kernel[0] else 8 if "BceWithLogits" in kernel[0] else 7  # BCE: labels, to balance
-        if kernel["step"] == "both" and kernel["row"] == "float":
+        sums = 5 if "NoTerm" in kernel[0] else 8 if "BceWithLogits" in kernel[0] else 7  # BCE: labels, to balance
+        if kernel["step"] == "fused" and kernel["row"] == "float":
             sums -= 4  # no region sums; half precision keeps them, for a wrong label makes them NaN
         return SHUFFLES * sums + 2
     classes = int(kernel["classes"])
@@ -204,15 +204,15 @@ def tile_costs(function: sass.Function, tile: re.Match[str]) -> dict[str, float]
     # the thread with the label also label and weight.
     label = {"label": 1}
     sums = 2 if step == "statistics" else 0
-    told = 3 if step == "gradient" else 2
+    exchanged = 3 if step == "gradient" else 2
     barriers = (2 if staged else 0) + (1 if staged and step != "statistics" else 0)
     of_team = {"barrier": barriers + 2}
     costs: dict[str, float] = {
         "alone": whole_turn(slots, label | {"write": sums, "barrier": barriers}, without_teams=slots > ALONE)
     }
     if slots > ALONE:
-        costs["label"] = whole_turn(slots, label | of_team | {"write": sums + told + 2}, without_teams=False)
-        costs["other"] = whole_turn(slots, of_team | {"write": told}, without_teams=False)
+        costs["label"] = whole_turn(slots, label | of_team | {"write": sums + exchanged + 2}, without_teams=False)
+        costs["other"] = whole_turn(slots, of_team | {"write": exchanged}, without_teams=False)
     half = whole_turn(slots // 2, label | {"write": sums, "barrier": barriers}, without_teams=slots > ALONE)
     costs["slot"] = (costs["alone"] - half) / (slots - slots // 2)
     costs |= dict.fromkeys(("team", "row", "value"), 0.0)

@@ -15,7 +15,8 @@
 namespace segfuse {
 namespace {
 
-// Standard-library templates stay out of these units: what the linker keeps of them may hold AVX-512 (see math.h).
+// Standard-library templates stay out of what isa_*.cpp compile: what the linker keeps of them may hold AVX-512 (see
+// math.h).
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 template <int n>
 struct Count {};

@@ -1,8 +1,9 @@
-// What an instruction-set unit offers: for a job, the function that runs one chunk of one step.
+// What the kernels of an instruction set offer: for a job, the function that runs one chunk of one step.
 #pragma once
 
 #include <cstdint>
 
+#include "../chunks.h"
 #include "../problem.h"
 
 namespace segfuse {
@@ -30,30 +31,19 @@ struct ValueReport {
   }
 };
 
-// Two steps are statistics that also store something in the gradient's place: `both` the gradient of a pointwise loss
-// with assumed slopes; `keep` what a gradient would compute again of every logit. `resume` is the gradient from there.
-enum class Step : int { statistics, values, gradient, both, keep, resume };
+// Two steps are statistics that also store something in the gradient's place: `fused` the gradient of a pointwise loss
+// with assumed slopes; `cache` what a gradient would compute again of every logit. `from_cache` is the gradient from
+// there.
+enum class Step : int { statistics, values, gradient, fused, cache, from_cache };
 
-// A call, reduced to plain data (the units touch no standard container: see math.h).
+// A call, as plain data (no standard container: see math.h).
 struct Job {
   const Problem* problem;
-  LinkKind link;
-  bool joint;
-  int points, label_sums, region_sums, region_slopes;
-  PointTerm point[kMaxPoints];
-  const void* class_scale[kMaxPoints];  // joint: C values of the computation's type, or null
-  bool has_ignore;
-  int64_t ignore_index;
-  double ignore_value;
-  const void* slopes;  // units x unit_slopes of the computation's type, the upstream gradient multiplied in
-  int64_t unit_slopes;
-  bool sums_true_negatives;  // joint: of label maps, too
+  Plan plan;  // as the problem reads it: resolve()
+  Layout layout;
+  const void* class_scale[kMaxPointwise];  // multiclass: C values of the computation's type, or null
+  const void* slopes;        // domains x domain_slopes() of the computation's type, the upstream gradient multiplied in
   bool has_infinite_slopes;  // pixels that do not count are to be selected out of the gradient, not multiplied by 0
-};
-
-// Positions [first, first + count) of one unit.
-struct Chunk {
-  int64_t unit, first, count;
 };
 
 using ChunkFunction = void (*)(const Job&, const Chunk&, double* sums, ValueReport&);

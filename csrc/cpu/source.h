@@ -14,8 +14,8 @@ namespace {
 // exponentials or stores: in a loop that only reads, one request waits for the other (a sixth of the time).
 template <class V, class Real>
 INLINE void prefetch(const Real* p) {
-  constexpr int64_t bytes = V::lanes * int64_t(sizeof(Real)), ahead = bytes < 512 ? 512 : 2 * bytes;
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead + b, 0, 2);
+  constexpr int64_t bytes = V::lanes * int64_t(sizeof(Real)), distance = bytes < 512 ? 512 : 2 * bytes;
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + distance + b, 0, 2);
 }
 
 // Prefetches the next tile while this one is computed, a part with each vector: issued at once, it stalls (labels of 64

@@ -10,7 +10,7 @@
 #endif
 
 #include "../head.h"
-#include "flush.h"
+#include "denormals.h"
 #include "threads.h"
 
 namespace segfuse {
@@ -18,54 +18,33 @@ namespace {
 
 // ------------------------------------------------------------------------------------------------------------- chunks
 
-// Units cut into chunks of pixels by the sizes alone: the number of threads never moves a sum.
-struct Cut {
-  int64_t units, pixels, chunk, per_unit;
+Chunks chunks_of(const Layout& layout, const Problem& p) {
+  const int64_t rows = layout.rows_per_domain, sums = layout.domain_sums();
+  // Whole vectors, so that only the end of a domain has to be copied; and work for two threads in 256 x 256 binary
+  // pixels.
+  int64_t size = rows == 1 ? 32768 : std::max<int64_t>(1024, (262144 / rows + 1023) / 1024 * 1024);
+  // The partial sums of all chunks together stay below half a megabyte (a chunk is at most a domain).
+  while (size < p.pixels && layout.domains * ((p.pixels + size - 1) / size) * sums > 65536) size *= 2;
+  const int64_t per_domain = p.pixels ? (p.pixels + size - 1) / size : 0;
+  // Equal parts: a short last one would leave a thread idle.
+  if (per_domain > 1) size = ((p.pixels + per_domain - 1) / per_domain + 63) / 64 * 64;
+  return {p.pixels, size, per_domain, layout.domains * per_domain};
+}
 
-  Cut(const Layout& layout, const Problem& p) : units(layout.units), pixels(p.pixels) {
-    const int64_t rows = layout.rows_per_unit, sums = layout.unit_sums();
-    // Whole vectors, so that only the end of a unit has to be copied; and work for two threads in 256 x 256 binary
-    // pixels.
-    chunk = rows == 1 ? 32768 : std::max<int64_t>(1024, (262144 / rows + 1023) / 1024 * 1024);
-    // The partial sums of all chunks together stay below half a megabyte (a chunk is at most a unit).
-    while (chunk < pixels && units * ((pixels + chunk - 1) / chunk) * sums > 65536) chunk *= 2;
-    per_unit = pixels ? (pixels + chunk - 1) / chunk : 0;
-    // Equal parts: a short last one would leave a thread idle.
-    if (per_unit > 1) chunk = ((pixels + per_unit - 1) / per_unit + 63) / 64 * 64;
-  }
-  int64_t count() const { return units * per_unit; }
-  Chunk at(int64_t i) const {
-    const int64_t first = i % per_unit * chunk;
-    return {i / per_unit, first, std::min(chunk, pixels - first)};
-  }
-};
-
-// Class factors of joint pointwise terms, in the type of the computation.
+// Class factors of multiclass pointwise terms, in the type of the computation.
 struct ClassScales {
-  std::vector<double> wide[kMaxPoints];
-  std::vector<float> narrow[kMaxPoints];
+  std::vector<double> wide[kMaxPointwise];
+  std::vector<float> narrow[kMaxPointwise];
 };
 
-Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, const double* tables,
-             ClassScales& scales) {
-  const Plan read = settled(plan, problem);
+Job make_job(const Plan& plan, const Problem& problem, const double* class_values, ClassScales& scales) {
   Job job{};
   job.problem = &problem;
-  job.link = plan.link;
-  job.joint = plan.joint;
-  job.points = layout.points;
-  job.label_sums = layout.label_sums;
-  job.region_sums = layout.region_sums;
-  job.region_slopes = layout.region_slopes;
-  job.has_ignore = plan.has_ignore;
-  job.ignore_index = plan.ignore_index;
-  job.ignore_value = plan.ignore_value;
-  job.unit_slopes = layout.unit_slopes();
-  job.sums_true_negatives = plan.magnifies_negatives();
-  for (int k = 0; k < layout.points; ++k) {
-    job.point[k] = read.points[k];
-    if (!plan.joint || job.point[k].table < 0) continue;
-    const double* row = tables + job.point[k].table * problem.classes;
+  job.plan = resolve(plan, problem);
+  job.layout = Layout(plan, problem);
+  for (int k = 0; k < plan.pointwise_count; ++k) {
+    if (!plan.multiclass || plan.pointwise[k].class_values < 0) continue;
+    const double* row = class_values + plan.pointwise[k].class_values * problem.classes;
     if (problem.wide) {
       scales.wide[k].assign(row, row + problem.classes);
       job.class_scale[k] = scales.wide[k].data();
@@ -81,17 +60,15 @@ Job make_job(const Plan& plan, const Problem& problem, const Layout& layout, con
 struct Work {
   const Plan& plan;
   const Problem& problem;
-  const Layout layout;
-  const Cut cut;
   ClassScales scales;
   Job job;
+  const Chunks chunks;
 
   explicit Work(const Call& call)
       : plan(call.plan),
         problem(call.problem),
-        layout(plan, problem),
-        cut(layout, problem),
-        job(make_job(plan, problem, layout, call.constants.tables, scales)) {}
+        job(make_job(plan, problem, call.constants.class_values, scales)),
+        chunks(chunks_of(job.layout, problem)) {}
 };
 
 std::string shown(double number) {
@@ -115,7 +92,7 @@ std::string message_of(const ValueReport& bad, const Plan& plan, const Problem& 
   if (!problem.label_map || !is_target) message += ", channel " + std::to_string(bad.channel);
   message += " at flat position " + std::to_string(bad.position);
   if (!is_target) return message + "; from_logits=False takes probabilities: of logits leave it out";
-  const bool takes_ignore_index = problem.label_map || !plan.joint;
+  const bool takes_ignore_index = problem.label_map || !plan.multiclass;
   if (takes_ignore_index && (value == "255" || value == "-100"))
     message += "; did you mean ignore_index=" + value + "?";
   if (!problem.label_map && value == "255") message += " Or is the mask 0/255: divide it by 255.";
@@ -123,23 +100,23 @@ std::string message_of(const ValueReport& bad, const Plan& plan, const Problem& 
 }
 
 const char* name_of(Step step) {
-  constexpr const char* names[] = {"statistics", "values", "gradient", "both", "keep", "resume"};
+  constexpr const char* names[] = {"statistics", "values", "gradient", "fused", "cache", "from_cache"};
   return names[int(step)];
 }
 
 void run(const Work& work, Step step, int threads, double* sums = nullptr) {
   const Problem& problem = work.problem;
-  const Cut& cut = work.cut;
+  const Chunks& chunks = work.chunks;
   const ChunkFunction f = kernels().find(work.job, step);
-  const int64_t n_sums = work.layout.unit_sums();
+  const int64_t n_sums = work.job.layout.domain_sums();
   std::mutex report_mutex;
   ValueReport report;
   const int64_t values =
-      std::max<int64_t>(1, std::min(cut.chunk, cut.pixels) * (work.plan.joint ? problem.classes : 1));
-  parallel_for(cut.count(), std::max<int64_t>(1, 32768 / values), threads, [&](int64_t begin, int64_t end) {
+      std::max<int64_t>(1, std::min(chunks.size, chunks.pixels) * (work.plan.multiclass ? problem.classes : 1));
+  parallel_for(chunks.count, std::max<int64_t>(1, 32768 / values), threads, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
     ValueReport bad;
-    for (int64_t i = begin; i < end; ++i) f(work.job, cut.at(i), sums ? sums + i * n_sums : nullptr, bad);
+    for (int64_t i = begin; i < end; ++i) f(work.job, chunks.at(i), sums ? sums + i * n_sums : nullptr, bad);
     if (!bad.count) return;
     std::lock_guard<std::mutex> lock(report_mutex);
     report.add(bad);
@@ -162,13 +139,13 @@ std::vector<Real> scaled_slopes(const Call& call, const Layout& layout, const Re
   std::vector<Real> out(slopes, slopes + layout.slopes());
   if (!upstream) return out;
   const OutputMap map{plan, p, call.constants.classes};
-  for (int64_t u = 0; u < layout.units; ++u) {
-    const int64_t n = plan.joint ? u : u / p.classes, c = plan.joint ? 0 : u % p.classes;
-    Real* row = out.data() + u * layout.unit_slopes();
-    for (int k = 0; k < 2 * layout.points; ++k) row[k] *= upstream[map.of(n, c)];
-    for (int64_t r = 0; r < layout.rows_per_unit; ++r)
+  for (int64_t u = 0; u < layout.domains; ++u) {
+    const int64_t n = plan.multiclass ? u : u / p.classes, c = plan.multiclass ? 0 : u % p.classes;
+    Real* row = out.data() + u * layout.domain_slopes();
+    for (int k = 0; k < 2 * layout.pointwise_count; ++k) row[k] *= upstream[map.of(n, c)];
+    for (int64_t r = 0; r < layout.rows_per_domain; ++r)
       for (int s = 0; s < layout.region_slopes; ++s)
-        row[2 * layout.points + r * layout.region_slopes + s] *= upstream[map.of(n, c + r)];
+        row[2 * layout.pointwise_count + r * layout.region_slopes + s] *= upstream[map.of(n, c + r)];
   }
   return out;
 }
@@ -188,23 +165,24 @@ MemorySizes memory_sizes(const Plan& plan, const Sizes& sizes) {
 namespace {
 
 void add_up(const Work& work, Step step, int threads, double* sums) {
-  const int64_t n_sums = work.layout.unit_sums(), count = work.cut.count();
+  const int64_t n_sums = work.job.layout.domain_sums(), count = work.chunks.count;
   std::vector<double> partial(size_t(count * n_sums));
   run(work, step, threads, partial.data());
-  std::fill(sums, sums + work.layout.sums(), 0.0);
+  std::fill(sums, sums + work.job.layout.sums(), 0.0);
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t s = 0; s < n_sums; ++s) sums[i / work.cut.per_unit * n_sums + s] += partial[size_t(i * n_sums + s)];
+    for (int64_t s = 0; s < n_sums; ++s)
+      sums[i / work.chunks.per_domain * n_sums + s] += partial[size_t(i * n_sums + s)];
 }
 
-// What a forward with a place for the gradient does. `both` where the slopes of all units have one factor in common,
+// What a forward with a place for the gradient does. `fused` where the slopes of all domains have one factor in common,
 // which is all that the pixels decide.
 Step first_step(const Work& work) {
   const Plan& plan = work.plan;
   // What a narrower type keeps would be rounded twice.
   if (plan.unreduced() || work.problem.logits.dtype != Dtype::f32) return Step::statistics;
   const bool reduced = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
-  const bool lone = plan.point_count == 1 && !plan.region_count && !plan.sums_labels();
-  const Step step = reduced && lone ? Step::both : Step::keep;
+  const bool lone = plan.pointwise_count == 1 && !plan.region_count && !plan.sums_labels();
+  const Step step = reduced && lone ? Step::fused : Step::cache;
   return kernels().find(work.job, step) ? step : Step::statistics;
 }
 
@@ -223,15 +201,15 @@ struct HeadMemory {
 };
 
 // What the head would leave if every pixel had the weight 1.
-std::vector<float> foreseen_slopes(const Call& call) {
+std::vector<float> assumed_slopes(const Call& call) {
   const Layout layout(call.plan, call.problem);
   HeadMemory memory(memory_sizes(call.plan, call.problem));
   std::vector<double> terms(size_t(call.plan.term_count));
   std::vector<float> slopes(size_t(layout.slopes()));
-  for (int64_t u = 0; u < layout.units; ++u) {
-    double* own = memory.sums.data() + u * layout.unit_sums();
-    own[0] = double(call.problem.pixels);
-    if (call.plan.joint) own[2] = double(call.problem.pixels);
+  for (int64_t u = 0; u < layout.domains; ++u) {
+    double* sums = memory.sums.data() + u * layout.domain_sums();
+    sums[0] = double(call.problem.pixels);
+    if (call.plan.multiclass) sums[2] = double(call.problem.pixels);
   }
   float loss, status;
   Buffers outputs{};
@@ -272,15 +250,15 @@ void statistics(const Call& call, const Buffers& buffers, Executor threads) {
 }
 
 void head(const Call& call, const Buffers& buffers, int halves, Executor) {
-  const Plan read = settled(call.plan, call.problem);
-  const Call settled_call{read, call.problem, call.constants};
+  const Plan read = resolve(call.plan, call.problem);
+  const Call resolved_call{read, call.problem, call.constants};
   const Head head(read, call.problem, call.constants, buffers.sums, buffers.workspace, buffers.vector);
   if (halves & kGather) head.gather(Alone());
   if (!(halves & kFinish)) return;
   if (call.problem.wide)
-    finish<double>(head, settled_call, buffers);
+    finish<double>(head, resolved_call, buffers);
   else
-    finish<float>(head, settled_call, buffers);
+    finish<float>(head, resolved_call, buffers);
 }
 
 bool forward(const Call& call, const Buffers& outputs, Executor threads) {
@@ -289,41 +267,41 @@ bool forward(const Call& call, const Buffers& outputs, Executor threads) {
   HeadMemory memory(memory_sizes(call.plan, problem));
   const Buffers buffers = memory.with(outputs);
   Step step = problem.output.data && call.scheme != Scheme::two_pass ? first_step(work) : Step::statistics;
-  std::vector<float> foreseen;
-  if (step == Step::both) foreseen = foreseen_slopes(call);
-  const auto slope = std::find_if(foreseen.begin(), foreseen.end(), [](float s) { return s != 0; });
-  if (step == Step::both && slope == foreseen.end()) step = Step::statistics;
+  std::vector<float> assumed;
+  if (step == Step::fused) assumed = assumed_slopes(call);
+  const auto slope = std::find_if(assumed.begin(), assumed.end(), [](float s) { return s != 0; });
+  if (step == Step::fused && slope == assumed.end()) step = Step::statistics;
   if (step != Step::statistics) prefer_large_pages(problem);
-  work.job.slopes = foreseen.data();
+  work.job.slopes = assumed.data();
   add_up(work, step, threads, buffers.sums);
   head(call, buffers, kGather | kFinish, threads);
   if (call.plan.unreduced()) {
     work.job.slopes = buffers.slopes;
     run(work, Step::values, threads);
   }
-  if (step == Step::both)
-    *static_cast<float*>(buffers.status) = static_cast<const float*>(buffers.slopes)[slope - foreseen.begin()] / *slope;
+  if (step == Step::fused)
+    *static_cast<float*>(buffers.status) = static_cast<const float*>(buffers.slopes)[slope - assumed.begin()] / *slope;
   return step != Step::statistics;
 }
 
-void backward(const Call& call, const Buffers& buffers, const void* upstream, bool ahead, Executor threads) {
+void backward(const Call& call, const Buffers& buffers, const void* upstream, bool prefilled, Executor threads) {
   const Problem& problem = call.problem;
   Work work(call);
-  const Step first = ahead ? first_step(work) : Step::statistics;
-  if (first == Step::both) {
+  const Step first = prefilled ? first_step(work) : Step::statistics;
+  if (first == Step::fused) {
     const float factor = *static_cast<const float*>(buffers.status) * *static_cast<const float*>(upstream);
     if (factor == 1) return;
     // A factor that is not finite would turn ignored pixels, which are 0, into NaN.
     if (factor - factor == 0) return multiply(problem, factor, threads);
   }
-  if (!ahead) prefer_large_pages(problem);
+  if (!prefilled) prefer_large_pages(problem);
   const auto go = [&](auto real) {
     using Real = decltype(real);
-    const auto scaled =
-        scaled_slopes(call, work.layout, static_cast<const Real*>(buffers.slopes), static_cast<const Real*>(upstream));
+    const auto scaled = scaled_slopes(call, work.job.layout, static_cast<const Real*>(buffers.slopes),
+                                      static_cast<const Real*>(upstream));
     work.job.slopes = scaled.data();
     for (const Real slope : scaled) work.job.has_infinite_slopes |= !(slope - slope == 0);
-    run(work, first == Step::keep && !work.job.has_infinite_slopes ? Step::resume : Step::gradient, threads);
+    run(work, first == Step::cache && !work.job.has_infinite_slopes ? Step::from_cache : Step::gradient, threads);
   };
   if (problem.wide)
     go(double());

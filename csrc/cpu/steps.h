@@ -40,12 +40,12 @@ void head(const Call& call, const Buffers& buffers, int halves, Executor threads
 
 // True if problem.output, where there is one and the loss is reduced, is written for `backward`, in dense float32. Of a
 // single pointwise loss, a mean or a sum, one pass writes the loss and a provisional gradient; the status is the factor
-// that it still lacks. Else the powers or probabilities are there (Step::keep), which the gradient needs not compute
+// that it still lacks. Else the powers or probabilities are there (Step::cache), which the gradient needs not compute
 // again.
 bool forward(const Call& call, const Buffers& buffers, Executor threads);
 
-// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). ahead: problem.output is what
-// the forward has written, which is used up.
-void backward(const Call& call, const Buffers& buffers, const void* upstream, bool ahead, Executor threads);
+// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). prefilled: problem.output is
+// what the forward has written, which is used up.
+void backward(const Call& call, const Buffers& buffers, const void* upstream, bool prefilled, Executor threads);
 
 }  // namespace segfuse

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kRegisters = 4;
 // The softmax engine keeps four values of a pixel across its loop over the classes; more than 16 registers hold them.
-constexpr int kJointRegisters = kMachineRegisters > 16 ? 4 : 2;
+constexpr int kSoftmaxRegisters = kMachineRegisters > 16 ? 4 : 2;
 // Its sums over pixels are of so many classes at a time: three registers each, beside what the classes share.
 constexpr int kClassBlock = kMachineRegisters > 16 ? 4 : 2;
 

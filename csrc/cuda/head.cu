@@ -18,20 +18,20 @@ struct Blocks {
   __device__ void sync() const { __syncthreads(); }
   template <class F>
   __device__ double sum(int64_t n, const F& f) const {
-    double own = 0;
-    for (int64_t i = rank(); i < n; i += size()) own += f(i);
-    return block_sum(own);
+    double part = 0;
+    for (int64_t i = rank(); i < n; i += size()) part += f(i);
+    return block_sum(part);
   }
   template <class F>
   __device__ double group_sum(int64_t n, const F& f) const {
-    double own = 0;
-    for (int64_t i = threadIdx.x; i < n; i += kSize) own += f(i);
-    return block_sum(own);
+    double part = 0;
+    for (int64_t i = threadIdx.x; i < n; i += kSize) part += f(i);
+    return block_sum(part);
   }
-  __device__ double block_sum(double own) const {
-    own = warp_sum(own);
+  __device__ double block_sum(double part) const {
+    part = warp_sum(part);
     __syncthreads();
-    if (threadIdx.x % kWarp == 0) staging[threadIdx.x / kWarp] = own;
+    if (threadIdx.x % kWarp == 0) staging[threadIdx.x / kWarp] = part;
     __syncthreads();
     double total = 0;
     for (int w = 0; w < kSize / kWarp; ++w) total += staging[w];
@@ -39,12 +39,12 @@ struct Blocks {
   }
 };
 
-// The sum of every unit from those of its chunks: a warp for each where they are few, else a block.
+// The sum of every domain from those of its chunks: a warp for each where they are few, else a block.
 struct AddChunks {
   static constexpr int kBlock = kThreads, kBlocks = 4, kSharedBytes = int(sizeof(double)) * kWarps;
 
   __device__ static void run(const Job& job) {
-    const int64_t chunks = job.cut.per_unit, count = job.layout.sums();
+    const int64_t chunks = job.chunks.per_domain, count = job.layout.sums();
     if (chunks > kFewChunks) {
       const Blocks<kThreads> block{reinterpret_cast<double*>(shared_memory())};
       const double* partial = job.partial + blockIdx.x * chunks;
@@ -54,10 +54,10 @@ struct AddChunks {
     }
     const int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
     if (i >= count) return;
-    double own = 0;
-    for (int64_t k = threadIdx.x % kWarp; k < chunks; k += kWarp) own += job.partial[i * chunks + k];
-    own = warp_sum(own);
-    if (threadIdx.x % kWarp == 0) job.sums[i] = own;
+    double part = 0;
+    for (int64_t k = threadIdx.x % kWarp; k < chunks; k += kWarp) part += job.partial[i * chunks + k];
+    part = warp_sum(part);
+    if (threadIdx.x % kWarp == 0) job.sums[i] = part;
   }
 };
 
@@ -78,16 +78,16 @@ struct HeadKernel {
     team.sync();
     head.write_slopes(team, slopes);
     if (team.rank() == 0)
-      *static_cast<Real*>(job.status) = job.foreseen == 0 ? Real(0) : Real(head.scale_of(0, 0) / job.foreseen);
+      *static_cast<Real*>(job.status) = job.assumed == 0 ? Real(0) : Real(head.scale_of(0, 0) / job.assumed);
   }
 };
 
 constexpr Kernel kKernels[] = {
-    entry<HeadKernel<float>, Step::head>("head<float>", Engine::head, Dtype::f32, LinkKind::sigmoid, PointSet::any,
+    entry<HeadKernel<float>, Step::head>("head<float>", Engine::head, Dtype::f32, LinkKind::sigmoid, PointwiseSet::any,
                                          true),
-    entry<HeadKernel<double>, Step::head>("head<double>", Engine::head, Dtype::f64, LinkKind::sigmoid, PointSet::any,
-                                          true),
-    entry<AddChunks, Step::add>("head.add", Engine::head, Dtype::f64, LinkKind::sigmoid, PointSet::any, true),
+    entry<HeadKernel<double>, Step::head>("head<double>", Engine::head, Dtype::f64, LinkKind::sigmoid,
+                                          PointwiseSet::any, true),
+    entry<AddChunks, Step::add>("head.add", Engine::head, Dtype::f64, LinkKind::sigmoid, PointwiseSet::any, true),
 };
 
 }  // namespace

@@ -1,17 +1,12 @@
 // A call, as every kernel takes it: one struct by value, in the constant bank.
 #pragma once
 
+#include "../chunks.h"
 #include "../head.h"
 #include "../problem.h"
 #include "device.h"
 
 namespace segfuse {
-
-// Units cut into chunks of pixels, one block each, by the sizes alone: neither the number of processors nor that of
-// resident blocks moves a sum.
-struct Cut {
-  int64_t pixels, chunk, per_unit, count;
-};
 
 // The phases of the head (head.h) that a launch runs, as bits.
 constexpr int kScore = 1, kTotal = 2, kPool = 4, kReduce = 8, kSlopes = 16;
@@ -36,18 +31,18 @@ struct Job {
   Problem problem;
   Constants constants;
   Layout layout;
-  Cut cut;
+  Chunks chunks;    // a block each
   bool can_ignore;  // the target's type can hold ignore_index
   TilePlan tile;
   double* partial;  // the sums of every chunk, as ChunkSums
-  double* sums;     // per unit
+  double* sums;     // per domain
   double* head_workspace;
   double* vector;        // between the halves of the head
   double* block_totals;  // per block of kScore: what it adds to the vector
   int score_blocks;      // how many that are
   int head_phases;
   // Of a gradient written in the forward: the factor of the mean that was assumed (0: none is written).
-  double foreseen;
+  double assumed;
   void* loss;  // of the loss's type; null: unreduced
   double* terms;
   void *slopes, *status;  // Buffers
@@ -56,17 +51,8 @@ struct Job {
 
 namespace {
 
-struct Span {
-  int64_t unit, first, count;
-};
-
-__device__ inline Span chunk_of(const Cut& cut, int64_t i) {
-  const int64_t unit = i / cut.per_unit, first = (i - unit * cut.per_unit) * cut.chunk;
-  return {unit, first, cut.pixels - first < cut.chunk ? cut.pixels - first : cut.chunk};
-}
-
-// Where a chunk leaves the sums of its unit. They lie as [unit][sum][chunk]: who adds the chunks reads neighbours, and
-// of a unit of one chunk they are its sums.
+// Where a chunk leaves the sums of its domain. They lie as [domain][sum][chunk]: who adds the chunks reads neighbours,
+// and of a domain of one chunk they are its sums.
 struct ChunkSums {
   double* first;
   int64_t stride;
@@ -74,21 +60,21 @@ struct ChunkSums {
   __device__ ChunkSums from(int64_t s) const { return {first + s * stride, stride}; }
 };
 
-__device__ inline ChunkSums sums_of_chunk(const Job& job, int64_t chunk) {
-  const int64_t unit = chunk / job.cut.per_unit, rank = chunk - unit * job.cut.per_unit;
-  return {job.partial + unit * job.layout.unit_sums() * job.cut.per_unit + rank, job.cut.per_unit};
+__device__ inline ChunkSums sums_of_chunk(const Job& job, int64_t index) {
+  const int64_t domain = index / job.chunks.per_domain, rank = index - domain * job.chunks.per_domain;
+  return {job.partial + domain * job.layout.domain_sums() * job.chunks.per_domain + rank, job.chunks.per_domain};
 }
 
-// The slopes of unit u's pointwise term, with the mean's factor as foreseen: what the head would leave.
-__device__ inline void foresee_slopes(const Job& job, int64_t u, float* slopes) {
+// The slopes of domain u's pointwise term, with the mean's factor as assumed: what the head would leave.
+__device__ inline void assume_slopes(const Job& job, int64_t u, float* slopes) {
   if (int(threadIdx.x) >= job.plan.term_count) return;
   const Term& term = job.plan.terms[threadIdx.x];
   if (term.is_region) return;
   const int64_t classes = job.problem.classes;
   double positive, negative;
-  fixed_balance(job.plan, job.plan.points[term.index], job.constants, classes, job.plan.joint ? 0 : u % classes,
+  fixed_balance(job.plan, job.plan.pointwise[term.index], job.constants, classes, job.plan.multiclass ? 0 : u % classes,
                 positive, negative);
-  const double factor = coefficient_of(job.plan, job.constants, threadIdx.x) * job.foreseen;
+  const double factor = coefficient_of(job.plan, job.constants, threadIdx.x) * job.assumed;
   slopes[2 * term.index] = float(factor * positive);
   slopes[2 * term.index + 1] = float(factor * negative);
 }

@@ -7,26 +7,26 @@
 
 namespace segfuse {
 
-// add: the chunks of a unit; both: statistics and gradient in one read; rescale: that gradient, in place.
-enum class Step : int { statistics, add, head, values, gradient, both, rescale };
-// rows: planes that are arrays; strided_rows: any; any_joint: any multiclass plan; label_map: softmax and class
-// indices, planes that are arrays and a number of classes that is known at compile time; tile: any number and any
+// add: the chunks of a domain; fused: statistics and gradient in one read; rescale: that gradient, in place.
+enum class Step : int { statistics, add, head, values, gradient, fused, rescale };
+// sigmoid: planes that are arrays; strided_sigmoid: any; softmax_general: any multiclass plan; label_map: softmax and
+// class indices, planes that are arrays and a number of classes that is known at compile time; tile: any number and any
 // strides; staged_tile: channels_last.
-enum class Engine : int { head, rows, strided_rows, any_joint, label_map, tile, staged_tile, rescale };
+enum class Engine : int { head, sigmoid, strided_sigmoid, softmax_general, label_map, tile, staged_tile, rescale };
 // cross_entropy: that or none; of tiles, plain jobs (tile.cu).
-enum class PointSet : int { none, bce, cross_entropy, focal_square, any };
+enum class PointwiseSet : int { none, bce, cross_entropy, focal_square, any };
 
 struct Key {
   Step step;
   Engine engine;
   Dtype dtype;  // of the logits, or f32/f64 where the kernel takes every type that is computed so
   LinkKind link;
-  PointSet points;
+  PointwiseSet pointwise;
   bool extra;   // squared and L1 statistics
   int classes;  // of label_map; of tiles, those of a thread at most; else 0
 
   bool operator==(const Key& o) const {
-    return step == o.step && engine == o.engine && dtype == o.dtype && link == o.link && points == o.points &&
+    return step == o.step && engine == o.engine && dtype == o.dtype && link == o.link && pointwise == o.pointwise &&
            extra == o.extra && classes == o.classes;
   }
 };
@@ -46,11 +46,11 @@ struct KernelTable {
   size_t count;
 };
 
-constexpr int64_t kFewChunks = 256;  // of a unit, which a warp adds; more than those a block
+constexpr int64_t kFewChunks = 256;  // of a domain, which a warp adds; more than those a block
 
-// rows.cu, any_joint.cu, head.cu, ...
-KernelTable rows_kernels();
-KernelTable any_joint_kernels();
+// sigmoid.cu, softmax_general.cu, head.cu, ...
+KernelTable sigmoid_kernels();
+KernelTable softmax_general_kernels();
 KernelTable label_map_kernels();
 KernelTable tile_kernels();
 KernelTable head_kernels();
@@ -69,8 +69,8 @@ namespace {
 // Blocks of a processor that must fit, so that loads are on their way while others compute.
 template <class E, Step kStep>
 constexpr int resident_blocks() {
-  if constexpr (kStep == Step::both)
-    return E::kBothBlocks;
+  if constexpr (kStep == Step::fused)
+    return E::kFusedBlocks;
   else
     return E::kBlocks;
 }
@@ -84,16 +84,16 @@ __global__ void __launch_bounds__(E::kBlock, (resident_blocks<E, kStep>())) kern
     E::run(job);
   else if constexpr (kStep == Step::values)
     E::values(job);
-  else if constexpr (kStep == Step::both)
-    E::both(job);
+  else if constexpr (kStep == Step::fused)
+    E::fused(job);
   else
     E::gradient(job);
 }
 
 template <class E, Step kStep>
-constexpr Kernel entry(const char* name, Engine engine, Dtype dtype, LinkKind link, PointSet points, bool extra,
+constexpr Kernel entry(const char* name, Engine engine, Dtype dtype, LinkKind link, PointwiseSet pointwise, bool extra,
                        int classes = 0) {
-  return {{kStep, engine, dtype, link, points, extra, classes},
+  return {{kStep, engine, dtype, link, pointwise, extra, classes},
           name,
           &kernel<E, kStep>,
           E::kBlock,

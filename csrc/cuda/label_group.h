@@ -12,7 +12,7 @@ __device__ inline bool is_moderate(float slope) { return abs(slope) < 1e12f; }
 
 // Where a chunk begins, kept: the compiler would compute all of this from the start, for every vector.
 template <class Element, int kClasses>
-struct LabelChunk {
+struct LabelPlanes {
   // Of many classes half as much: two blocks per processor, code that its cache for instructions holds.
   static constexpr int kVector = (kClasses < 16 ? 16 : 8) / int(sizeof(Element));
 
@@ -22,8 +22,8 @@ struct LabelChunk {
   int count;      // no chunk of a tensor that fits into memory has more pixels: policy.cu
   int all_count;  // whether all pixels do if their labels are classes
 
-  __device__ LabelChunk(const Job& job, const Span& span)
-      : dense{job, span.unit, span.first, span.count}, count(int(span.count)) {
+  __device__ LabelPlanes(const Job& job, const Chunk& chunk)
+      : dense{job, chunk.domain, chunk.first, chunk.count}, count(int(chunk.count)) {
     const Problem& p = job.problem;
     logits = kept(dense.template at<const Element>(p.logits, 0, 0));
     if (p.target.dtype == Dtype::i64)
@@ -47,25 +47,25 @@ struct LabelChunk {
 // The pixels of a thread: logits of all classes, label, weight.
 template <class Element, int kClasses>
 struct LabelGroup {
-  using Chunk = LabelChunk<Element, kClasses>;
-  static constexpr int kVector = Chunk::kVector;
+  using Planes = LabelPlanes<Element, kClasses>;
+  static constexpr int kVector = Planes::kVector;
 
-  const Chunk& chunk;
+  const Planes& planes;
   int i;
   Pack<Element, kVector> logits[kClasses];
   Pack<uint8_t, kVector> labels;
   float w[kVector];
   uint32_t ignored = 0;  // a bit for each pixel of weight 0
 
-  __device__ LabelGroup(const Chunk& of, int at, float& sum_of_weights) : chunk(of), i(at) {
+  __device__ LabelGroup(const Planes& of, int at, float& sum_of_weights) : planes(of), i(at) {
 #pragma unroll
     for (int c = 0; c < kClasses; ++c)
-      logits[c].load(chunk.logits + c * chunk.dense.job.problem.logits.class_stride + i);
+      logits[c].load(planes.logits + c * planes.dense.job.problem.logits.class_stride + i);
     bool all_count = false;
     for_labels([&](const auto& given) {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) labels.element[k] = uint8_t(given.element[k]);
-      all_count = (chunk.all_count != 0) & all_below<kClasses>(given);
+      all_count = (planes.all_count != 0) & all_below<kClasses>(given);
     });
 #pragma unroll
     for (int k = 0; k < kVector; ++k) w[k] = 1.0f;
@@ -76,18 +76,18 @@ struct LabelGroup {
   }
   template <class F>
   __device__ void for_labels(const F& f) const {
-    const Dtype type = chunk.dense.job.problem.target.dtype;
+    const Dtype type = planes.dense.job.problem.target.dtype;
     if (type != Dtype::i64 && type != Dtype::i32)
-      f(chunk.template labels<uint8_t>(i));
+      f(planes.template labels<uint8_t>(i));
     else if (type == Dtype::i64)
-      f(chunk.template labels<int64_t>(i));
+      f(planes.template labels<int64_t>(i));
     else
-      f(chunk.template labels<int32_t>(i));
+      f(planes.template labels<int32_t>(i));
   }
   // Weights, and labels as in load_class of source.h. Logits that do not count become 0, so that nobody need ask.
   __device__ void weigh(float& sum_of_weights) {
-    const Job& job = chunk.dense.job;
-    chunk.dense.load_weights(0, i, w);
+    const Job& job = planes.dense.job;
+    planes.dense.load_weights(0, i, w);
     for_labels([&](const auto& given) {
       using Label = std::decay_t<decltype(given.element[0])>;
       const Label no_label = Label(job.plan.ignore_index);
@@ -101,7 +101,7 @@ struct LabelGroup {
       }
     });
     if (job.problem.has_upstream) {
-      const auto upstream = chunk.dense.template load<float>(job.problem.upstream, 0, i);
+      const auto upstream = planes.dense.template load<float>(job.problem.upstream, 0, i);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) w[k] = masked_product(w[k], upstream.element[k]);
     }
@@ -122,9 +122,9 @@ struct LabelGroup {
   __device__ int label(int k) const { return byte_of(labels, k); }
   __device__ float logit(int c, int k) const { return Number<Element>::widened(logits[c], k); }
   // One more read, from the first cache: with many classes it costs less than comparing with every one.
-  __device__ float own_logit(int k) const {
+  __device__ float label_logit(int k) const {
     if (w[k] == 0.0f) return 0.0f;
-    return Number<Element>::widened(chunk.logits[label(k) * chunk.dense.job.problem.logits.class_stride + i + k]);
+    return Number<Element>::widened(planes.logits[label(k) * planes.dense.job.problem.logits.class_stride + i + k]);
   }
   // The gradient, which has taken the logits' place. finite: 0 times the slopes is 0.
   __device__ void store(Element* output, bool finite) {
@@ -135,7 +135,7 @@ struct LabelGroup {
   }
   __device__ void store(Element* output) const {
 #pragma unroll
-    for (int c = 0; c < kClasses; ++c) logits[c].store(output + c * chunk.dense.job.problem.output.class_stride + i);
+    for (int c = 0; c < kClasses; ++c) logits[c].store(output + c * planes.dense.job.problem.output.class_stride + i);
   }
 };
 

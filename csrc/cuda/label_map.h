@@ -1,19 +1,25 @@
-// The engine for softmax, class indices and sums of products, with all classes of a pixel in registers: one read of
-// each logit per pass, no scratch memory. One kernel per number of classes of a list (label_map.cu); tile.h takes the
-// rest.
+// The CUDA engine for softmax, class indices and sums of products, with all classes of a pixel in registers: one read
+// of each logit per pass, no scratch memory. One kernel per number of classes of a list (label_map.cu); tile.h takes
+// the rest.
+//
+// Given:   a job, by value; the block's index is the chunk's (in reverse for the gradient).
+// Assumes: Plan::fits_label_map; kClasses classes; cross-entropy or no pointwise term; planes that are arrays
+//          (all_arrays in policy.cu); chunks of less than 2^31 pixels.
+// Writes:  as sigmoid.h: sums of the chunk, its gradient, or both. A bad label: NaN in the sums.
+// Called:  by kernel<> (kernels.h), as label_map.cu lists it; policy.cu chooses.
 #pragma once
 
 #include "../pixel.h"
 #include "label_group.h"
-#include "points.h"
+#include "pointwise_terms.h"
 
 namespace segfuse {
 namespace {
 
 template <class Element, int kClasses>
 struct LabelMap {
-  using Points = CrossEntropyOrNone;
-  using Chunk = LabelChunk<Element, kClasses>;
+  using Pointwise = CrossEntropyOrNone;
+  using Planes = LabelPlanes<Element, kClasses>;
   using Group = LabelGroup<Element, kClasses>;
   static constexpr bool kNarrow = Number<Element>::kNarrow;
   // Of two classes, what one has too much the other lacks. (float32 keeps the sums that it has: the same to a
@@ -21,24 +27,23 @@ struct LabelMap {
   static constexpr bool kMirrors = kNarrow && kClasses == 2;
   static constexpr int kVector = Group::kVector;
   static constexpr int kBlock = kThreads, kBlocks = kClasses * kVector <= 16 ? 4 : kClasses <= 8 ? 3 : 2;
-  static constexpr int kBothBlocks = kBlocks - 1;
+  static constexpr int kFusedBlocks = kBlocks - 1;
   static constexpr int kGroup = kThreads * kVector;
-  static constexpr int kGroupSums = 1 + 2 * Points::kCount;
+  static constexpr int kGroupSums = 1 + 2 * Pointwise::kCount;
   // Statistics: sums of the block, what warps hand over, and per thread two columns of one value per class.
   static constexpr int kSharedBytes = int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) +
                                       int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);
 
-  // A pixel: e = 2^(z log2(e) - s), 0 in the label's class. fma(z, log2(e), -s) rounds once; (z - peak) log2(e) would
-  // round twice. s, near the peak, is the same for all classes, so its own rounding cancels (see Base2::largest).
+  // A pixel: its powers (Exponents), 0 in the label's class.
   struct At {
     static constexpr bool kCompares = kClasses <= 8;  // and reads nothing twice
-    float e[kClasses], at_peak, own, inverse;
-    Pixel<float> x;
+    float e[kClasses], at_peak, at_label, inverse;
+    Pixel<float> x;  // of the label's class
 
     __device__ At(const Group& group, int k) {
       const int y = group.label(k);
-      float own_logit = 0.0f;
-      if constexpr (!kCompares) own_logit = group.own_logit(k);
+      float label_logit = 0.0f;
+      if constexpr (!kCompares) label_logit = group.label_logit(k);
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) e[c] = group.logit(c, k);
       float peak = e[0];
@@ -49,46 +54,46 @@ struct LabelMap {
       if (std::is_same_v<Element, Bfloat16> || (!kNarrow && abs(peak) > Base2<float>::largest)) {
 #pragma unroll
         for (int c = 0; c < kClasses; ++c) e[c] -= peak;
-        if constexpr (!kCompares) own_logit -= peak;
+        if constexpr (!kCompares) label_logit -= peak;
         peak = 0.0f;
       }
-      const float shift = -(peak * Base2<float>::log2_e);
-      float rest = 0.0f, log2_own = shift;
-      if constexpr (!kCompares) log2_own = fma(own_logit, Base2<float>::log2_e, shift);
+      const Exponents<float, float> exponent(peak);
+      float rest = 0.0f, log2_label = exponent.shift;
+      if constexpr (!kCompares) log2_label = exponent.of(label_logit);
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
-        const float d = fma(e[c], Base2<float>::log2_e, shift);
+        const float d = exponent.of(e[c]);
         const bool here = c == y;
-        if (kCompares && here) log2_own = d;
+        if (kCompares && here) log2_label = d;
         e[c] = here ? 0.0f : fast_exp2(d);
         rest = c == 0 ? e[c] : rest + e[c];
       }
-      at_peak = fast_exp2(fma(peak, Base2<float>::log2_e, shift));
-      own = fast_exp2(log2_own);
-      x = Softmax::of_label<float, kNarrow>(own, rest, log2_own, inverse);
+      at_peak = fast_exp2(exponent.of(peak));
+      at_label = fast_exp2(log2_label);
+      x = Softmax::of_label<float, kNarrow>(at_label, rest, log2_label, inverse);
     }
     // What softmax_pull_back asks for: the slope of the class that reaches the peak. With half precision the mean of
     // all slopes, which lies as near to it where that class has nearly everything, and costs no search; that the
     // powers do not add up to 1 is off the mean by 1e-7, and the mean of what is left by 1e-7 of that.
-    __device__ float reference(float present, const float* absent) const {
+    __device__ float reference(float at_positive, const float* at_negative) const {
       if constexpr (kNarrow) {
         float others = 0.0f;
 #pragma unroll
-        for (int c = 0; c < kClasses; ++c) others += e[c] * absent[c];
-        return others * inverse + x.p * present;
+        for (int c = 0; c < kClasses; ++c) others += e[c] * at_negative[c];
+        return others * inverse + x.p * at_positive;
       }
-      float s = present;
-      if (own < at_peak) {
+      float s = at_positive;
+      if (at_label < at_peak) {
 #pragma unroll
         for (int c = 0; c < kClasses; ++c)
-          if (e[c] == at_peak) s = absent[c];
+          if (e[c] == at_peak) s = at_negative[c];
       }
       return s;
     }
   };
 
   __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
-  __device__ static void both(const Job& job) { add_chunk<true>(job, blockIdx.x); }
+  __device__ static void fused(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
   // f(pixel, which of the group, where to leave its gradient) for each pixel of a group; kWrites: the gradients take
   // their logits' place. Two at a time, which half precision rounds at once.
@@ -105,9 +110,9 @@ struct LabelMap {
     }
   }
 
-  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
+  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is assumed.
   template <bool kWrites>
-  __device__ static void add_chunk(const Job& job, int64_t chunk) {
+  __device__ static void add_chunk(const Job& job, int64_t index) {
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + kGroupSums;
     double* of_class = staging + kGroupSums * kWarps;  // I, FN of all classes, then FP
@@ -116,14 +121,14 @@ struct LabelMap {
     if (threadIdx.x < kGroupSums) totals[threadIdx.x] = 0;
     for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;
     for (int c = threadIdx.x; c < kClasses; c += kThreads)
-      scales[c] = job.plan.point_count ? class_scale<float>(job, 0, c) : 1.0f;
-    const Span span = chunk_of(job.cut, chunk);
-    const Chunk here(job, span);
+      scales[c] = job.plan.pointwise_count ? class_scale<float>(job, 0, c) : 1.0f;
+    const Chunk chunk = job.chunks.at(index);
+    const Planes here(job, chunk);
     Element* output = nullptr;
     if constexpr (kWrites) output = here.output();
     const bool regions = !kWrites && job.plan.region_count > 0;
     if constexpr (kWrites)
-      foresee_slopes(job, span.unit, columns);
+      assume_slopes(job, chunk.domain, columns);
     else
       for (int r = 0; r < 2 * kClasses; ++r) columns[r * kThreads + threadIdx.x] = 0.0f;
     __syncthreads();
@@ -157,7 +162,7 @@ struct LabelMap {
         visit<kWrites>(group, [&](const At& at, int k, float* gradient) {
           const int y = group.label(k);
           const float w = group.w[k], scaled = w * scales[y];
-          Points::template for_each<float>(job, [&](const auto& loss, int) {
+          Pointwise::template for_each<float>(job.plan, [&](const auto& loss, int) {
             group_sums[1] += scaled * loss(at.x, 1.0f).positive;
             group_sums[2] += scaled;
           });
@@ -168,9 +173,9 @@ struct LabelMap {
 #pragma unroll
             for (int c = 0; c < kClasses; ++c) fp[c] += factor * at.e[c];
           }
-          float* mine = columns + y * 2 * kThreads + threadIdx.x;
-          mine[0] += w * at.x.p;
-          mine[kThreads] += w * at.x.q;
+          float* column = columns + y * 2 * kThreads + threadIdx.x;
+          column[0] += w * at.x.p;
+          column[kThreads] += w * at.x.q;
         });
         if constexpr (kWrites) group.store(output, finite);
       }
@@ -178,16 +183,16 @@ struct LabelMap {
     }
     if (adds > 0) flush();
     // In the order of Layout.
-    const ChunkSums out = sums_of_chunk(job, chunk);
+    const ChunkSums out = sums_of_chunk(job, index);
     const int group_count = int(job.layout.group_sums());
     if (int(threadIdx.x) < group_count)
-      out[threadIdx.x] = totals[threadIdx.x == 2 && !job.plan.points[0].weighs_the_mean ? 0 : threadIdx.x];
+      out[threadIdx.x] = totals[threadIdx.x == 2 && !job.plan.pointwise[0].weight_in_denominator ? 0 : threadIdx.x];
     for (int c = threadIdx.x; regions && c < kClasses; c += kThreads) {
-      const ChunkSums own = out.from(group_count + c * job.layout.region_sums);
-      own[0] = of_class[2 * c];
-      own[1] = of_class[kMirrors ? 3 - 2 * c : 2 * kClasses + c];
-      own[2] = of_class[2 * c + 1];
-      if (job.layout.region_sums > kRegionSums) own[3] = 0;  // a label map needs no sum of negatives: head.h
+      const ChunkSums row = out.from(group_count + c * job.layout.region_sums);
+      row[kTp] = of_class[2 * c];
+      row[kFp] = of_class[kMirrors ? 3 - 2 * c : 2 * kClasses + c];
+      row[kFn] = of_class[2 * c + 1];
+      if (job.layout.region_sums > kRegionSums) row[kTn] = 0;  // a label map needs no sum of negatives: head.h
     }
   }
 
@@ -208,54 +213,48 @@ struct LabelMap {
     __syncthreads();
   }
 
-  // slope: of the pointwise term; present, absent: by class, of the regions if there are some.
+  // slope: of the pointwise term; at_positive, at_negative: by class, of the regions if there are some.
   __device__ static void find_gradient(const Job& job, const At& at, int label, float w, float slope, bool regions,
-                                       const float* present, const float* absent, float* gradient) {
-    const Pixel<Dual<float>> dual = Softmax::seed(at.x);
-    float d = 0.0f;
-    Points::template for_each<float>(job, [&](const auto& loss, int) { d = slope * loss(dual, 1.0f).positive.d[0]; });
-    const float scaled = w * at.inverse;
+                                       const float* at_positive, const float* at_negative, float* gradient) {
+    LabelSlope<float> label_slope(at.x);
+    Pointwise::template for_each<float>(job.plan, [&](const auto& loss, int) { label_slope.add(loss, slope); });
     // Compared as a float, for a second time: of a comparison that it has made already the compiler would carry the
     // outcome along, class by class, at three instructions.
     const float y = opaque_float(label);
     if (!regions) {
-      const float at_label = w * d * at.x.q, others = -(scaled * d);
+      const PointwiseGradient<float> dz(w, at.x, at.inverse, label_slope.sum);
 #pragma unroll
-      for (int c = 0; c < kClasses; ++c) gradient[c] = float(c) == y ? at_label : at.e[c] * others;
+      for (int c = 0; c < kClasses; ++c) gradient[c] = float(c) == y ? dz.at_label : dz.of(at.e[c]);
       return;
     }
-    const float s = present[label], reference = at.reference(s, absent);
+    const float s = at_positive[label], reference = at.reference(s, at_negative);
     float others = 0.0f;
 #pragma unroll
-    for (int c = 0; c < kClasses; ++c) others += at.e[c] * (absent[c] - reference);
-    const float mean = at.x.p * (s - reference) + others * at.inverse;
-    const float at_label = w * softmax_pull_back(at.x.p, at.x.q, s - reference, mean, d, 0.0f);
+    for (int c = 0; c < kClasses; ++c) others += at.e[c] * (at_negative[c] - reference);
+    const RegionGradient<float> dz(w, at.x, at.inverse, label_slope.sum, s, reference, others);
 #pragma unroll
-    for (int c = 0; c < kClasses; ++c) {
-      const float g = softmax_pull_back(at.e[c] * scaled, absent[c] - reference, mean + d);
-      gradient[c] = float(c) == y ? at_label : g;
-    }
+    for (int c = 0; c < kClasses; ++c) gradient[c] = float(c) == y ? dz.at_label : dz.of(at.e[c], at_negative[c]);
   }
 
   __device__ static void gradient(const Job& job) {
     // The chunks that the statistics read last are those that the second cache still holds.
-    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
-    const float* slopes = static_cast<const float*>(job.slopes) + span.unit * job.layout.unit_slopes();
+    const Chunk chunk = job.chunks.at(int64_t(gridDim.x) - 1 - blockIdx.x);
+    const float* slopes = static_cast<const float*>(job.slopes) + chunk.domain * job.layout.domain_slopes();
     float* scales = reinterpret_cast<float*>(shared_memory());
-    float* present = scales + kClasses;
-    float* absent = present + kClasses;
-    const Chunk here(job, span);
+    float* at_positive = scales + kClasses;
+    float* at_negative = at_positive + kClasses;
+    const Planes here(job, chunk);
     Element* output = here.output();
     const bool regions = job.plan.region_count > 0;
-    const float slope = job.plan.point_count ? slopes[0] * upstream_of<float>(job, span.unit, 0) : 0.0f;
+    const float slope = job.plan.pointwise_count ? slopes[0] * upstream_of<float>(job, chunk.domain, 0) : 0.0f;
     bool finite = true;
     for (int c = threadIdx.x; c < kClasses; c += kThreads) {
-      scales[c] = job.plan.point_count ? slope * class_scale<float>(job, 0, c) : 0.0f;
-      const float* row = slopes + 2 * job.plan.point_count + kRegionSlopes * c;
-      const float upstream = regions ? upstream_of<float>(job, span.unit, c) : 0.0f;
-      present[c] = regions ? row[0] * upstream : 0.0f;
-      absent[c] = regions ? row[1] * upstream : 0.0f;
-      finite = is_moderate(scales[c]) && is_moderate(present[c]) && is_moderate(absent[c]);
+      scales[c] = job.plan.pointwise_count ? slope * class_scale<float>(job, 0, c) : 0.0f;
+      const float* row = slopes + 2 * job.plan.pointwise_count + kRegionSlopes * c;
+      const float upstream = regions ? upstream_of<float>(job, chunk.domain, c) : 0.0f;
+      at_positive[c] = regions ? row[kAtPositive] * upstream : 0.0f;
+      at_negative[c] = regions ? row[kAtNegative] * upstream : 0.0f;
+      finite = is_moderate(scales[c]) && is_moderate(at_positive[c]) && is_moderate(at_negative[c]);
     }
     finite = __syncthreads_and(finite);
     for (int i = int(threadIdx.x) * kVector; i < here.count; i += kGroup) {
@@ -263,7 +262,7 @@ struct LabelMap {
       Group group(here, i, unread);
       visit<true>(group, [&](const At& at, int k, float* gradient) {
         const int y = group.label(k);
-        find_gradient(job, at, y, group.w[k], scales[y], job.plan.region_count > 0, present, absent, gradient);
+        find_gradient(job, at, y, group.w[k], scales[y], job.plan.region_count > 0, at_positive, at_negative, gradient);
       });
       group.store(output, finite);
     }

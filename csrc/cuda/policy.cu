@@ -6,16 +6,16 @@
 
 namespace segfuse {
 
-const std::vector<KernelTable>& tables() {
-  static const std::vector<KernelTable> all{head_kernels(), rows_kernels(),      label_map_kernels(),
-                                            tile_kernels(), any_joint_kernels(), rescale_kernels()};
+const std::vector<KernelTable>& class_values() {
+  static const std::vector<KernelTable> all{head_kernels(), sigmoid_kernels(),         label_map_kernels(),
+                                            tile_kernels(), softmax_general_kernels(), rescale_kernels()};
   return all;
 }
 
 namespace {
 
 const Kernel* find(const Key& key) {
-  for (const KernelTable& table : tables())
+  for (const KernelTable& table : class_values())
     for (size_t i = 0; i < table.count; ++i)
       if (table.begin[i].key == key) return &table.begin[i];
   return nullptr;
@@ -40,27 +40,19 @@ bool all_arrays(const Problem& p, Step step) {
          (!p.has_upstream || is_array(p.upstream, group)) && (step == Step::statistics || is_array(p.output, group));
 }
 
-PointSet points_of(const Plan& plan) {
-  if (plan.point_count == 0) return PointSet::none;
-  if (plan.point_count > 1) return PointSet::any;
-  switch (plan.points[0].kind) {
-    case PointKind::bce_with_logits:
-      return PointSet::bce;
-    case PointKind::cross_entropy:
-      return PointSet::cross_entropy;
-    case PointKind::focal_square:
-      return plan.sums_labels() ? PointSet::any : PointSet::focal_square;
+PointwiseSet pointwise_of(const Plan& plan) {
+  if (plan.pointwise_count == 0) return PointwiseSet::none;
+  if (plan.pointwise_count > 1) return PointwiseSet::any;
+  switch (plan.pointwise[0].kind) {
+    case PointwiseKind::bce_with_logits:
+      return PointwiseSet::bce;
+    case PointwiseKind::cross_entropy:
+      return PointwiseSet::cross_entropy;
+    case PointwiseKind::focal_square:
+      return plan.sums_labels() ? PointwiseSet::any : PointwiseSet::focal_square;
     default:
-      return PointSet::any;
+      return PointwiseSet::any;
   }
-}
-
-// Softmax, class indices, sums of products that they can make, labels as they are.
-bool is_plain_label_map(const Plan& plan, const Problem& p) {
-  for (int k = 0; k < plan.point_count; ++k)
-    if (plan.points[k].smooths || plan.points[k].every_class) return false;
-  return plan.joint && plan.link == LinkKind::softmax && p.label_map && !p.wide && !plan.sums_extra() &&
-         !plan.magnifies_negatives();
 }
 
 // Shared memory of a tile: what two blocks of an sm_80 and one of an sm_86 or sm_120 have; less where there is less.
@@ -72,9 +64,9 @@ int64_t tile_memory() {
 }
 
 // Whether the gradient can be written before the mean is known: one factor is left for all pixels.
-bool is_foreseeable(const Plan& plan, const Problem& p) {
-  for (int k = 0; k < plan.point_count; ++k)
-    if (plan.points[k].balance == Balance::balanced || plan.points[k].weighs_the_mean) return false;
+bool has_one_factor(const Plan& plan, const Problem& p) {
+  for (int k = 0; k < plan.pointwise_count; ++k)
+    if (plan.pointwise[k].balance == Balance::balanced || plan.pointwise[k].weight_in_denominator) return false;
   const bool one = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
   return plan.region_count == 0 && one && p.logits.dtype != Dtype::f16 && p.samples * p.pixels > 0;
 }
@@ -137,7 +129,7 @@ void check(cudaError_t status, const char* what) {
 
 std::string unusable() {
   cudaFuncAttributes attributes;
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, tables().front().begin->function);
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, class_values().front().begin->function);
   if (!is_lasting(status)) {
     check(status, "device");
     return "";
@@ -150,21 +142,21 @@ std::string unusable() {
 }
 
 // Larger chunks where there are many, for what a block does beside its pixels costs as much as 1,000 of them. Partial
-// sums of all chunks together stay below 0.9 MB less what else there is for every unit (sums, slopes, the head), or
-// half a megabyte; a chunk is at most a unit. unit_sums: 0 if the kernel makes none.
-Cut cut_of(int64_t units, int64_t unit_sums, int64_t pixels) {
+// sums of all chunks together stay below 0.9 MB less what else there is for every domain (sums, slopes, the head), or
+// half a megabyte; a chunk is at most a domain. domain_sums: 0 if the kernel makes none.
+Chunks chunks_of(int64_t domains, int64_t domain_sums, int64_t pixels) {
   constexpr int64_t kSmallest = 4096, kLargest = 16384, kMany = 1024;
   constexpr int64_t kStep = 256, kFewestPartials = 65536, kPartials = 114688;
-  const int64_t sums = units * unit_sums;
-  Cut cut{pixels, kSmallest, 0, 0};
-  const auto per_unit = [&] { return (cut.pixels + cut.chunk - 1) / cut.chunk; };
-  while (cut.chunk < kLargest && units * per_unit() >= kMany) cut.chunk *= 2;
+  const int64_t sums = domains * domain_sums;
+  Chunks chunks{pixels, kSmallest, 0, 0};
+  const auto per_domain = [&] { return (chunks.pixels + chunks.size - 1) / chunks.size; };
+  while (chunks.size < kLargest && domains * per_domain() >= kMany) chunks.size *= 2;
   const int64_t partials = std::max(kFewestPartials, kPartials - 3 * sums);
-  const int64_t most = sums ? std::max<int64_t>(partials / sums, 1) : per_unit();
-  if (per_unit() > most) cut.chunk = ((cut.pixels + most - 1) / most + kStep - 1) / kStep * kStep;
-  cut.per_unit = per_unit();
-  cut.count = units * cut.per_unit;
-  return cut;
+  const int64_t most = sums ? std::max<int64_t>(partials / sums, 1) : per_domain();
+  if (per_domain() > most) chunks.size = ((chunks.pixels + most - 1) / most + kStep - 1) / kStep * kStep;
+  chunks.per_domain = per_domain();
+  chunks.count = domains * chunks.per_domain;
+  return chunks;
 }
 
 int head_blocks(const Sizes& sizes) {
@@ -177,46 +169,47 @@ const Kernel* kernel_for(Step step, const Job& job) {
   const Plan& plan = job.plan;
   const Problem& p = job.problem;
   const Dtype real = p.wide ? Dtype::f64 : Dtype::f32;
-  if (step == Step::add) return find({step, Engine::head, Dtype::f64, LinkKind::sigmoid, PointSet::any, true, 0});
-  if (step == Step::head) return find({step, Engine::head, real, LinkKind::sigmoid, PointSet::any, true, 0});
+  if (step == Step::add) return find({step, Engine::head, Dtype::f64, LinkKind::sigmoid, PointwiseSet::any, true, 0});
+  if (step == Step::head) return find({step, Engine::head, real, LinkKind::sigmoid, PointwiseSet::any, true, 0});
   if (step == Step::rescale)
-    return find({step, Engine::rescale, p.logits.dtype, LinkKind::sigmoid, PointSet::any, true, 0});
-  const PointSet own = points_of(plan);
-  if (is_plain_label_map(plan, p) && (own == PointSet::none || own == PointSet::cross_entropy) && all_arrays(p, step))
-    if (const Kernel* k =
-            find({step, Engine::label_map, p.logits.dtype, plan.link, PointSet::cross_entropy, false, int(p.classes)}))
+    return find({step, Engine::rescale, p.logits.dtype, LinkKind::sigmoid, PointwiseSet::any, true, 0});
+  const PointwiseSet set = pointwise_of(plan);
+  if (plan.fits_label_map(p.label_map) && !p.wide &&
+      (set == PointwiseSet::none || set == PointwiseSet::cross_entropy) && all_arrays(p, step))
+    if (const Kernel* k = find(
+            {step, Engine::label_map, p.logits.dtype, plan.link, PointwiseSet::cross_entropy, false, int(p.classes)}))
       return k;
   if (job.tile.pixels && step != Step::values) {
     const Engine engine = tile_engine(job, step);
-    return find({step, engine, p.logits.dtype, plan.link, job.tile.plain ? PointSet::cross_entropy : PointSet::any,
-                 false, tile_slots(job, engine)});
+    return find({step, engine, p.logits.dtype, plan.link,
+                 job.tile.plain ? PointwiseSet::cross_entropy : PointwiseSet::any, false, tile_slots(job, engine)});
   }
-  if (step == Step::both && plan.joint) return nullptr;
-  if (plan.joint) return find({step, Engine::any_joint, real, plan.link, PointSet::any, true, 0});
+  if (step == Step::fused && plan.multiclass) return nullptr;
+  if (plan.multiclass) return find({step, Engine::softmax_general, real, plan.link, PointwiseSet::any, true, 0});
   if (plan.link == LinkKind::sigmoid && !p.wide && all_arrays(p, step))
-    for (const PointSet points : {own, PointSet::any})
+    for (const PointwiseSet terms : {set, PointwiseSet::any})
       for (const bool extra : {plan.sums_extra(), true})
-        if (const Kernel* k = find({step, Engine::rows, p.logits.dtype, plan.link, points, extra, 0})) return k;
-  if (step == Step::both) return nullptr;
-  return find({step, Engine::strided_rows, real, plan.link, PointSet::any, true, 0});
+        if (const Kernel* k = find({step, Engine::sigmoid, p.logits.dtype, plan.link, terms, extra, 0})) return k;
+  if (step == Step::fused) return nullptr;
+  return find({step, Engine::strided_sigmoid, real, plan.link, PointwiseSet::any, true, 0});
 }
 
 Scheme scheme_for(const Job& job, Scheme wanted) {
   if (job.plan.unreduced() && wanted == Scheme::gradient_in_forward)
     throw std::invalid_argument("scheme: a loss per element has its gradient in a pass of its own (two_pass)");
   if (wanted == Scheme::two_pass || !job.problem.output.data || job.plan.unreduced()) return Scheme::two_pass;
-  const bool can_foresee = is_foreseeable(job.plan, job.problem) && kernel_for(Step::both, job);
-  if (wanted == Scheme::gradient_in_forward && !can_foresee)
+  const bool can_assume = has_one_factor(job.plan, job.problem) && kernel_for(Step::fused, job);
+  if (wanted == Scheme::gradient_in_forward && !can_assume)
     throw std::invalid_argument(
         "scheme: gradient_in_forward is for a mean or a sum of BCE in planes, or of one pointwise loss of class "
         "indices, in float32 and bfloat16");
-  return can_foresee && (wanted == Scheme::gradient_in_forward || is_likely(job)) ? Scheme::gradient_in_forward
-                                                                                  : Scheme::two_pass;
+  return can_assume && (wanted == Scheme::gradient_in_forward || is_likely(job)) ? Scheme::gradient_in_forward
+                                                                                 : Scheme::two_pass;
 }
 
-double foreseen_scale(const Job& job) {
+double assumed_scale(const Job& job) {
   const Problem& p = job.problem;
-  const int64_t pixels = p.samples * p.pixels * (job.plan.joint ? 1 : p.classes);
+  const int64_t pixels = p.samples * p.pixels * (job.plan.multiclass ? 1 : p.classes);
   return job.plan.reduction == Reduction::mean ? 1 / double(pixels) : 1;
 }
 
@@ -224,13 +217,14 @@ Job make_job(const Call& call) {
   const Plan& plan = call.plan;
   const Problem& problem = call.problem;
   Job job{};
-  job.plan = settled(plan, problem);
+  job.plan = resolve(plan, problem);
   job.problem = problem;
   job.constants = call.constants;
   job.layout = Layout(plan, problem);
-  job.cut = cut_of(job.layout.units, job.layout.unit_sums(), problem.pixels);
+  job.chunks = chunks_of(job.layout.domains, job.layout.domain_sums(), problem.pixels);
   job.can_ignore = plan.has_ignore && problem.hard_target && holds(problem.target.dtype, plan.ignore_index);
-  if (is_plain_label_map(plan, problem) && problem.pixels <= INT32_MAX) choose_tile(job, tile_memory());
+  if (plan.fits_label_map(problem.label_map) && !problem.wide && problem.pixels <= INT32_MAX)
+    choose_tile(job, tile_memory());
   return job;
 }
 

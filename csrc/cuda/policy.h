@@ -13,7 +13,7 @@ const std::vector<KernelTable>& tables();
 // Throws what CUDA reports.
 void check(cudaError_t status, const char* what);
 
-Cut cut_of(int64_t units, int64_t unit_sums, int64_t pixels);
+Chunks chunks_of(int64_t domains, int64_t domain_sums, int64_t pixels);
 
 // The blocks of the head's phases that go over all rows: by their number alone. 1: all phases in one launch.
 int head_blocks(const Sizes& sizes);
@@ -21,7 +21,7 @@ int head_blocks(const Sizes& sizes);
 // All of a job but the addresses of its outputs.
 Job make_job(const Call& call);
 
-// The kernel for a step: the most special one that there is. Null: none, which only Step::both may meet.
+// The kernel for a step: the most special one that there is. Null: none, which only Step::fused may meet.
 const Kernel* kernel_for(Step step, const Job& job);
 
 void load_words_kernel();  // words.cu
@@ -30,6 +30,6 @@ void load_words_kernel();  // words.cu
 Scheme scheme_for(const Job& job, Scheme wanted);
 
 // The factor of the mean if every pixel counts: what the head would find.
-double foreseen_scale(const Job& job);
+double assumed_scale(const Job& job);
 
 }  // namespace segfuse

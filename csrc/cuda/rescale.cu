@@ -67,9 +67,9 @@ struct Rescale {
 // The forward writes gradients of these types.
 constexpr Kernel kKernels[] = {
     entry<Rescale<float>, Step::rescale>("rescale<float32>", Engine::rescale, Dtype::f32, LinkKind::sigmoid,
-                                         PointSet::any, true),
+                                         PointwiseSet::any, true),
     entry<Rescale<Bfloat16>, Step::rescale>("rescale<bfloat16>", Engine::rescale, Dtype::bf16, LinkKind::sigmoid,
-                                            PointSet::any, true),
+                                            PointwiseSet::any, true),
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Where a row's pixels come from and its gradient goes to (the source and the sink of rows.h).
+// Where a row's pixels come from and its gradient goes to (the source and the sink of sigmoid.h).
 #pragma once
 
 #include "dense.h"
@@ -93,11 +93,11 @@ struct DenseRow {
         c(c),
         first(first),
         count(count),
-        logits(kept(static_cast<const Element*>(job.problem.logits.data) + own(job.problem.logits))),
+        logits(kept(static_cast<const Element*>(job.problem.logits.data) + row_offset(job.problem.logits))),
         target(kept(static_cast<const unsigned char*>(job.problem.target.data) +
-                    own(job.problem.target) * size_of(job.problem.target.dtype))),
-        output(kept(static_cast<Element*>(job.problem.output.data) + own(job.problem.output))) {}
-  __device__ int64_t own(const View& v) const {
+                    row_offset(job.problem.target) * size_of(job.problem.target.dtype))),
+        output(kept(static_cast<Element*>(job.problem.output.data) + row_offset(job.problem.output))) {}
+  __device__ int64_t row_offset(const View& v) const {
     return n * v.sample_stride + c * v.class_stride + first + int64_t(threadIdx.x) * kVector;
   }
 
@@ -224,10 +224,11 @@ struct DenseRow {
   template <bool kWeighted>
   __device__ void scale(int64_t base, Array& g) const {
     const View& v = job.problem.upstream;
-    load_all<kWeighted>(static_cast<const float*>(v.data) + own(v), base, [&](const Pack<float, kVector>& pack, int u) {
+    load_all<kWeighted>(static_cast<const float*>(v.data) + row_offset(v), base,
+                        [&](const Pack<float, kVector>& pack, int u) {
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) g[u][k] *= pack.element[k];
-    });
+                          for (int k = 0; k < kVector; ++k) g[u][k] *= pack.element[k];
+                        });
   }
 };
 

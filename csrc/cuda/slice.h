@@ -21,7 +21,7 @@ struct Slice {
 
   const Job& job;
   const TileShape shape;
-  const int64_t unit;
+  const int64_t domain;
   const uint32_t begin, pixels;  // of the chunk
   const int stage;               // where it is in shared memory
   const int lane, team, first, count;
@@ -30,12 +30,12 @@ struct Slice {
   unsigned char* output = nullptr;
   const Element* here = nullptr;  // the pixel of the last load(), not staged
 
-  __device__ Slice(const Job& j, const Span& span, int stage_at)
+  __device__ Slice(const Job& j, const Chunk& chunk, int stage_at)
       : job(j),
         shape{kAlone ? kThreads : j.tile.pixels, int(j.problem.classes)},
-        unit(span.unit),
-        begin(uint32_t(span.first)),
-        pixels(uint32_t(span.count)),
+        domain(chunk.domain),
+        begin(uint32_t(chunk.first)),
+        pixels(uint32_t(chunk.count)),
         stage(stage_at),
         lane(kAlone ? int(threadIdx.x) : int(threadIdx.x) % shape.pixels),
         team(kAlone ? 0 : int(threadIdx.x) / shape.pixels),
@@ -96,7 +96,7 @@ struct Slice {
   }
 
   __device__ bool holds(uint32_t base) const { return base + lane < pixels; }
-  // In the chunk, and in the unit: of the pixel at `base` + lane, or of the last one, whose weight is 0 there.
+  // In the chunk, and in the domain: of the pixel at `base` + lane, or of the last one, whose weight is 0 there.
   __device__ uint32_t place(uint32_t base) const { return holds(base) ? base + lane : pixels - 1; }
   __device__ uint32_t position(uint32_t base) const { return begin + place(base); }
 
@@ -117,22 +117,22 @@ struct Slice {
   __device__ void load(uint32_t base, float (&z)[kSlots]) {
     if constexpr (kStaged) {
       fill_stage(base);
-      const Element* mine = staged_pixel() + first;
-      each_held([&](int j, bool held) { z[j] = Number<Element>::widened(mine[held ? j : 0]); });
+      const Element* element = staged_pixel() + first;
+      each_held([&](int j, bool held) { z[j] = Number<Element>::widened(element[held ? j : 0]); });
     } else {
       here = pixel(job.problem.logits, logits, job.tile.logits_step, base);
-      const Element* mine = class_of(first);
+      const Element* element = class_of(first);
       const auto step = step_of(job.problem.logits, job.tile.logits_class);
 #pragma unroll
       for (int g = 0; g < kSlots; g += kGroup) {
         if (g + kGroup <= fewest()) {
 #pragma unroll
-          for (int k = 0; k < kGroup; ++k, mine += step) z[g + k] = unread(mine);
+          for (int k = 0; k < kGroup; ++k, element += step) z[g + k] = unread(element);
         } else if (g == 0 || g < most()) {
 #pragma unroll
           for (int k = 0; k < kGroup; ++k) {
-            z[g + k] = unread(mine);
-            mine += g + k + 1 < count ? step : 0;
+            z[g + k] = unread(element);
+            element += g + k + 1 < count ? step : 0;
           }
         }
       }
@@ -152,21 +152,21 @@ struct Slice {
   // The gradient of the tile that was loaded. All threads call it.
   __device__ void store(uint32_t base, const float (&g)[kSlots]) const {
     if constexpr (kStaged) {
-      Element* mine = staged_pixel() + first;
+      Element* element = staged_pixel() + first;
       each_held([&](int j, bool held) {
-        if (held) mine[j] = Number<Element>::narrowed(g[j]);
+        if (held) element[j] = Number<Element>::narrowed(g[j]);
       });
       __syncthreads();
       drain_stage(base);
     } else if (holds(base)) {
       const auto step = step_of(job.problem.output, job.tile.output_class);
-      auto* mine = const_cast<Element*>(pixel(job.problem.output, output, job.tile.output_step, base));
-      mine += uint64_t(first) * step;
+      auto* element = const_cast<Element*>(pixel(job.problem.output, output, job.tile.output_step, base));
+      element += uint64_t(first) * step;
       each_held([&](int j, bool held) {
         Pack<Element, 1> raw;
         raw.element[0] = Number<Element>::narrowed(g[j]);
-        if (held) raw.store(mine);
-        mine += step;
+        if (held) raw.store(element);
+        element += step;
       });
     }
   }
@@ -179,12 +179,12 @@ struct Slice {
     return float_of(uint32_t(pack.word[0]));
   }
   __device__ unsigned char* first_of(const View& v, int size, uint32_t step) const {
-    return kept(static_cast<unsigned char*>(v.data) + unit * v.sample_stride * size + uint64_t(begin) * step);
+    return kept(static_cast<unsigned char*>(v.data) + domain * v.sample_stride * size + uint64_t(begin) * step);
   }
-  // `start`, `step`: of a plain view. (All offsets in a plain unit have 32 bits.)
+  // `start`, `step`: of a plain view. (All offsets in a plain domain have 32 bits.)
   __device__ const Element* pixel(const View& v, const unsigned char* start, uint32_t step, uint32_t base) const {
     if constexpr (kPlain) return reinterpret_cast<const Element*>(start + place(base) * step);
-    return static_cast<const Element*>(v.data) + offset_of(v, unit, 0, position(base));
+    return static_cast<const Element*>(v.data) + offset_of(v, domain, 0, position(base));
   }
   __device__ static auto step_of(const View& v, uint32_t plain) {
     if constexpr (kPlain)
@@ -202,7 +202,7 @@ struct Slice {
   // The run of the tile at `base`.
   __device__ Element* run(const View& v, const unsigned char* start, uint32_t step, uint32_t base) const {
     if constexpr (kPlain) return reinterpret_cast<Element*>(const_cast<unsigned char*>(start) + base * step);
-    return static_cast<Element*>(v.data) + unit * v.sample_stride + int64_t(begin + base) * shape.classes;
+    return static_cast<Element*>(v.data) + domain * v.sample_stride + int64_t(begin + base) * shape.classes;
   }
   __device__ int elements(uint32_t base) const {
     const int left = int(pixels - base);

@@ -114,7 +114,7 @@ template <class Real>
 __device__ inline Real load_label(const Job& job, int64_t n, int64_t c, int64_t i, Real& weight) {
   const Problem& p = job.problem;
   const int64_t offset = offset_of(p.target, n, c, i);
-  const bool row = !job.plan.joint;  // class probabilities know no ignored label
+  const bool row = !job.plan.multiclass;  // class probabilities know no ignored label
   if (p.hard_target) {
     const int64_t y = load_integer(p.target, offset);
     if (row && job.can_ignore && y == job.plan.ignore_index) weight = Real(0);

@@ -27,7 +27,7 @@ void allow_shared_memory(const Kernel& kernel) {
 void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
   if (blocks == 0) return;
   if (blocks > std::numeric_limits<int32_t>::max())
-    throw std::invalid_argument("logits: " + std::to_string(job.layout.units) +
+    throw std::invalid_argument("logits: " + std::to_string(job.layout.domains) +
                                 " rows of pixels are too many for a GPU");
   const Kernel& kernel = *kernel_for(step, job);
   const int64_t shared_bytes = kernel.shared_bytes + tile_bytes(kernel, job);
@@ -47,9 +47,9 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
 }
 
 void add_chunks(const Job& job, cudaStream_t stream) {
-  if (job.cut.per_unit == 1) return;  // the chunks' sums are the units'; those of no chunks are to be 0
+  if (job.chunks.per_domain == 1) return;  // the chunks' sums are the domains'; those of no chunks are to be 0
   const int64_t sums = job.layout.sums();
-  launch(Step::add, job, job.cut.per_unit > kFewChunks ? sums : (sums + kWarps - 1) / kWarps, stream);
+  launch(Step::add, job, job.chunks.per_domain > kFewChunks ? sums : (sums + kWarps - 1) / kWarps, stream);
 }
 
 // halves: of kGather and kFinish.
@@ -73,8 +73,8 @@ void run_head(Job& job, int halves, cudaStream_t stream) {
 
 int64_t partial_size(const Plan& plan, const Sizes& sizes) {
   const Layout layout(plan, sizes);
-  const Cut cut = cut_of(layout.units, layout.unit_sums(), sizes.pixels);
-  return cut.per_unit > 1 ? cut.count * layout.unit_sums() : 0;
+  const Chunks chunks = chunks_of(layout.domains, layout.domain_sums(), sizes.pixels);
+  return chunks.per_domain > 1 ? chunks.count * layout.domain_sums() : 0;
 }
 
 int64_t head_workspace_size(const Plan& plan, const Sizes& sizes) {
@@ -95,10 +95,10 @@ void set_head(Job& job, const Buffers& buffers) {
   job.status = buffers.status;
 }
 
-// The sums of all units, by way of those of the chunks.
+// The sums of all domains, by way of those of the chunks.
 void run_statistics(Step step, Job& job, double* partial, cudaStream_t stream) {
-  job.partial = job.cut.per_unit > 1 ? partial : job.sums;
-  launch(step, job, job.cut.count, stream);
+  job.partial = job.chunks.per_domain > 1 ? partial : job.sums;
+  launch(step, job, job.chunks.count, stream);
   add_chunks(job, stream);
 }
 
@@ -139,10 +139,10 @@ bool forward(const Call& call, const Buffers& outputs, Executor stream) {
   set_head(job, buffers);
   if (call.plan.unreduced()) job.loss = nullptr;
   const Scheme scheme = scheme_for(job, call.scheme);
-  if (scheme == Scheme::gradient_in_forward) job.foreseen = foreseen_scale(job);
-  run_statistics(scheme == Scheme::two_pass ? Step::statistics : Step::both, job, buffers.partial, stream);
+  if (scheme == Scheme::gradient_in_forward) job.assumed = assumed_scale(job);
+  run_statistics(scheme == Scheme::two_pass ? Step::statistics : Step::fused, job, buffers.partial, stream);
   run_head(job, kGather | kFinish, stream);
-  if (call.plan.unreduced()) launch(Step::values, job, job.cut.count, stream);
+  if (call.plan.unreduced()) launch(Step::values, job, job.chunks.count, stream);
   return scheme != Scheme::two_pass;
 }
 
@@ -154,7 +154,7 @@ void statistics(const Call& call, const Buffers& buffers, Executor stream) {
 
 void head(const Call& call, const Buffers& buffers, int halves, Executor stream) {
   Job job{};
-  job.plan = settled(call.plan, call.problem);
+  job.plan = resolve(call.plan, call.problem);
   job.problem = call.problem;
   job.constants = call.constants;
   job.layout = Layout(call.plan, call.problem);
@@ -162,16 +162,17 @@ void head(const Call& call, const Buffers& buffers, int halves, Executor stream)
   run_head(job, halves, stream);
 }
 
-void backward(const Call& call, const Buffers& buffers, const void* upstream, bool ahead, Executor stream) {
+void backward(const Call& call, const Buffers& buffers, const void* upstream, bool prefilled, Executor stream) {
   Job job = make_job(call);
-  job.cut = cut_of(job.layout.units, 0, call.problem.pixels);  // it makes no sums, whose memory would limit the chunks
+  job.chunks =
+      chunks_of(job.layout.domains, 0, call.problem.pixels);  // it makes no sums, whose memory would limit the chunks
   job.slopes = buffers.slopes;
   job.status = buffers.status;
   job.upstream = upstream;
-  if (ahead)
+  if (prefilled)
     launch(Step::rescale, job, rescale_blocks(call.problem), stream);
   else
-    launch(Step::gradient, job, job.cut.count, stream);
+    launch(Step::gradient, job, job.chunks.count, stream);
 }
 
 void warmup() {

@@ -25,9 +25,9 @@ void head(const Call& call, const Buffers& buffers, int halves, Executor stream)
 // problem.output: that of an unreduced loss, or the gradient if one is wanted; true if it has been written.
 bool forward(const Call& call, const Buffers& buffers, Executor stream);
 
-// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). ahead: problem.output holds
-// what the forward has written there.
-void backward(const Call& call, const Buffers& buffers, const void* upstream, bool ahead, Executor stream);
+// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). prefilled: problem.output
+// holds what the forward has written there.
+void backward(const Call& call, const Buffers& buffers, const void* upstream, bool prefilled, Executor stream);
 
 // Up to so many rows the head is one launch of one block.
 constexpr int64_t kFewRows = 2048;

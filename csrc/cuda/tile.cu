@@ -6,13 +6,13 @@
 namespace segfuse {
 namespace {
 
-#define SEGFUSE_STEP(step, Element, name, dtype, slots, staged, engine, plain, points)                               \
-  entry<Tile<Element, slots, staged, plain>, Step::step>(#engine "." #step "<" name ", " #slots ", " #points ">",    \
-                                                         Engine::engine, dtype, LinkKind::softmax, PointSet::points, \
-                                                         false, slots)
+#define SEGFUSE_STEP(step, Element, name, dtype, slots, staged, engine, plain, pointwise)                            \
+  entry<Tile<Element, slots, staged, plain>, Step::step>(#engine "." #step "<" name ", " #slots ", " #pointwise ">", \
+                                                         Engine::engine, dtype, LinkKind::softmax,                   \
+                                                         PointwiseSet::pointwise, false, slots)
 #define SEGFUSE_TWO_PASSES(...) SEGFUSE_STEP(statistics, __VA_ARGS__), SEGFUSE_STEP(gradient, __VA_ARGS__)
-// float16 has no `both`: see rows.cu.
-#define SEGFUSE_THREE(...) SEGFUSE_TWO_PASSES(__VA_ARGS__), SEGFUSE_STEP(both, __VA_ARGS__)
+// float16 has no `fused`: see sigmoid.cu.
+#define SEGFUSE_THREE(...) SEGFUSE_TWO_PASSES(__VA_ARGS__), SEGFUSE_STEP(fused, __VA_ARGS__)
 #define SEGFUSE_ELEMENTS(...)                                        \
   SEGFUSE_THREE(float, "float32", Dtype::f32, __VA_ARGS__),          \
       SEGFUSE_THREE(Bfloat16, "bfloat16", Dtype::bf16, __VA_ARGS__), \
@@ -33,7 +33,7 @@ int64_t bytes(const Job& job, int pixels, bool staged, bool statistics) {
   return stage_at(job.layout, shape, slots_of(shape, staged), statistics) + stage;
 }
 
-// Whether all offsets in a unit of a view are multiples of two strides, and have 32 bits.
+// Whether all offsets in a domain of a view are multiples of two strides, and have 32 bits.
 bool is_flat(const View& v, const Sizes& sizes) {
   const int64_t size = size_of(v.dtype);
   return v.dims == 1 && v.stride[0] >= 0 && v.class_stride >= 0 && v.class_stride * size <= UINT32_MAX &&
@@ -45,8 +45,9 @@ bool is_flat(const View& v, const Sizes& sizes) {
 bool is_plain(const Job& job) {
   const Problem& p = job.problem;
   const Plan& plan = job.plan;
-  const bool cross_entropy = plan.points[0].kind == PointKind::cross_entropy && plan.points[0].table < 0;
-  return !p.has_weight && !p.has_upstream && (!plan.point_count || (plan.point_count == 1 && cross_entropy)) &&
+  const bool cross_entropy =
+      plan.pointwise[0].kind == PointwiseKind::cross_entropy && plan.pointwise[0].class_values < 0;
+  return !p.has_weight && !p.has_upstream && (!plan.pointwise_count || (plan.pointwise_count == 1 && cross_entropy)) &&
          is_flat(p.logits, p) && is_flat(p.target, p) && (!p.output.data || is_flat(p.output, p));
 }
 

@@ -34,23 +34,25 @@ inline int slots_of(const TileShape& shape, bool staged) {
   return classes <= kFewSlots && shape.teams() == 1 ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);
 }
 
-// What the threads of a pixel tell one another; first in shared memory. Per thread: a row for each pixel, of a value
-// per team, read four at a time (of two teams: with two more that change nothing). Per pixel: what one thread knows.
-struct Told {
+// What the threads of a pixel share with one another; first in shared memory. Per thread: a row for each pixel, of a
+// value per team, read four at a time (of two teams: with two more that change nothing). Per pixel: what one thread
+// knows.
+struct Exchange {
   float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];
   float label[kThreads], weight[kThreads], reference[kThreads];
-  float slopes[2 * kMaxPoints];  // foreseen
+  float slopes[2 * kMaxPointwise];  // assumed
 };
-// Behind it. Statistics: a column of sums for each lane, those of a unit, then I and FN of each class. Gradient: the
+// Behind it. Statistics: a column of sums for each lane, those of a domain, then I and FN of each class. Gradient: the
 // slopes of each team's slots where they are not the label's; then of each class where it is.
-HD int64_t table_floats(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
+HD int64_t column_floats(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
   const bool regions = layout.region_sums > 0;
   if (statistics) return (layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;
   return regions ? shape.classes + shape.teams() * slots : 0;
 }
 // Behind that, the stage of slice.h.
 HD int64_t stage_at(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
-  return int64_t(sizeof(Told)) + (table_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));
+  return int64_t(sizeof(Exchange)) +
+         (column_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A few words from the host to the device: tables of class weights, coefficients, lists of classes. A copy of pageable
+// A few words from the host to the device: class weights, coefficients, lists of classes. A copy of pageable
 // memory would make the host wait for the stream, and cannot be recorded in a graph.
 #include <algorithm>
 

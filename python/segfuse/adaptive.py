@@ -10,7 +10,7 @@ from torch import Tensor
 from segfuse._core.functions import cached, function_of
 from segfuse._core.options import check_number
 from segfuse._core.plan import LOWER
-from segfuse._core.spec import RegionTerm, is_table
+from segfuse._core.spec import RegionTerm, is_class_values
 from segfuse.algebra import Loss
 from segfuse.single import RegionLoss, SingleLoss
 
@@ -54,15 +54,15 @@ class AdaptiveLogLoss(SingleLoss):
             if own[name] == 0:
                 raise ValueError(f"{name} must be > 0; got 0")
         base._require_plain()
-        tables = {name: getattr(base, name) for name in base.tables_of}
-        options = {"base": base.name, "base_options": base.options, **own, **tables}
+        class_values = {name: getattr(base, name) for name in base.class_options}
+        options = {"base": base.name, "base_options": base.options, **own, **class_values}
         super().__init__(base.mode, options, base.data)
         self._base = f"{type(base).__name__}({base.extra_repr()})"
 
     @staticmethod
     def lower(options: dict[str, Any], mode: str) -> RegionTerm:
-        tables = {k: v for k, v in options.items() if is_table(v)}
-        base = LOWER[options["base"]]({**options["base_options"], **tables}, mode)
+        class_values = {k: v for k, v in options.items() if is_class_values(v)}
+        base = LOWER[options["base"]]({**options["base_options"], **class_values}, mode)
         assert isinstance(base, RegionTerm)
         numbers = {"omega": options["omega"], "threshold": options["gamma"], "epsilon": options["epsilon"]}
         return replace(base, adaptive=True, **numbers)

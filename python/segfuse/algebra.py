@@ -71,13 +71,13 @@ class Loss(nn.Module):
         if unreduced and len(terms) > 1:
             raise ValueError('reduction="none" has no meaning for a compound: its terms have different shapes')
         self._terms = terms
-        self._table_count = 0
+        self._class_value_rows = 0
         content: list[dict[str, Any]] = []
         for term in terms:
             options = dict(term.loss.options)
-            for name in term.loss.tables_of:
-                options[name] = {"table": self._table_count}
-                self._table_count += 1
+            for name in term.loss.class_options:
+                options[name] = {"class_values": self._class_value_rows}
+                self._class_value_rows += 1
             # Without a reduction there is one term, and it is scaled outside.
             constant = 1.0 if unreduced else term.constant
             content.append({"name": term.loss.name, "coefficient": constant, "options": options})
@@ -105,8 +105,8 @@ class Loss(nn.Module):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss; with ``return_terms=True`` also a dict of its detached, unscaled terms."""
         check_tensor("logits", logits)
-        tables, coefficients = self._tables(logits, target, weight), self._coefficients(logits.device)
-        loss, terms = apply(self.plan, logits, target, weight, tables, coefficients)
+        class_values, coefficients = self._class_values(logits, target, weight), self._coefficients(logits.device)
+        loss, terms = apply(self.plan, logits, target, weight, class_values, coefficients)
         values = loss.detach().unsqueeze(0) if self.plan.unreduced else terms
         if self._scales_outside:
             scale = self._terms[0].coefficient(self, number_dtype(logits.device))
@@ -146,21 +146,21 @@ class Loss(nn.Module):
             return None
         dtype = number_dtype(device)
         values = [term.coefficient(self, dtype) for term in self._terms]
-        # On the device or, if all tensors are there, on the host; so are tables.
+        # On the device or, if all tensors are there, on the host; so are class_values.
         on_host = may_stay([v for v in values if isinstance(v, Tensor)], device)
         place = torch.device("cpu") if on_host else device
         return torch.stack(
             [bring(v, place) if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=place) for v in values]
         )
 
-    def _tables(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
+    def _class_values(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
         """The rows of values per class that the plan's terms name, of the widest type."""
-        if not self._table_count:
+        if not self._class_value_rows:
             return None
         classes = 1 if self.plan.mode == "binary" else logits.shape[1] if logits.dim() > 1 else 0
         rows = []
         for loss, *_ in self._terms:
-            for name in loss.tables_of:
+            for name in loss.class_options:
                 table = getattr(loss, name)
                 table = table.expand(classes) if table.dim() == 0 else table
                 if table.shape[0] != classes:

@@ -259,10 +259,10 @@ class UnifiedFocalLoss(CompoundLoss):
         delta, gamma = check_number("delta", delta, 0, 1), check_number("gamma", gamma, 0, 1)
         if gamma == 1:
             raise ValueError("gamma must be < 1; got 1")
-        joint = mode == "multiclass"
+        multiclass = mode == "multiclass"
         num_classes = None if num_classes is None else check_int("num_classes", num_classes)
-        if joint == (num_classes is None) or (num_classes is not None and num_classes < 2):
-            wanted = "at least 2" if joint else "None: there are two, background and foreground"
+        if multiclass == (num_classes is None) or (num_classes is not None and num_classes < 2):
+            wanted = "at least 2" if multiclass else "None: there are two, background and foreground"
             raise ValueError(f'num_classes with mode="{mode}" must be {wanted}; got {num_classes!r}')
         data.setdefault("reduction", "mean")  # given, for the shares of the rows depend on it
         options: Any = {"alpha": 1 - delta, "beta": delta, "smooth": smooth, **data}
@@ -270,7 +270,7 @@ class UnifiedFocalLoss(CompoundLoss):
         total = 1 if data["reduction"] == "sum" else 2 if num_classes is None else num_classes
         focal: Loss
         tversky: Loss
-        if not joint:
+        if not multiclass:
             front = FocalTverskyLoss(mode, gamma=1 - gamma, **options)
             back = BackgroundTverskyLoss(mode, gamma=1.0 if asymmetric else 1 - gamma, **options)
             tversky = (front + back) / total

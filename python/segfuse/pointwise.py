@@ -167,8 +167,8 @@ class CrossEntropyLoss(SingleLoss):
             "cross_entropy",
             (smoothing,),
             **balanced_by("none" if weight is None else "class_weight", weight),
-            weighs_the_mean=weight is not None,
-            smooths=smoothing > 0,
+            weight_in_denominator=weight is not None,
+            has_smoothing=smoothing > 0,
         )
 
 

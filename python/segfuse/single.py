@@ -22,7 +22,7 @@ from segfuse._core.options import (
     refuse_unknown,
 )
 from segfuse._core.plan import LOWER
-from segfuse._core.spec import KernelTerm, RegionTerm, table_of
+from segfuse._core.spec import KernelTerm, RegionTerm, class_values_row
 from segfuse._core.terms import Term, numbers_of
 from segfuse.algebra import Loss
 
@@ -40,8 +40,8 @@ class SingleLoss(Loss):
         self.mode = mode
         self.data = data
         self.options = {k: v for k, v in options.items() if not isinstance(v, Tensor)}
-        self.tables_of = [k for k, v in options.items() if isinstance(v, Tensor)]
-        for name in self.tables_of:
+        self.class_options = [k for k, v in options.items() if isinstance(v, Tensor)]
+        for name in self.class_options:
             self.register_buffer(name, options[name])
         self._fixed: dict[str, list[float]] = {}
         if data.get("reduction") == "sample" and options.get("pool_batch"):
@@ -56,9 +56,9 @@ class SingleLoss(Loss):
         elif "lower" in cls.__dict__:
             raise TypeError(f"{cls.__name__} has a lower() of its own, so it must have a name of its own, too")
 
-    def _with_fixed(self, **tables: list[float]) -> Self:
+    def _with_fixed(self, **class_values: list[float]) -> Self:
         """Tables that follow from numbers of somebody else: no state, and the same after any conversion."""
-        self._fixed = tables
+        self._fixed = class_values
         self._make_fixed_tables()
         return self
 
@@ -72,7 +72,7 @@ class SingleLoss(Loss):
         try:
             super()._apply(fn, recurse)
         except TypeError:  # perhaps the new device has no float64
-            wide = [name for name in self.tables_of if getattr(self, name).dtype == torch.float64]
+            wide = [name for name in self.class_options if getattr(self, name).dtype == torch.float64]
             if not wide:
                 raise
             for name in wide:
@@ -93,7 +93,7 @@ class SingleLoss(Loss):
 
     def extra_repr(self) -> str:
         """The options that are not as by default."""
-        shown = {**self.options, **{name: numbers_of(getattr(self, name)) for name in self.tables_of}, **self.data}
+        shown = {**self.options, **{name: numbers_of(getattr(self, name)) for name in self.class_options}, **self.data}
         signature = self._own_signature()
         given = [f"{name}={value!r}" for name, value in shown.items() if signature[name].default != value]
         return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
@@ -145,6 +145,6 @@ class RegionLoss(SingleLoss):
             eps=o["eps"],
             alpha=o.get("alpha", 0.5),
             beta=o.get("beta", 0.5),
-            table=table_of(o["class_weight"]),
+            class_values=class_values_row(o["class_weight"]),
             classes=tuple(o["classes"] or ()),
         )

@@ -51,7 +51,7 @@ class TiledLoss:
             )
         self.criterion = criterion
         self._sums: Tensor | None = None
-        self._tables: Tensor | None = None
+        self._class_values: Tensor | None = None
         self._results: Results | None = None
         self._read: tuple[torch.Size, torch.dtype, torch.device, bool] | None = None
 
@@ -60,8 +60,8 @@ class TiledLoss:
         if self._results is not None:
             raise RuntimeError("add was called after loss: make a new TiledLoss for the next images")
         data = self._checked(logits, target, weight)
-        self._tables = self.criterion._tables(*data[:3])
-        sums = steps.statistics(self.criterion.plan, data, Constants(self._tables))
+        self._class_values = self.criterion._class_values(*data[:3])
+        sums = steps.statistics(self.criterion.plan, data, Constants(self._class_values))
         self._sums = sums if self._sums is None else self._sums.add_(sums)
 
     def loss(self) -> Tensor:
@@ -74,7 +74,7 @@ class TiledLoss:
         if self._results is None:
             shape, dtype, device, soft = self._read
             plan, coefficients = self.criterion.plan, self.criterion._coefficients(device)
-            constants = Constants(self._tables, None if coefficients is None else coefficients.detach())
+            constants = Constants(self._class_values, None if coefficients is None else coefficients.detach())
             self._results = steps.head(plan, shape, dtype, soft, self._sums, constants)
         return self._results
 
@@ -83,7 +83,7 @@ class TiledLoss:
         whole = self._whole()
         data = self._checked(logits, target, weight)
         one = torch.ones_like(whole.loss)
-        return steps.backward(self.criterion.plan, one, data, self._tables, whole.slopes)
+        return steps.backward(self.criterion.plan, one, data, self._class_values, whole.slopes)
 
     def _checked(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Data:
         """A tile as the kernels take it; it must be one like those before."""

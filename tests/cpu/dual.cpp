@@ -123,8 +123,8 @@ void region_slopes() {
       const auto weighed = [&](double x) {
         double sum[12] = {};
         region_sums<true>(1.0, x, 1 - x, t, true, [&](int i, double v) { sum[i] += v; });
-        return s.present * sum[0] + s.absent * sum[1] + s.squared_present * sum[4] + s.squared_absent * sum[5] +
-               s.above * sum[7] - s.below * sum[8];
+        return s.at_positive * sum[kTp] + s.at_negative * sum[kFp] + s.squared_at_positive * sum[kPositiveSquares] +
+               s.squared_at_negative * sum[kNegativeSquares] + s.above * sum[kOver] - s.below * sum[kUnder];
       };
       const std::string what = "the region slope at p = " + std::to_string(p) + ", t = " + std::to_string(t);
       check_near(region_slope<true>(s, p, 1 - p, t), slope_of(weighed, p), kClose, what);

@@ -1,11 +1,11 @@
 // The head of one problem, in double. Standard input is words:
-//   samples 2 classes 2 joint 0 one_label 0 reduction mean
-//   point kind focal balance alpha balance_value 0.3 coefficient 2
+//   samples 2 classes 2 multiclass 0 one_label 0 reduction mean
+//   pointwise kind focal balance alpha balance_value 0.3 coefficient 2
 //   region kind dice pool_batch 1 coefficient 1
-//   tables 2 0.2 1.5  scored 1 1  sums 24 ...
-// After `point` or `region` stand the fields of PointTerm or RegionTerm that are not 0; a list begins with its length.
-// The answer has three lines: the loss, the terms, the slopes. A grid of blocks, and ranks with a sample each, must
-// give the same. `kinds` asks for the names of the region losses and of the shapes.
+//   values 2 0.2 1.5  scored 1 1  sums 24 ...
+// After `pointwise` or `region` stand the fields of PointwiseTerm or RegionTerm that are not 0; a list begins with its
+// length. The answer has three lines: the loss, the terms, the slopes. A grid of blocks, and ranks with a sample each,
+// must give the same. `kinds` asks for the names of the region losses and of the shapes.
 #include "csrc/head.h"
 
 #include <cstdlib>
@@ -59,16 +59,16 @@ void read(std::vector<T>& list) {
 struct Input {
   Plan plan{};
   Sizes sizes{};
-  Numbers tables, sums;
+  Numbers class_values, sums;
   std::vector<int64_t> scored;
 
-  Constants constants() const { return {tables.data(), nullptr, scored.data()}; }
+  Constants constants() const { return {class_values.data(), nullptr, scored.data()}; }
 
-  bool point_field(const std::string& word, PointTerm& term) {
+  bool pointwise_field(const std::string& word, PointwiseTerm& term) {
     if (word == "kind") return read(term.kind, kPoints), true;
     if (word == "balance") return read(term.balance, kBalances), true;
     if (word == "balance_value") return read(term.balance_value), true;
-    if (word == "table") return read(term.table), true;
+    if (word == "class_values") return read(term.class_values), true;
     if (word == "every_class") return read(term.every_class), true;
     return false;
   }
@@ -93,7 +93,7 @@ struct Input {
     SEGFUSE_FIELD(omega)
     SEGFUSE_FIELD(threshold)
     SEGFUSE_FIELD(epsilon)
-    SEGFUSE_FIELD(table)
+    SEGFUSE_FIELD(class_values)
     SEGFUSE_FIELD(class_count)
 #undef SEGFUSE_FIELD
     return false;
@@ -101,16 +101,17 @@ struct Input {
   bool field(const std::string& word) {
     if (word == "samples") return read(sizes.samples), true;
     if (word == "classes") return read(sizes.classes), true;
-    if (word == "joint") return read(plan.joint), true;
+    if (word == "multiclass") return read(plan.multiclass), true;
     if (word == "one_label") return read(plan.one_label), true;
     if (word == "reduction") return read(plan.reduction, kReductions), true;
-    if (word == "tables") return read(tables), true;
+    if (word == "values") return read(class_values), true;
     if (word == "scored") return read(scored), true;
     if (word == "sums") return read(sums), true;
     if (plan.term_count == 0) return false;
     Term& term = plan.terms[plan.term_count - 1];
     if (word == "coefficient") return read(term.coefficient), true;
-    return term.is_region ? region_field(word, plan.regions[term.index]) : point_field(word, plan.points[term.index]);
+    return term.is_region ? region_field(word, plan.regions[term.index])
+                          : pointwise_field(word, plan.pointwise[term.index]);
   }
   Input() {
     for (std::string word; std::cin >> word;) {
@@ -120,17 +121,17 @@ struct Input {
         for (const char* name : kShapes) std::cout << name << " ";
         std::exit(0);
       }
-      if (word == "point" || word == "region") {
+      if (word == "pointwise" || word == "region") {
         const bool is_region = word == "region";
-        const int index = is_region ? plan.region_count++ : plan.point_count++;
-        (is_region ? plan.regions[index].table : plan.points[index].table) = -1;
+        const int index = is_region ? plan.region_count++ : plan.pointwise_count++;
+        (is_region ? plan.regions[index].class_values : plan.pointwise[index].class_values) = -1;
         plan.terms[plan.term_count++] = {is_region, index, 1};
       } else if (!field(word)) {
         refuse(word);
       }
     }
     const Layout layout(plan, sizes);
-    if (int64_t(sums.size()) != layout.units * layout.unit_sums()) refuse("the number of sums");
+    if (int64_t(sums.size()) != layout.domains * layout.domain_sums()) refuse("the number of sums");
   }
 };
 
@@ -140,7 +141,7 @@ struct Output {
   Output(const Plan& plan, const Sizes& sizes, const Constants& constants)
       : loss(OutputMap{plan, sizes, constants.classes}.count()),
         terms(plan.term_count * loss.size()),
-        slopes(Layout(plan, sizes).units * Layout(plan, sizes).unit_slopes()),
+        slopes(Layout(plan, sizes).domains * Layout(plan, sizes).domain_slopes()),
         workspace(Head::workspace_size(plan, sizes, loss.size())),
         vector(Head::vector_size(plan, sizes)) {}
 };

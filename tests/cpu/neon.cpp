@@ -17,10 +17,10 @@ namespace segfuse {
 namespace {
 
 struct Shape {
-  bool region, point;
+  bool region, pointwise;
   LinkKind link;
   Reduction reduction;
-  PointKind kind;
+  PointwiseKind kind;
   double parameter;
   Statistics statistics;
 };
@@ -29,12 +29,12 @@ struct Shape {
 Shape shape_of(const std::string& name) {
   constexpr auto product = Statistics::product, squared = Statistics::squared;
   constexpr auto mean = Reduction::mean, none = Reduction::none;
-  if (name == "dice_bce") return {true, true, LinkKind::sigmoid, mean, PointKind::bce_with_logits, 0, product};
-  if (name == "bce") return {false, true, LinkKind::sigmoid, mean, PointKind::bce_with_logits, 0, product};
-  if (name == "focal") return {false, true, LinkKind::sigmoid, none, PointKind::focal, 2.5, product};
-  if (name == "dice_ce") return {true, true, LinkKind::softmax, mean, PointKind::cross_entropy, 0, product};
-  if (name == "ce") return {false, true, LinkKind::softmax, mean, PointKind::cross_entropy, 0, product};
-  if (name == "squared") return {true, true, LinkKind::softmax, mean, PointKind::cross_entropy, 0, squared};
+  if (name == "dice_bce") return {true, true, LinkKind::sigmoid, mean, PointwiseKind::bce_with_logits, 0, product};
+  if (name == "bce") return {false, true, LinkKind::sigmoid, mean, PointwiseKind::bce_with_logits, 0, product};
+  if (name == "focal") return {false, true, LinkKind::sigmoid, none, PointwiseKind::focal, 2.5, product};
+  if (name == "dice_ce") return {true, true, LinkKind::softmax, mean, PointwiseKind::cross_entropy, 0, product};
+  if (name == "ce") return {false, true, LinkKind::softmax, mean, PointwiseKind::cross_entropy, 0, product};
+  if (name == "squared") return {true, true, LinkKind::softmax, mean, PointwiseKind::cross_entropy, 0, squared};
   if (name == "dice_of_probabilities") return {true, false, LinkKind::identity, mean, {}, 0, product};
   throw std::invalid_argument("no loss '" + name + "'");
 }
@@ -43,23 +43,23 @@ Plan plan_of(const std::string& name) {
   const Shape shape = shape_of(name);
   Plan plan{};
   plan.link = shape.link;
-  plan.joint = shape.link == LinkKind::softmax;
+  plan.multiclass = shape.link == LinkKind::softmax;
   plan.reduction = shape.reduction;
-  plan.has_ignore = plan.joint;
+  plan.has_ignore = plan.multiclass;
   plan.ignore_index = -100, plan.ignore_value = -100;
   if (shape.region) {
     RegionTerm& term = plan.regions[plan.region_count++] = RegionTerm{};
     term.kind = RegionKind::dice, term.statistics = shape.statistics;
     term.smooth_numerator = term.smooth_denominator = 1e-5;
     term.alpha = term.beta = 0.5;
-    term.table = -1;
+    term.class_values = -1;
     plan.terms[plan.term_count++] = {true, 0, 1.0};
   }
-  if (shape.point) {
-    PointTerm& term = plan.points[plan.point_count++] = PointTerm{};
+  if (shape.pointwise) {
+    PointwiseTerm& term = plan.pointwise[plan.pointwise_count++] = PointwiseTerm{};
     term.kind = shape.kind, term.parameter[0] = shape.parameter;
     term.balance_value = 1;
-    term.table = -1;
+    term.class_values = -1;
     plan.terms[plan.term_count++] = {false, 0, 1.0};
   }
   return plan;
@@ -111,7 +111,7 @@ void run_loss(const std::string& name, std::istream& line, std::istream& in, std
   std::vector<char> target = read(in, labels * size_of(Dtype(target_dtype)));
   std::vector<char> upstream = read(in, values * size);
   p.hard_target = !is_floating(Dtype(target_dtype));
-  p.label_map = plan.joint && !target_classes;
+  p.label_map = plan.multiclass && !target_classes;
   p.logits = view(logits.data(), Dtype(dtype), p.classes, p.pixels);
   p.target = view(target.data(), Dtype(target_dtype), target_classes, p.pixels);
 
@@ -127,10 +127,10 @@ void run_loss(const std::string& name, std::istream& line, std::istream& in, std
   buffers.loss = loss.data(), buffers.terms = reinterpret_cast<double*>(terms.data());
   buffers.slopes = slopes.data(), buffers.status = &status;
   const Call call{plan, p, constants};
-  const bool ahead = forward(call, buffers, 1) && !plan.unreduced();
+  const bool prefilled = forward(call, buffers, 1) && !plan.unreduced();
   p.output = view(gradient.data(), Dtype(dtype), p.classes, p.pixels);
   if (plan.unreduced()) p.upstream = view(upstream.data(), real, p.classes, p.pixels), p.has_upstream = true;
-  backward(call, buffers, p.has_upstream ? nullptr : upstream.data(), ahead, 1);
+  backward(call, buffers, p.has_upstream ? nullptr : upstream.data(), prefilled, 1);
   write(out, loss);
   if (!plan.unreduced()) write(out, terms);
   write(out, gradient);

@@ -13,7 +13,7 @@ namespace {
 
 using Numbers = std::vector<double>;
 
-struct Call {
+struct Question {
   std::string loss;
   bool every_class;  // of a softmax: each class is an element of its own, a function of its p
   double parameter[kParameters];
@@ -21,7 +21,7 @@ struct Call {
 };
 
 template <class T>
-Parts<T> loss_of(const Call& call, const Pixel<T>& x, double t) {
+Parts<T> loss_of(const Question& call, const Pixel<T>& x, double t) {
 #define SEGFUSE_CASE(name, type) \
   if (call.loss == #name) return type<double>(call.parameter)(x, t);
   SEGFUSE_POINTWISE(SEGFUSE_CASE)
@@ -32,7 +32,7 @@ Parts<T> loss_of(const Call& call, const Pixel<T>& x, double t) {
 
 // Classes that stand alone: both parts of each.
 template <class Link>
-Numbers alone(const Call& call) {
+Numbers alone(const Question& call) {
   Numbers out{0};
   for (size_t c = 0; c < call.z.size(); ++c) {
     const Pixel<double> x = Link::pixel(call.z[c]);
@@ -45,7 +45,7 @@ Numbers alone(const Call& call) {
 }
 
 // Classes that share a softmax: the positive part of each, and the pull-back.
-Numbers softmax(const Call& call) {
+Numbers softmax(const Question& call) {
   const size_t classes = call.z.size();
   size_t peak = 0;
   for (size_t c = 1; c < classes; ++c)
@@ -87,7 +87,7 @@ int main() {
       std::cout << "\n";
       continue;
     }
-    Call call;
+    Question call;
     size_t classes;
     std::cin >> call.loss >> call.every_class;
     for (double& parameter : call.parameter) std::cin >> parameter;

@@ -51,7 +51,7 @@ def test_names() -> None:
         aliases[name] = getattr(spec, name)
     for name, alias in aliases.items():
         assert get_args(alias) == _C.NAMES[name]
-    assert _C.NAMES.keys() - aliases.keys() == {"PointKind", "RegionKind"}  # which losses name one by one
+    assert _C.NAMES.keys() - aliases.keys() == {"PointwiseKind", "RegionKind"}  # which losses name one by one
     given = loosened(LOSSES[0].plan.kernel_spec)
     for part, field in ((given, "mode"), (given, "reduction"), (given.terms[0], "absent"), (given.terms[1], "balance")):
         before = getattr(part, field)

@@ -94,7 +94,7 @@ def test_every_compound_is_two_passes(name: str) -> None:
     best, written = _C.instruction_set(), logits.numel() * 4
     read = written + target.numel()
     of_logits = [("statistics", best, read, 0), ("gradient", best, read, written)]
-    of_powers = [("keep", best, read, written), ("resume", best, read, written)]  # see test_ahead.py
+    of_powers = [("cache", best, read, written), ("from_cache", best, read, written)]  # see test_prefilled.py
     for scheme, expected in (("two_pass", of_logits), ("automatic", of_powers if name in KEPT else of_logits)):
         with native.scheme(scheme), native.trace() as events:
             build()(logits, target).backward()

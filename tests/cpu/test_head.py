@@ -56,7 +56,7 @@ def same(kind: str, reference: str, **both: Any) -> Term:
 
 
 SQUARED, SOFT = {"statistics": "squared"}, {"statistics": "soft_label"}
-WEIGHTED = ({"table": 0}, {"class_weight": TABLE})
+WEIGHTED = ({"class_values": 0}, {"class_weight": TABLE})
 LISTED = ({"class_count": 1}, {"classes": [1]})
 SENSITIVITY = ("sensitivity_specificity", "sensitivity_specificity")
 REGIONS = {
@@ -97,7 +97,10 @@ REGIONS = {
         {"sensitivity_weight": 0.3, "squared_error": True},
     ),
     "generalized": region(
-        "dice", "generalized_dice", {"generalized": 1, "factor": "square", "pool_classes": 1, "table": 0}, WEIGHTED[1]
+        "dice",
+        "generalized_dice",
+        {"generalized": 1, "factor": "square", "pool_classes": 1, "class_values": 0},
+        WEIGHTED[1],
     ),
     "generalized, simple": region(
         "dice",
@@ -120,29 +123,29 @@ REGIONS = {
 }
 
 
-def point(kind: str, reference: str, fields: dict[str, Any], options: dict[str, Any]) -> Term:
-    return Term("point", {"kind": kind, **fields}, f"{reference}_loss", options)
+def pointwise(kind: str, reference: str, fields: dict[str, Any], options: dict[str, Any]) -> Term:
+    return Term("pointwise", {"kind": kind, **fields}, f"{reference}_loss", options)
 
 
 BCE, CE = ("bce_with_logits", "bce_with_logits"), ("cross_entropy", "cross_entropy")
 ROW_POINTS = {
-    "bce": point(*BCE, {}, {}),
-    "bce, one weight": point(*BCE, {"balance": "positive", "balance_value": 2.5}, {"pos_weight": 2.5}),
-    "bce, weights": point(*BCE, {"balance": "positive", "table": 0}, {"pos_weight": TABLE}),
-    "bce, balanced": point(*BCE, {"balance": "balanced"}, {"balanced": True}),
-    "focal, alpha": point("focal", "focal", {"balance": "alpha", "balance_value": 0.3}, {"alpha": 0.3}),
+    "bce": pointwise(*BCE, {}, {}),
+    "bce, one weight": pointwise(*BCE, {"balance": "positive", "balance_value": 2.5}, {"pos_weight": 2.5}),
+    "bce, weights": pointwise(*BCE, {"balance": "positive", "class_values": 0}, {"pos_weight": TABLE}),
+    "bce, balanced": pointwise(*BCE, {"balance": "balanced"}, {"balanced": True}),
+    "focal, alpha": pointwise("focal", "focal", {"balance": "alpha", "balance_value": 0.3}, {"alpha": 0.3}),
 }
 JOINT_POINTS = {
-    "cross-entropy": point(*CE, {}, {}),
-    "cross-entropy, weights": point(*CE, {"balance": "class_weight", "table": 0}, {"class_weight": TABLE}),
-    "mse": point("squared_error", "mse", {"every_class": 1}, {}),
+    "cross-entropy": pointwise(*CE, {}, {}),
+    "cross-entropy, weights": pointwise(*CE, {"balance": "class_weight", "class_values": 0}, {"class_weight": TABLE}),
+    "mse": pointwise("squared_error", "mse", {"every_class": 1}, {}),
 }
 MIXED = [
     REGIONS["tversky, over the batch"]._replace(coefficient=0.7),
     REGIONS["sensitivity"]._replace(coefficient=-2.0),
 ]
 PLANS = [
-    *((name, joint, [term]) for name, term in REGIONS.items() for joint in (False, True)),
+    *((name, multiclass, [term]) for name, term in REGIONS.items() for multiclass in (False, True)),
     *((name, False, [term]) for name, term in ROW_POINTS.items()),
     *((name, True, [term]) for name, term in JOINT_POINTS.items()),
     ("a sum", False, [*MIXED, ROW_POINTS["bce, balanced"], ROW_POINTS["focal, alpha"]._replace(coefficient=20.0)]),
@@ -162,8 +165,8 @@ def allowed(terms: list[Term], reduction: str) -> bool:
 
 
 HEADS = [
-    pytest.param(joint, terms, reduction, id=f"{name}-{'joint' if joint else 'rows'}-{reduction}")
-    for name, joint, terms in PLANS
+    pytest.param(multiclass, terms, reduction, id=f"{name}-{'multiclass' if multiclass else 'rows'}-{reduction}")
+    for name, multiclass, terms in PLANS
     for reduction in ("mean", "sum", "sample", "none")
     if allowed(terms, reduction)
 ]
@@ -197,12 +200,12 @@ def region_part(slope: Tensor, p: Tensor, t: Tensor, w: Tensor) -> Tensor:
 class Problem:
     """Two samples of two classes, a few pixels each; no pixel of the first sample has class 1."""
 
-    def __init__(self, joint: bool, terms: list[Term]) -> None:
-        self.joint, self.terms = joint, terms
+    def __init__(self, multiclass: bool, terms: list[Term]) -> None:
+        self.multiclass, self.terms = multiclass, terms
         shape = (2, 2, 7)
         self.p = torch.rand(shape, dtype=torch.float64) * 0.9 + 0.05
-        self.weight = torch.rand((2, 7) if joint else shape, dtype=torch.float64) + 0.1
-        if joint:
+        self.weight = torch.rand((2, 7) if multiclass else shape, dtype=torch.float64) + 0.1
+        if multiclass:
             self.target = torch.randint(2, (2, 7))
             self.target[0], self.target[1, :2] = 0, torch.tensor([0, 1])
             self.t = torch.stack([1.0 - self.target, 1.0 * self.target], 1).double()
@@ -211,16 +214,16 @@ class Problem:
             self.target = torch.rand(shape, dtype=torch.float64).mul(3).sub(1).clamp(0, 1)
             self.target[0, 1], self.target[1, :, 0] = 0, 1
             self.t = self.target
-        self.w = self.weight[:, None].expand(shape) if joint else self.weight
-        classes_of_unit = [slice(0, 2)] if joint else [slice(0, 1), slice(1, 2)]
-        self.units = [(n, classes) for n in range(2) for classes in classes_of_unit]
+        self.w = self.weight[:, None].expand(shape) if multiclass else self.weight
+        classes_of_domain = [slice(0, 2)] if multiclass else [slice(0, 1), slice(1, 2)]
+        self.domains = [(n, classes) for n in range(2) for classes in classes_of_domain]
 
     @property
     def regions(self) -> list[Term]:
         return [term for term in self.terms if term.is_region]
 
     @property
-    def points(self) -> list[Term]:
+    def pointwise(self) -> list[Term]:
         return [term for term in self.terms if not term.is_region]
 
     def region_sums(self) -> int:
@@ -232,49 +235,62 @@ class Problem:
 
     def sums(self) -> list[float]:
         found: list[Tensor] = []
-        for n, c in self.units:
+        for n, c in self.domains:
             p, t, w = self.p[n, c], self.t[n, c], self.w[n, c]
             found.append(w[0].sum())
-            for term in self.points:
+            for term in self.pointwise:
                 positive, negative = parts(term, p, t)
-                if self.joint:
+                if self.multiclass:
                     scale = term.class_scale
-                    denominator = (w * scale * t).sum() if "table" in term.fields else w[0].sum()
+                    denominator = (w * scale * t).sum() if "class_values" in term.fields else w[0].sum()
                     found += [(w * scale * positive).sum(), denominator]
                 else:
                     found += [(w * positive).sum(), (w * negative).sum()]
-            if any(term.fields.get("balance") == "balanced" for term in self.points):
+            if any(term.fields.get("balance") == "balanced" for term in self.pointwise):
                 found.append((w * t).sum())
             found += [region_sums(*row)[: self.region_sums()] for row in zip(p, t, w, strict=True)]
         return torch.cat([each.reshape(-1) for each in found]).tolist()
 
     def words(self, reduction: str) -> str:
-        said: list[object] = ["samples", 2, "classes", 2, "joint", int(self.joint), "one_label", int(self.joint)]
-        said += ["reduction", reduction, "tables", 2, *TABLE, "scored", 1, 1]
+        words: list[object] = [
+            "samples",
+            2,
+            "classes",
+            2,
+            "multiclass",
+            int(self.multiclass),
+            "one_label",
+            int(self.multiclass),
+        ]
+        words += ["reduction", reduction, "values", 2, *TABLE, "scored", 1, 1]
         for term in self.terms:
-            said += [term.family, "coefficient", term.coefficient]
-            said += [word for item in term.fields.items() for word in item]
+            words += [term.family, "coefficient", term.coefficient]
+            words += [word for item in term.fields.items() for word in item]
         sums = self.sums()
-        return " ".join(map(str, [*said, "sums", len(sums), *sums]))
+        return " ".join(map(str, [*words, "sums", len(sums), *sums]))
 
     def with_slopes(self, slopes: Tensor, p: Tensor) -> Tensor:
         """Σ slope * sum. Its gradient in p is the gradient of the loss."""
         total = torch.zeros((), dtype=torch.float64)
-        for (n, c), own in zip(self.units, slopes.reshape(len(self.units), -1), strict=True):
-            unit = p[n, c], self.t[n, c], self.w[n, c]
-            for k, term in enumerate(self.points):
-                positive, negative = parts(term, *unit[:2])
-                of_pixel = own[2 * k] * (term.class_scale if self.joint else 1.0) * positive
-                if not self.joint:
+        for (n, c), own in zip(self.domains, slopes.reshape(len(self.domains), -1), strict=True):
+            domain = p[n, c], self.t[n, c], self.w[n, c]
+            for k, term in enumerate(self.pointwise):
+                positive, negative = parts(term, *domain[:2])
+                of_pixel = own[2 * k] * (term.class_scale if self.multiclass else 1.0) * positive
+                if not self.multiclass:
                     of_pixel = of_pixel + own[2 * k + 1] * negative
-                total = total + (unit[2] * of_pixel).sum()
+                total = total + (domain[2] * of_pixel).sum()
             if self.regions:
-                of_rows = own[2 * len(self.points) :].reshape(-1, 6)
-                total = total + sum(map(region_part, of_rows, *unit))
+                of_rows = own[2 * len(self.pointwise) :].reshape(-1, 6)
+                total = total + sum(map(region_part, of_rows, *domain))
         return total
 
     def terms_of_reference(self, p: Tensor, reduction: str) -> list[Tensor]:
-        options = {"mode": "multiclass" if self.joint else "multilabel", "from_logits": False, "reduction": reduction}
+        options = {
+            "mode": "multiclass" if self.multiclass else "multilabel",
+            "from_logits": False,
+            "reduction": reduction,
+        }
         functions: list[Callable[..., Tensor]] = [getattr(reference, term.reference) for term in self.terms]
         return [
             function(p, self.target, weight=self.weight, **options, **term.options)
@@ -288,13 +304,13 @@ def test_every_region_loss_and_shape_is_in_the_table(programs: Programs) -> None
     assert {term.fields.get("shape", "linear") for term in REGIONS.values()} == set(shapes)
 
 
-@pytest.mark.parametrize(("joint", "terms", "reduction"), HEADS)
-def test_the_head(joint: bool, terms: list[Term], reduction: str, programs: Programs) -> None:
+@pytest.mark.parametrize(("multiclass", "terms", "reduction"), HEADS)
+def test_the_head(multiclass: bool, terms: list[Term], reduction: str, programs: Programs) -> None:
     """Sums are made here, in plain PyTorch, and so is the gradient in the probabilities from the slopes.
 
     head.cpp itself checks that several blocks and several ranks give the same.
     """
-    problem = Problem(joint, terms)
+    problem = Problem(multiclass, terms)
     loss, found, slopes = (numbers(words) for words in programs.run("head", problem.words(reduction)))
     p = problem.p.requires_grad_()
     each = problem.terms_of_reference(p, reduction)

@@ -29,7 +29,7 @@ from segfuse._core.native import DTYPE_CODE
 MACHINES = {"this machine": ("g++", ""), "aarch64": ("aarch64-linux-gnu-g++", "qemu-aarch64")}
 PACKAGES = {"g++": "g++", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
 SOURCES = [
-    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("unit_baseline", "instruction_sets", "steps", "threads"))
+    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("isa_baseline", "instruction_sets", "steps", "threads"))
 ]
 SOURCES.append(Path(__file__).parent / "neon.cpp")
 FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror", "-pthread"]
@@ -42,10 +42,10 @@ LOSSES: dict[str, list[segfuse.Loss]] = {
     "bce": [segfuse.BCEWithLogitsLoss("binary")],  # rows, the gradient in the forward
     "focal": [segfuse.FocalLoss("binary", gamma=2.5, reduction="none")],  # rows, a value per element
     "dice_of_probabilities": [segfuse.DiceLoss("binary", from_logits=False)],
-    # label_map; of soft labels any_joint
+    # label_map; of soft labels softmax_general
     "dice_ce": [segfuse.DiceLoss("multiclass", ignore_index=-100), segfuse.CrossEntropyLoss()],
     "ce": [segfuse.CrossEntropyLoss()],
-    # any_joint
+    # softmax_general
     "squared": [segfuse.DiceLoss("multiclass", squared=True, ignore_index=-100), segfuse.CrossEntropyLoss()],
 }
 # No multiples of a register; less than a tile, and more.

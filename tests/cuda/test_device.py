@@ -112,7 +112,7 @@ def test_nothing_stays_on_the_device() -> None:
 
 
 # cudaError_t: what the error says.
-FAULTS = {700: "a kernel that ran before on this device failed, of whatever library", 701: "rows.statistics"}
+FAULTS = {700: "a kernel that ran before on this device failed, of whatever library", 701: "sigmoid.statistics"}
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="only the shim can be told to fail")

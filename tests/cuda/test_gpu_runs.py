@@ -1,4 +1,4 @@
-"""A rehearsal of both runs of bench/gpu.sh without a GPU, from the first line to the report, with failures of all kinds.
+"""Both runs of bench/gpu.sh rehearsed without a GPU, from the first line to the report, with failures of all kinds.
 
 It runs in a copy of what git tracks, with a wheel, on the CUDA sources built for the CPU. It takes Python 3.12, which
 machines with a GPU have, if that has torch and dist/ has a wheel for it; else the Python of the tests.

@@ -32,7 +32,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Up to 21: those of label_map.cu. The others reach every tile: 8, 20, 24 or 32 slots of a thread, 1 to 32 threads of a
 # pixel, stages with and without gaps, more classes than a stage holds.
 CLASS_COUNTS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 19, 21, 25, 33, 64, 65, 150, 1024)
-ENGINES = ("rows", "label_map", "tile", "staged_tile", "any_joint")
+ENGINES = ("sigmoid", "label_map", "tile", "staged_tile", "softmax_general")
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
@@ -150,7 +150,7 @@ LABEL_MAP_KERNELS = [
     ("label_map", 4, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
     ("tile", 12, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
     ("tile", 70, multiclass("tversky_loss", alpha=0.3, beta=0.7)),
-    ("any_joint", 4, multiclass("tversky_loss", alpha=0.3, beta=0.7, squared=True)),
+    ("softmax_general", 4, multiclass("tversky_loss", alpha=0.3, beta=0.7, squared=True)),
     ("tile", 4, multiclass("focal_loss", gamma=1.5)),
 ]
 

@@ -16,14 +16,15 @@ SOURCES = {
         "kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;",
         "constexpr int kAddsPerFlush = 64;",
     ],
-    "problem.h": ["constexpr int kMaxPoints = 4,", "constexpr int kRegionSums = 3, kNegativeSums = 4,"],
-    "cuda/rows.h": [
-        "kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion, kCount = kPoint + 2 * Points::kCount;",
-        "int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPoints;",
+    "problem.h": ["constexpr int kMaxPointwise = 4,", "constexpr int kRegionSums = 3, kNegativeSums = 4;"],
+    "cuda/sigmoid.h": [
+        "kRegion = kExtra ? kExtraSums : kNegativeSums, kPointwise = 2 + kRegion,",
+        "kCount = kPointwise + 2 * Pointwise::kCount;",
+        "int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPointwise;",
     ],
     "cuda/row_source.h": ["kVector = 16 / int(sizeof(Element)), kUnroll = 8 / kVector;"],
     "cuda/label_map.h": [
-        "kGroupSums = 1 + 2 * Points::kCount;",
+        "kGroupSums = 1 + 2 * Pointwise::kCount;",
         "int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) + "
         "int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);",
     ],
@@ -38,10 +39,10 @@ SOURCES = {
         "classes <= kFewSlots && shape.teams() == 1 ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);",
         "float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];",
         "float label[kThreads], weight[kThreads], reference[kThreads];",
-        "float slopes[2 * kMaxPoints];",
+        "float slopes[2 * kMaxPointwise];",
         "(layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;",
         "return regions ? shape.classes + shape.teams() * slots : 0;",
-        "(table_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));",
+        "(column_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));",
     ],
     "cuda/slice.h": ["static constexpr int kGroup = 4;"],
     "cuda/tile.cu": ["for (int pixels = kThreads; pixels >= kFewestTilePixels; pixels /= 2)"],
@@ -49,9 +50,9 @@ SOURCES = {
         "return most < 81920 ? most : 81920;",
         "kSmallest = 4096, kLargest = 16384, kMany = 1024;",
         "kStep = 256, kFewestPartials = 65536, kPartials = 114688;",
-        "while (cut.chunk < kLargest && units * per_unit() >= kMany) cut.chunk *= 2;",
+        "while (chunks.size < kLargest && domains * per_domain() >= kMany) chunks.size *= 2;",
         "const int64_t partials = std::max(kFewestPartials, kPartials - 3 * sums);",
-        "if (per_unit() > most) cut.chunk = ((cut.pixels + most - 1) / most + kStep - 1) / kStep * kStep;",
+        "if (per_domain() > most) chunks.size = ((chunks.pixels + most - 1) / most + kStep - 1) / kStep * kStep;",
     ],
 }
 
@@ -98,13 +99,13 @@ def test_occupancy(device: roof.Device, threads: int, registers: int, shared: in
 
 def test_sizes() -> None:
     """By hand, of csrc/cuda: shared memory, the pixels of a tile, those of a chunk."""
-    assert roof.rows_bytes(1) == 8 * 8 * 9 + 4 * 8
+    assert roof.sigmoid_bytes(1) == 8 * 8 * 9 + 4 * 8
     assert roof.label_map_bytes(19) == 8 * (27 + 57) + 4 * (20 + 2 * 19 * 256)
-    told = 4 * (9 * 256 + 8)
-    assert roof.tile_bytes(128, 64, 4, False, "statistics") == told + 4 * (3 + 128) * 128
-    assert roof.tile_bytes(128, 64, 4, False, "gradient") == told + 4 * (64 + 2 * 32)
-    assert roof.tile_bytes(256, 6, 2, True, "both") == told + 4 * 3 * 256 + 256 * 12
-    assert roof.tile_bytes(64, 64, 4, True, "both") == told + 4 * 3 * 64 + 64 * (256 + 16)  # 16 bytes stay free
+    exchange = 4 * (9 * 256 + 8)
+    assert roof.tile_bytes(128, 64, 4, False, "statistics") == exchange + 4 * (3 + 128) * 128
+    assert roof.tile_bytes(128, 64, 4, False, "gradient") == exchange + 4 * (64 + 2 * 32)
+    assert roof.tile_bytes(256, 6, 2, True, "fused") == exchange + 4 * 3 * 256 + 256 * 12
+    assert roof.tile_bytes(64, 64, 4, True, "fused") == exchange + 4 * 3 * 64 + 64 * (256 + 16)  # 16 bytes stay free
     assert [roof.tile_pixels(classes, 4, False) for classes in (6, 32, 33, 64, 118, 150)] == [
         256,
         256,
@@ -123,12 +124,12 @@ def test_sizes() -> None:
 
 
 KERNEL = roof.Kernel(
-    engine="rows",
+    engine="sigmoid",
     classes=1,
     logits="float32",
     label="float32",
     step="statistics",
-    points="Dice",
+    terms="Dice",
     registers={"sm_90": 80, "sm_80": 80},
     shared=0,
     read=8,

@@ -1,4 +1,4 @@
-"""Rows of hard labels in half precision, which have their own code in csrc/cuda/rows.h.
+"""Rows of hard labels in half precision, which have their own code in csrc/cuda/sigmoid.h.
 
 The error of a logarithm there is bounded by LOG per pixel plus 1e-6 of the loss, so a small loss has fewer digits.
 p and 1 - p keep all digits.
@@ -170,5 +170,5 @@ def test_every_kernel_of_half_precision_was_launched() -> None:
     for name, step in itertools.product(
         ("float16, none", "float16, bce", "bfloat16, focal_square"), ("statistics", "gradient")
     ):
-        assert LAUNCHED[f"rows.{step}<{name}>"], LAUNCHED
-    assert LAUNCHED["rows.both<bfloat16, bce>"]
+        assert LAUNCHED[f"sigmoid.{step}<{name}>"], LAUNCHED
+    assert LAUNCHED["sigmoid.fused<bfloat16, bce>"]

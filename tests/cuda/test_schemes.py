@@ -76,7 +76,7 @@ def test_gradient_ahead_is_that_of_two_passes(case: Case, reduction: str, upstre
                 seed = torch.full_like(loss, upstream)
                 found[name] = [torch.autograd.grad(loss, logits, seed, retain_graph=True)[0] for _ in range(2)]
             kernels = [event.kernel.split("<")[0].split(".")[-1] for event in events]
-            first = {"two_pass": ["statistics", "gradient"], "gradient_in_forward": ["both", "rescale"]}[name]
+            first = {"two_pass": ["statistics", "gradient"], "gradient_in_forward": ["fused", "rescale"]}[name]
             assert [k for k in kernels if k not in ("head", "add")] == [*first, "gradient"]
         expected, (once, twice) = found["two_pass"][0], found["gradient_in_forward"]
         assert once.data_ptr() != twice.data_ptr()
@@ -97,7 +97,7 @@ def test_what_rescaling_moves() -> None:
         (3 * segfuse.CrossEntropyLoss()(logits, target)).backward()
     whole = 4 * logits.numel()
     moved = {e.kernel.split("<")[0].split(".")[-1]: (e.bytes_read, e.bytes_written) for e in events}
-    assert moved["both"] == (whole + 8 * target.numel(), whole)
+    assert moved["fused"] == (whole + 8 * target.numel(), whole)
     assert moved["rescale"] == (whole, whole)
     shape = (
         1,

@@ -147,8 +147,8 @@ def test_the_head_without_samples_pixels_or_both(case: Case, reduction: str) -> 
     for n, space in ((0, (4, 6)), (0, (0,)), (3, (0, 6))):
         shape = torch.Size((n, *shape_of(case.mode, *space)[1:]))
         x, y = torch.zeros(shape), torch.zeros((n, *space) if case.mode == "multiclass" else shape, dtype=torch.int64)
-        tables = loss._tables(x, y, None)
-        data, constants = data_of(loss.plan, x, y, None), Constants(tables)
+        class_values = loss._class_values(x, y, None)
+        data, constants = data_of(loss.plan, x, y, None), Constants(class_values)
         sums = steps.statistics(loss.plan, data, constants)
         results = steps.new_results(loss.plan, shape, torch.float32, x.device)
         required_engine(x.device).head(
@@ -161,7 +161,7 @@ def test_the_head_without_samples_pixels_or_both(case: Case, reduction: str) -> 
             results,
             lambda vector: vector.add_(torch.rand_like(vector) + 0.5),  # what another rank has
         )
-        gradient = steps.backward(loss.plan, torch.ones_like(results.loss), data, tables, results.slopes)
+        gradient = steps.backward(loss.plan, torch.ones_like(results.loss), data, class_values, results.slopes)
         value = results.loss
         assert value.isfinite().all()
         assert gradient.shape == shape

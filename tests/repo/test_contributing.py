@@ -62,7 +62,7 @@ def test_the_example(tmp_path: Path) -> None:
             file.write("\n\n" + code)
     cpu = tmp_path / "csrc" / "cpu"
     sources = [
-        cpu / name for name in ("binding.cpp", "steps.cpp", "threads.cpp", "instruction_sets.cpp", "unit_baseline.cpp")
+        cpu / name for name in ("binding.cpp", "steps.cpp", "threads.cpp", "instruction_sets.cpp", "isa_baseline.cpp")
     ]
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     target = tmp_path / "segfuse" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"

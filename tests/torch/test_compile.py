@@ -49,16 +49,16 @@ def test_opcheck(mode: str, reduction: str, dtype: torch.dtype, layout: str) -> 
     for loss in losses:
         for wants_grad, weight in ((False, None), (True, w)):
             logits, target, weight, _ = check_inputs(loss.plan, x.detach().requires_grad_(wants_grad), y, weight)
-            tables, coefficients = None, None
+            class_values, coefficients = None, None
             if reduction != "none":
-                tables = loss._tables(logits, target, weight)
+                class_values = loss._class_values(logits, target, weight)
                 coefficients = torch.tensor([0.7, 1.0], dtype=torch.float64, requires_grad=wants_grad)
-            inputs = logits, target, weight, tables, coefficients, loss.plan.spec
+            inputs = logits, target, weight, class_values, coefficients, loss.plan.spec
             torch.library.opcheck(OPS.forward.default, inputs)
         with torch.no_grad():
             value, _, slopes = OPS.forward(*inputs)
         for upstream in (torch.rand_like(value), torch.ones(()).to(value).expand(value.shape)):
-            inputs = upstream, logits.detach(), target, weight, tables, slopes, loss.plan.spec
+            inputs = upstream, logits.detach(), target, weight, class_values, slopes, loss.plan.spec
             torch.library.opcheck(OPS.backward.default, inputs)
 
 
@@ -78,7 +78,7 @@ def test_fake_and_meta_tensors(mode: str, reduction: str) -> None:
             assert (a.shape, a.dtype, a.stride(), a.device) == (b.shape, b.dtype, b.stride(), x.device)
     with fake:
         loss = compound(mode)
-    with pytest.raises(AssertionError, match="FakeTensor"):  # its tables are fake, the data is not
+    with pytest.raises(AssertionError, match="FakeTensor"):  # its class_values are fake, the data is not
         loss(*data)
 
 

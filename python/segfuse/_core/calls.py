@@ -23,7 +23,7 @@ class Call(NamedTuple):
     target: NativeTensor | None  # None for the head alone, which reads sizes only
     weight: NativeTensor | None
     soft: bool
-    tables: int
+    class_values: int
     coefficients: int
     classes: int  # 0: the plan's own lists, on the host
     executor: int  # a number of threads, or a stream
@@ -55,7 +55,7 @@ class MemorySizes(NamedTuple):
 class Constants(NamedTuple):
     """What a call brings beside its tensors: rows of class weights, one coefficient per term; or None."""
 
-    tables: Tensor | None = None
+    class_values: Tensor | None = None
     coefficients: Tensor | None = None
 
 

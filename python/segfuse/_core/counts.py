@@ -14,16 +14,16 @@ from segfuse._core.plan import Data, Plan
 def region_counts(plan: Plan, data: Data, threshold: float) -> Tensor:
     """tp, fp, fn, tn of every sample and class, int64, (N, C, 4); the tensors are checked."""
     logits, target, weight, soft = data
-    joint = plan.mode == "multiclass"
+    multiclass = plan.mode == "multiclass"
     if target.is_floating_point() or soft:
         raise TypeError(f"hard=True wants labels, integers or bools; got {target.dtype} of shape {tuple(target.shape)}")
     n, classes = logits.shape[0], plan.classes(logits.shape)
     if logits.numel() == 0:
         return torch.zeros(n, classes, 4, dtype=torch.int64, device=logits.device)
-    grid = (n, -1) if joint else (n, classes, -1)
+    grid = (n, -1) if multiclass else (n, classes, -1)
     counted = torch.ones_like(target, dtype=torch.bool) if weight is None else weight != 0
-    labels, valid = _labels(plan, target.reshape(grid), counted.reshape(grid), classes if joint else 2)
-    if joint:
+    labels, valid = _labels(plan, target.reshape(grid), counted.reshape(grid), classes if multiclass else 2)
+    if multiclass:
         return _of_classes(logits.argmax(1).reshape(grid), labels, valid, classes)
     said, truth = _exceeds(logits.reshape(grid), threshold, plan.from_logits), labels == 1
     cases = (said & truth, said & ~truth, ~said & truth, ~said & ~truth)

@@ -23,7 +23,7 @@ def apply_to_parts(
     logits: Any,
     target: Any,
     weight: Any,
-    tables: Tensor | None,
+    class_values: Tensor | None,
     coefficients: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`routes.apply` of DTensors on one mesh: replicated, or sharded along the batch or a spatial dimension.
@@ -63,5 +63,5 @@ def apply_to_parts(
                 raise ValueError(f"{name} must lie as the logits do, {expected}; got {found}")
         plan = plan.sharded(mesh.get_group(mesh_dim).group_name, "batch" if dim == 0 else "space")
     local = [None if t is None else t.to_local() for t in (logits, target, weight)]
-    loss, terms = apply(plan, *local, tables, coefficients)
+    loss, terms = apply(plan, *local, class_values, coefficients)
     return DTensor.from_local(loss, mesh, whole, run_check=False), terms

@@ -46,7 +46,7 @@ class Engine:
         """A few numbers of the widest type, where the kernels read them; they may lie on the host."""
         raise NotImplementedError
 
-    def may_write_ahead(self, plan: Plan, logits: Tensor) -> bool:
+    def may_prefill(self, plan: Plan, logits: Tensor) -> bool:
         """Whether `forward` may have a use for the gradient's place; the native side decides."""
         raise NotImplementedError
 
@@ -64,14 +64,14 @@ class Engine:
     def call(self, plan: Plan, data: Data, constants: Constants, classes: Tensor | None = None) -> Call:
         """The plan on the data."""
         logits, target, weight, soft = data
-        tables, coefficients = constants
+        class_values, coefficients = constants
         return Call(
-            plan=plan.native_of(self.module),
-            logits=_native(logits),
-            target=_native(target),
-            weight=None if weight is None else _native(weight),
-            soft=soft,
-            tables=0 if tables is None else tables.data_ptr(),
+            plan.native_of(self.module),
+            _native(logits),
+            _native(target),
+            None if weight is None else _native(weight),
+            soft,
+            class_values=0 if class_values is None else class_values.data_ptr(),
             coefficients=0 if coefficients is None else coefficients.data_ptr(),
             classes=0 if classes is None else classes.data_ptr(),
             executor=self.executor(logits.device),
@@ -88,14 +88,14 @@ class Engine:
         classes: Tensor | None = None,
     ) -> Call:
         """The plan on logits of a shape, for the head; ``dtype``: of the loss."""
-        tables, coefficients = constants
+        class_values, coefficients = constants
         return Call(
             plan=plan.native_of(self.module),
             logits=(0, DTYPE_CODE[dtype], shape, ()),
             target=None,
             weight=None,
             soft=soft,
-            tables=0 if tables is None else tables.data_ptr(),
+            class_values=0 if class_values is None else class_values.data_ptr(),
             coefficients=0 if coefficients is None else coefficients.data_ptr(),
             classes=0 if classes is None else classes.data_ptr(),
             executor=self.executor(device),
@@ -124,17 +124,17 @@ class Engine:
         workspace = _doubles(self.sizes(call).workspace, device) if self.needs_workspace else None
         output = loss if plan.unreduced else gradient
         buffers = Buffers(
-            loss=(loss.data_ptr(), loss.numel()),
-            terms=(terms.data_ptr(), terms.numel()),
-            slopes=(slopes.data_ptr(), slopes.numel()),
-            output=None if output is None else _native(output),
+            (loss.data_ptr(), loss.numel()),
+            (terms.data_ptr(), terms.numel()),
+            (slopes.data_ptr(), slopes.numel()),
+            None if output is None else _native(output),
             workspace=NOTHING if workspace is None else _memory(workspace),
         )
         written: bool = self.module.forward(call, buffers, chosen_scheme.get())
         return written
 
     def statistics(self, device: torch.device, plan: Plan, data: Data, constants: Constants) -> Tensor:
-        """The first step of `forward` alone: the sums of every unit (csrc/problem.h), float64 and flat."""
+        """The first step of `forward` alone: the sums of every domain (csrc/problem.h), float64 and flat."""
         call = self.call(plan, data, constants)
         sizes = self.sizes(call)
         sums, partial = _doubles(sizes.sums, device), _doubles(sizes.partial, device)
@@ -179,13 +179,13 @@ class Engine:
         slopes: Tensor,
         upstream: Tensor,
         gradient: Tensor,
-        ahead: bool,
+        prefilled: bool,
     ) -> None:
-        """Fill the gradient; ``ahead``: it holds what `forward` wrote there."""
+        """Fill the gradient; ``prefilled``: it holds what `forward` wrote there."""
         classes = self.classes(plan, device) if plan.listed_classes and plan.reduction == "none" else None
         call = self.call(plan, data, constants, classes)
         buffers = Buffers(slopes=_memory(slopes), output=_native(gradient))
-        self.module.backward(call, buffers, _native(upstream), ahead)
+        self.module.backward(call, buffers, _native(upstream), prefilled)
 
 
 class CpuEngine(Engine):
@@ -197,7 +197,7 @@ class CpuEngine(Engine):
     def constant(self, numbers: Tensor, device: torch.device) -> Tensor:
         return numbers.contiguous()
 
-    def may_write_ahead(self, plan: Plan, logits: Tensor) -> bool:  # csrc/cpu/steps.cpp decides
+    def may_prefill(self, plan: Plan, logits: Tensor) -> bool:  # csrc/cpu/steps.cpp decides
         return not plan.unreduced and logits.dtype == torch.float32 and chosen_scheme.get() != "two_pass"
 
     def executor(self, device: torch.device) -> int:
@@ -248,7 +248,7 @@ class CudaEngine(Engine):
         self.module.write_words(found.data_ptr(), numbers.data_ptr(), numbers.numel(), self.executor(device))
         return found
 
-    def may_write_ahead(self, plan: Plan, logits: Tensor) -> bool:  # csrc/cuda/policy.cu decides
+    def may_prefill(self, plan: Plan, logits: Tensor) -> bool:  # csrc/cuda/policy.cu decides
         return not plan.unreduced and not (chosen_scheme.get() == "automatic" and plan.regions)
 
     @_on_device
@@ -286,7 +286,9 @@ reasons: dict[str, str] = {}
 
 def engine_of(device: torch.device) -> Engine | None:
     """The engine of a device, None where there are no kernels for it."""
-    key = device.type if device.type != "cuda" else str(device)
+    key = device.type
+    if key == "cuda":
+        key = str(device)
     if key not in engines:
         engines[key] = _new_cuda_engine(device) if device.type == "cuda" and torch.version.hip is None else None
     return engines[key]

@@ -29,7 +29,7 @@ def cached(cls: type[Loss], **options: Any) -> Loss:
     """A loss of these options, made once if they are plain numbers, lists of them, and names."""
     options = named_group(options)
     if torch.compiler.is_compiling() or functorch_active() or not is_plain():
-        return cls(**options)  # its tables may be a tracer's
+        return cls(**options)  # its class weights may be a tracer's
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     listed = [number for v in plain.values() if isinstance(v, tuple) for number in v]
     constant = all(isinstance(v, (int, float, str, tuple, type(None))) for v in plain.values())

@@ -19,27 +19,28 @@ _tags: tuple[torch.Tag, ...] = (torch.Tag.pt2_compliant_tag,)
 if hasattr(torch.Tag, "needs_exact_strides"):
     _tags += (torch.Tag.needs_exact_strides,)
 _library.define(
-    "forward(Tensor logits, Tensor target, Tensor? weight, Tensor? tables, Tensor? coefficients, str spec)"
+    "forward(Tensor logits, Tensor target, Tensor? weight, Tensor? class_values, Tensor? coefficients, str spec)"
     " -> (Tensor loss, Tensor terms, Tensor slopes)",
     tags=_tags,
 )
 _library.define(
-    "backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor? tables, Tensor slopes, str spec)"
+    "backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor? class_values, Tensor slopes,"
+    " str spec)"
     " -> Tensor",
     tags=_tags,
 )
 
 
-def _forward_op(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
+def _forward_op(logits: Tensor, target: Tensor, weight: Any, class_values: Any, coefficients: Any, spec: str) -> Any:
     plan = plan_of(spec)
-    return tuple(steps.forward(plan, data_of(plan, logits, target, weight), Constants(tables, coefficients))[0])
+    return tuple(steps.forward(plan, data_of(plan, logits, target, weight), Constants(class_values, coefficients))[0])
 
 
 def _backward_op(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, weight: Any, tables: Any, slopes: Tensor, spec: str
+    grad_loss: Tensor, logits: Tensor, target: Tensor, weight: Any, class_values: Any, slopes: Tensor, spec: str
 ) -> Tensor:
     plan = plan_of(spec)
-    return steps.backward(plan, grad_loss, data_of(plan, logits, target, weight), tables, slopes)
+    return steps.backward(plan, grad_loss, data_of(plan, logits, target, weight), class_values, slopes)
 
 
 for _device in ("CPU", "CUDA"):
@@ -48,7 +49,7 @@ for _device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("segfuse::forward", lib=_library)
-def _(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: Any, spec: str) -> Any:
+def _(logits: Tensor, target: Tensor, weight: Any, class_values: Any, coefficients: Any, spec: str) -> Any:
     plan = plan_of(spec)
     dtype, loss_shape = plan.loss_dtype(logits), plan.loss_shape(logits.shape)
     shape = plan.joined(logits.shape) if logits.is_cuda else logits.shape
@@ -60,26 +61,28 @@ def _(logits: Tensor, target: Tensor, weight: Any, tables: Any, coefficients: An
 
 
 @torch.library.register_fake("segfuse::backward", lib=_library)
-def _(grad_loss: Tensor, logits: Tensor, target: Tensor, weight: Any, tables: Any, slopes: Tensor, spec: str) -> Tensor:
+def _(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, weight: Any, class_values: Any, slopes: Tensor, spec: str
+) -> Tensor:
     return torch.empty_like(logits)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, target, weight, tables, coefficients, spec = inputs
+    logits, target, weight, class_values, coefficients, spec = inputs
     _, terms, slopes = output
-    ctx.save_for_backward(logits, target, weight, tables, coefficients, slopes, terms)
+    ctx.save_for_backward(logits, target, weight, class_values, coefficients, slopes, terms)
     ctx.mark_non_differentiable(terms, slopes)
     ctx.spec = spec
 
 
 def _backward_formula(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
+    logits, target, weight, class_values, coefficients, slopes, terms = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True, in eager
         ctx.plan = plan_of(ctx.spec)
-        return reference_gradient(ctx, grad_loss, logits, target, weight, tables, coefficients)
+        return reference_gradient(ctx, grad_loss, logits, target, weight, class_values, coefficients)
     gradient = of_coefficients = None
     if ctx.needs_input_grad[0]:
-        gradient = torch.ops.segfuse.backward(grad_loss, logits, target, weight, tables, slopes, ctx.spec)
+        gradient = torch.ops.segfuse.backward(grad_loss, logits, target, weight, class_values, slopes, ctx.spec)
     if ctx.needs_input_grad[4]:
         of_coefficients = coefficient_gradient(grad_loss, terms, coefficients.device)
     return gradient, None, None, None, of_coefficients, None
@@ -158,12 +161,12 @@ def reference_gradient(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    tables: Tensor | None,
+    class_values: Tensor | None,
     coefficients: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of a Function's inputs, to be differentiated again: through the reference."""
     wanted = {i: (logits, coefficients)[i == 4] for i in (0, 4) if ctx.needs_input_grad[i]}
-    loss, _ = ctx.plan.reference(logits, target, weight, tables, coefficients)
+    loss, _ = ctx.plan.reference(logits, target, weight, class_values, coefficients)
     inputs = [tensor for tensor in wanted.values() if tensor is not None]
     found = dict(zip(wanted, torch.autograd.grad(loss, inputs, grad_loss, create_graph=True), strict=True))
     return found.get(0), None, None, None, found.get(4), None
@@ -206,12 +209,12 @@ class Functorch(torch.autograd.Function):
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        tables: Tensor | None,
+        class_values: Tensor | None,
         coefficients: Tensor | None,
         spec: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.segfuse.forward(  # type: ignore[no-any-return]
-            logits.detach(), target, weight, tables, None if coefficients is None else coefficients.detach(), spec
+            logits.detach(), target, weight, class_values, None if coefficients is None else coefficients.detach(), spec
         )
 
     @staticmethod
@@ -220,8 +223,10 @@ class Functorch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
-        gradient = _FunctorchGradient.apply(coefficients, grad_loss, logits, target, weight, tables, slopes, ctx.spec)
+        logits, target, weight, class_values, coefficients, slopes, terms = ctx.saved_tensors
+        gradient = _FunctorchGradient.apply(
+            coefficients, grad_loss, logits, target, weight, class_values, slopes, ctx.spec
+        )
         of_coefficients = None
         if coefficients is not None:
             of_coefficients = _FunctorchTerms.apply(grad_loss, terms, logits, coefficients.device)

@@ -15,7 +15,15 @@ from torch import Tensor
 from segfuse import _C, reference
 from segfuse._core.native import number_dtype
 from segfuse._core.options import Shard
-from segfuse._core.spec import KernelSpec, KernelTerm, PointwiseTerm, RegionTerm, Spec, is_table, table_of
+from segfuse._core.spec import (
+    KernelSpec,
+    KernelTerm,
+    PointwiseTerm,
+    RegionTerm,
+    Spec,
+    class_values_row,
+    is_class_values,
+)
 
 # name -> the term of the kernels, from a loss's options and the mode. Filled by the loss modules.
 LOWER: dict[str, Callable[[dict[str, Any], str], KernelTerm]] = {}
@@ -53,10 +61,10 @@ class Plan:
         self.slopes_of: tuple[int, int] = native.slopes
         self.listed_classes: int = native.listed_classes
         self.regions = [t for t in lowered if isinstance(t, RegionTerm)]
-        points = [t for t in lowered if isinstance(t, PointwiseTerm)]
+        pointwise = [t for t in lowered if isinstance(t, PointwiseTerm)]
         self.last_class = max((c for r in self.regions for c in r.classes), default=-1)
         self.unreduced = self.reduction == "none" and not self.regions
-        self.unreduced_classes = self.unreduced and (self.mode != "multiclass" or points[0].every_class)
+        self.unreduced_classes = self.unreduced and (self.mode != "multiclass" or pointwise[0].every_class)
         # Whether the loss is one of all ranks, not of each rank's own samples.
         self.is_global = self.reduction in ("mean", "sum") or any(r.pool_batch for r in self.regions)
         # Whether no term tells the samples of a batch apart.
@@ -64,7 +72,7 @@ class Plan:
             self.process_group is None
             and self.reduction in ("mean", "sum")
             and all(r.pool_batch for r in self.regions)
-            and not any(p.balance == "balanced" for p in points)
+            and not any(p.balance == "balanced" for p in pointwise)
         )
 
     def native_of(self, module: ModuleType) -> Any:
@@ -116,7 +124,12 @@ class Plan:
         return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
     def reference(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, tables: Tensor | None, coefficients: Tensor | None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        class_values: Tensor | None,
+        coefficients: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The loss and its terms in plain PyTorch (segfuse.reference), differentiable as often as you like."""
         if self.process_group is not None:
@@ -124,12 +137,13 @@ class Plan:
                 "segfuse: with a process_group there is only the first derivative, by the kernels, in reverse mode"
             )
         values = []
-        tables = None if tables is None else tables.to(logits.device)
+        class_values = None if class_values is None else class_values.to(logits.device)
         with torch.autocast(logits.device.type, enabled=False):
             for term in self.terms:
-                options = {
-                    k: tables[table_of(v)] if is_table(v) and tables is not None else v for k, v in term.options.items()
-                }
+                options = dict(term.options)
+                for name, option in term.options.items():
+                    if class_values is not None and is_class_values(option):
+                        options[name] = class_values[class_values_row(option)]
                 values.append(
                     getattr(reference, term.name)(
                         logits,

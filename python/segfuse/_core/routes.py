@@ -43,39 +43,39 @@ def apply(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    tables: Tensor | None,
+    class_values: Tensor | None,
     coefficients: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its (detached, unscaled) terms, float64, one row per term."""
     if torch.compiler.is_compiling():
         logits, target, weight, _ = check_inputs(plan, logits, target, weight)
         if not logits.is_meta and not engines.has_kernels(str(logits.device)):
-            return plan.reference(logits, target, weight, tables, coefficients)
-        loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, tables, coefficients, plan.spec)
+            return plan.reference(logits, target, weight, class_values, coefficients)
+        loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, class_values, coefficients, plan.spec)
         return loss, terms
     if not (type(logits) in PLAIN and type(target) in PLAIN and weight is None and coefficients is None):
         if is_dtensor(logits):
-            return apply_to_parts(apply, plan, logits, target, weight, tables, coefficients)
+            return apply_to_parts(apply, plan, logits, target, weight, class_values, coefficients)
         logits, target = _unwrap(logits), _unwrap(target)
         weight, coefficients = _unwrap(weight), _unwrap(coefficients)
     data = check_inputs(plan, logits, target, weight)
     logits, target, weight, _ = data
     if _dual_level() >= 0:
-        return plan.reference(logits, target, weight, tables, coefficients)
+        return plan.reference(logits, target, weight, class_values, coefficients)
     if functorch_active():
-        loss, terms, _ = Functorch.apply(logits, target, weight, tables, coefficients, plan.spec)
+        loss, terms, _ = Functorch.apply(logits, target, weight, class_values, coefficients, plan.spec)
         return loss, terms
-    if is_plain(logits, target, weight, tables, coefficients):
+    if is_plain(logits, target, weight, class_values, coefficients):
         if not logits.is_meta and engines.engine_of(logits.device) is not None:
             wants_grad = logits.requires_grad or (coefficients is not None and coefficients.requires_grad)
             if wants_grad and torch.is_grad_enabled():
-                return _Loss.apply(logits, target, weight, tables, coefficients, plan, data.soft)  # type: ignore[no-any-return]
-            results, _ = steps.forward(plan, data, Constants(tables, coefficients))
+                return _Loss.apply(logits, target, weight, class_values, coefficients, plan, data.soft)  # type: ignore[no-any-return]
+            results, _ = steps.forward(plan, data, Constants(class_values, coefficients))
             return results.loss, results.terms
         if not logits.is_meta:
             _announce_reference(logits.device)
-            return plan.reference(logits, target, weight, tables, coefficients)
-    loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, tables, coefficients, plan.spec)
+            return plan.reference(logits, target, weight, class_values, coefficients)
+    loss, terms, _ = torch.ops.segfuse.forward(logits, target, weight, class_values, coefficients, plan.spec)
     return loss, terms
 
 
@@ -144,14 +144,14 @@ class _Loss(torch.autograd.Function):
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        tables: Tensor | None,
+        class_values: Tensor | None,
         coefficients: Tensor | None,
         plan: Plan,
         soft: bool,
     ) -> tuple[Tensor, Tensor]:
-        data, constants = Data(logits, target, weight, soft), Constants(tables, coefficients)
+        data, constants = Data(logits, target, weight, soft), Constants(class_values, coefficients)
         (loss, terms, slopes), ctx.gradient = steps.forward(plan, data, constants, wants_gradient=logits.requires_grad)
-        ctx.save_for_backward(logits, target, weight, tables, coefficients, slopes, terms)
+        ctx.save_for_backward(logits, target, weight, class_values, coefficients, slopes, terms)
         ctx.plan, ctx.soft = plan, soft
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # no zeros for the terms: 3 us
@@ -161,25 +161,25 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:  # whoever took the loss gives it no gradient
             return (None,) * 7
-        logits, target, weight, tables, coefficients, slopes, terms = ctx.saved_tensors
+        logits, target, weight, class_values, coefficients, slopes, terms = ctx.saved_tensors
         wants_logits, wants_coefficients = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
         if torch.is_grad_enabled():  # create_graph=True: this gradient is to be differentiated again
-            return *reference_gradient(ctx, grad_loss, logits, target, weight, tables, coefficients), None
+            return *reference_gradient(ctx, grad_loss, logits, target, weight, class_values, coefficients), None
         # Taken once: another backward must not write into what this one gives away.
-        ahead, ctx.gradient = ctx.gradient, None
+        prefilled, ctx.gradient = ctx.gradient, None
         gradient = None
         if wants_logits:
             data = Data(logits, target, weight, ctx.soft)
-            gradient = _gradient(ctx.plan, grad_loss, data, tables, slopes, ahead)
+            gradient = _gradient(ctx.plan, grad_loss, data, class_values, slopes, prefilled)
         of_coefficients = coefficient_gradient(grad_loss, terms, coefficients.device) if wants_coefficients else None
         return gradient, None, None, None, of_coefficients, None, None
 
 
 def _gradient(
-    plan: Plan, grad_loss: Tensor, data: Data, tables: Tensor | None, slopes: Tensor, ahead: Tensor | None
+    plan: Plan, grad_loss: Tensor, data: Data, class_values: Tensor | None, slopes: Tensor, prefilled: Tensor | None
 ) -> Tensor:
     """`steps.backward` by the route that fits: a backward may be batched (is_grads_batched), traced, or compiled."""
-    saved = data.logits, data.target, data.weight, tables, slopes
+    saved = data.logits, data.target, data.weight, class_values, slopes
     if not torch.compiler.is_compiling() and _has_storage(grad_loss) and is_plain(grad_loss, *saved):
-        return steps.backward(plan, grad_loss, data, tables, slopes, ahead)
+        return steps.backward(plan, grad_loss, data, class_values, slopes, prefilled)
     return torch.ops.segfuse.backward(grad_loss, *saved, plan.spec)  # type: ignore[no-any-return]

@@ -20,15 +20,15 @@ ClassFactor: TypeAlias = Literal["none", "simple", "square"]
 
 @dataclass(frozen=True)
 class PointwiseTerm:
-    """A pointwise loss, as the kernels take it: PointTerm of csrc/problem.h says what the fields mean."""
+    """A pointwise loss, as the kernels take it: PointwiseTerm of csrc/problem.h says what the fields mean."""
 
     kind: str
     parameters: tuple[float, ...] = ()
     balance: Balance = "none"
     balance_value: float = 1.0
-    table: int = -1
-    weighs_the_mean: bool = False
-    smooths: bool = False
+    class_values: int = -1
+    weight_in_denominator: bool = False
+    has_smoothing: bool = False
     every_class: bool = False
     coefficient: float = 1.0
     family: Literal["pointwise"] = "pointwise"
@@ -47,7 +47,7 @@ class RegionTerm:
     smooth_numerator: float
     smooth_denominator: float
     eps: float
-    table: int
+    class_values: int
     classes: tuple[int, ...]
     alpha: float = 0.5
     beta: float = 0.5
@@ -80,7 +80,7 @@ class KernelSpec:
 class Term:
     """A term by the name and the options of its function in `segfuse.reference`.
 
-    An option that is a tensor (class weights) is ``{"table": i}``: row i of the tables that each call brings.
+    An option that is a tensor (class weights) is ``{"class_values": i}``: row i of what each call brings.
     """
 
     name: str
@@ -123,16 +123,20 @@ class Spec:
         return Spec(**{**content, "terms": tuple(Term(**term) for term in content["terms"])})
 
 
-def is_table(option: object) -> bool:
-    """Whether an option's values are a row of the tables."""
-    return isinstance(option, dict) and option.keys() == {"table"}
+def is_class_values(option: object) -> bool:
+    """Whether an option's values are a row of the class values."""
+    return isinstance(option, dict) and option.keys() == {"class_values"}
 
 
-def table_of(option: Any) -> int:
-    """The row of the tables that holds an option's values, -1 if it has none."""
-    return int(option["table"]) if is_table(option) else -1
+def class_values_row(option: Any) -> int:
+    """The row of the class values that holds an option's values, -1 if it has none."""
+    return int(option["class_values"]) if is_class_values(option) else -1
 
 
 def balanced_by(kind: Balance, value: object) -> dict[str, Any]:
-    """The fields of a pointwise term whose two parts are balanced by a number, or by a row of the tables."""
-    return {"balance": kind, "balance_value": value if isinstance(value, float) else 1.0, "table": table_of(value)}
+    """The fields of a pointwise term whose two parts are balanced by a number, or by a row of the class values."""
+    return {
+        "balance": kind,
+        "balance_value": value if isinstance(value, float) else 1.0,
+        "class_values": class_values_row(value),
+    }

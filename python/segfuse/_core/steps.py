@@ -23,11 +23,11 @@ def new_results(plan: Plan, shape: Sequence[int], dtype: torch.dtype, device: to
 
 def _brought(engine: Engine, constants: Constants, device: torch.device) -> Constants:
     """The constants where the kernels read them."""
-    tables, coefficients = constants
-    if tables is None and coefficients is None:
+    class_values, coefficients = constants
+    if class_values is None and coefficients is None:
         return constants
     return Constants(
-        None if tables is None else engine.constant(tables, device),
+        None if class_values is None else engine.constant(class_values, device),
         None if coefficients is None else engine.constant(coefficients, device),
     )
 
@@ -55,11 +55,12 @@ def forward(
     if plan.process_group is not None and not plan.unreduced and _group_of(plan) is not None:
         sums = statistics(plan, data, constants)
         return head(plan, logits.shape, plan.loss_dtype(logits), data.soft, sums, constants), None
-    device, engine = logits.device, required_engine(logits.device)
-    shape = plan.joined(logits.shape) if engine.joins_samples else logits.shape
-    joined = shape != logits.shape
+    device, given = logits.device, logits.shape
+    engine = required_engine(device)
+    shape = plan.joined(given) if engine.joins_samples else given
+    joined = shape is not given
     results = new_results(plan, shape, plan.loss_dtype(logits), device)
-    gradient = torch.empty_like(logits) if wants_gradient and engine.may_write_ahead(plan, logits) else None
+    gradient = torch.empty_like(logits) if wants_gradient and engine.may_prefill(plan, logits) else None
     written = engine.forward(
         device,
         plan,
@@ -72,10 +73,10 @@ def forward(
 
 
 def statistics(plan: Plan, data: Data, constants: Constants) -> Tensor:
-    """The sums of every unit (csrc/problem.h), float64 and flat: what calls over parts of the same samples add."""
+    """The sums of every domain (csrc/problem.h), float64 and flat: what calls over parts of the same samples add."""
     device = data.logits.device
     engine = required_engine(device)
-    return engine.statistics(device, plan, data, _brought(engine, Constants(constants.tables), device))
+    return engine.statistics(device, plan, data, _brought(engine, Constants(constants.class_values), device))
 
 
 def head(plan: Plan, shape: torch.Size, dtype: torch.dtype, soft: bool, sums: Tensor, constants: Constants) -> Results:
@@ -112,24 +113,29 @@ def _group_of(plan: Plan) -> Any:
 
 
 def backward(
-    plan: Plan, grad_loss: Tensor, data: Data, tables: Tensor | None, slopes: Tensor, ahead: Tensor | None = None
+    plan: Plan,
+    grad_loss: Tensor,
+    data: Data,
+    class_values: Tensor | None,
+    slopes: Tensor,
+    prefilled: Tensor | None = None,
 ) -> Tensor:
-    """The gradient in the logits, of their dtype and layout; ``ahead``: what `forward` gave of it."""
-    logits, device = data.logits, data.logits.device
-    gradient = torch.empty_like(logits) if ahead is None else ahead
+    """The gradient in the logits, of their dtype and layout; ``prefilled``: what `forward` gave of it."""
+    logits, device, given = data.logits, data.logits.device, data.logits.shape
+    gradient = torch.empty_like(logits) if prefilled is None else prefilled
     engine = required_engine(device)
-    shape = plan.joined(logits.shape) if engine.joins_samples else logits.shape
+    shape = plan.joined(given) if engine.joins_samples else given
     # Slopes of one sample are those of `forward`; of all samples, those of `head`.
-    joined = shape != logits.shape and slopes.numel() == plan.slope_count(shape)
+    joined = shape is not given and slopes.numel() == plan.slope_count(shape)
     engine.backward(
         device,
         plan,
         _joined(plan, data) if joined else data,
-        _brought(engine, Constants(tables), device),
+        _brought(engine, Constants(class_values), device),
         slopes,
         grad_loss if plan.unreduced else grad_loss.contiguous(),
         _join(gradient, plan.mode != "binary") if joined else gradient,
-        ahead is not None,
+        prefilled is not None,
     )
     return gradient
 
@@ -138,12 +144,12 @@ def region_stats(plan: Plan, data: Data) -> Tensor:
     """tp, fp, fn, tn of every sample and class, (N, C, 4), of a plan with one sensitivity_specificity_loss alone."""
     logits = data.logits
     n, classes = logits.shape[0], plan.classes(logits.shape)
-    joint = plan.mode == "multiclass"
+    multiclass = plan.mode == "multiclass"
     of_sample, of_class = plan.sums_of
     # The last four of a class are these; what stands before them is summed for pointwise terms (csrc/problem.h).
     rows = statistics(plan, data, Constants()).reshape(n, of_sample + of_class * classes)
     tp, fp, fn, tn = rows[:, of_sample:].reshape(n, classes, of_class)[..., -4:].unbind(-1)
-    if joint and not data.soft:  # a label map: what is labelled otherwise, added without cancellation
+    if multiclass and not data.soft:  # a label map: what is labelled otherwise, added without cancellation
         positives = tp + fn
         nothing = positives.new_zeros(n, 1)
         before = torch.cat([nothing, positives[:, :-1]], 1).cumsum(1)

@@ -1,20 +1,28 @@
-// The engine for every multiclass plan: any strides, types and number of classes, soft labels, smoothing, squared and
-// L1 statistics, probabilities. It reads each logit a few times; the plans that are common have engines of their own.
+// The CUDA engine for every multiclass plan: any strides, types and number of classes, soft labels, smoothing, squared
+// and L1 statistics, probabilities. It reads each logit a few times; the plans that are common have engines of their
+// own.
+//
+// Given:   a job, by value; the block's index is the chunk's (in reverse for the gradient).
+// Assumes: nothing but that the plan is multiclass.
+// Writes:  statistics: the chunk's sums to Job::partial; values, gradient: the chunk's pixels of the output. A bad
+// label
+//          or probability: NaN in the sums.
+// Called:  by kernel<> (kernels.h), as softmax_general.cu lists it; policy.cu sends it what no other engine takes.
 #pragma once
 
 #include "../pixel.h"
-#include "points.h"
+#include "pointwise_terms.h"
 #include "source.h"
 
 namespace segfuse {
 namespace {
 
 template <class Real, class Link>
-struct AnyJoint {
+struct SoftmaxGeneral {
   static constexpr bool kSoftmax = Link::kShared;
   static constexpr int kBlock = kThreads, kBlocks = 2;
   static constexpr int kPixels = 4;  // of a thread, in a round
-  static constexpr int kSums = kExtraSums > 1 + 2 * kMaxPoints ? kExtraSums : 1 + 2 * kMaxPoints;
+  static constexpr int kSums = kExtraSums > 1 + 2 * kMaxPointwise ? kExtraSums : 1 + 2 * kMaxPointwise;
   static constexpr int kSharedBytes =
       int(sizeof(double)) * kSums * (kWarps + 1) + int(sizeof(Real)) * kPixels * kThreads * 5;
 
@@ -30,7 +38,7 @@ struct AnyJoint {
     __device__ void load() {
       w = load_weight<Real>(job, n, 0, i);
       y = job.problem.label_map ? load_class<Real>(job, n, i, w) : 0;
-      if constexpr (!kSoftmax) {  // also of a class that no term reads; NaN goes its own way
+      if constexpr (!kSoftmax) {  // also of a class that no term reads; NaN goes its log_slope way
         for (int64_t c = 0; c < job.problem.classes; ++c) {
           const Real p = logit(c);
           if (!is_probability(p) && p == p) w = not_a_number<Real>();
@@ -76,7 +84,7 @@ struct AnyJoint {
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + kSums;
     Real* column = reinterpret_cast<Real*>(staging + kSums * kWarps) + threadIdx.x;
-    const Span span = chunk_of(job.cut, blockIdx.x);
+    const Chunk chunk = job.chunks.at(blockIdx.x);
     const Layout& layout = job.layout;
     const ChunkSums out = sums_of_chunk(job, blockIdx.x);
     const auto bring = [&](const auto& value, int count, const ChunkSums& to, bool first) {
@@ -84,41 +92,42 @@ struct AnyJoint {
       add_over_block(value, count, totals, staging);
       if (int(threadIdx.x) < count) to[threadIdx.x] = totals[threadIdx.x];
     };
-    for (int64_t base = 0; base < span.count; base += kPixels * kThreads) {
+    for (int64_t base = 0; base < chunk.count; base += kPixels * kThreads) {
       const auto visit = [&](int k, const auto& f) {
         const int64_t i = base + k * kThreads + threadIdx.x;
-        if (i < span.count) f(At{job, span.unit, span.first + i, Real(0), 0, {}});
+        if (i < chunk.count) f(At{job, chunk.domain, chunk.first + i, Real(0), 0, {}});
       };
-      Real group[1 + 2 * kMaxPoints] = {};
+      Real group[1 + 2 * kMaxPointwise] = {};
 #pragma unroll 1
       for (int k = 0; k < kPixels; ++k)
         visit(k, [&](At at) {
           at.load();
           at.normalise();
-          Real* mine = column + k * 5 * kThreads;
-          mine[0] = at.w;
-          mine[kThreads] = Real(at.y);
-          mine[2 * kThreads] = at.shared.peak;
-          mine[3 * kThreads] = at.shared.peak_class;
-          mine[4 * kThreads] = at.shared.rest;
+          Real* kept = column + k * 5 * kThreads;
+          kept[0] = at.w;
+          kept[kThreads] = Real(at.y);
+          kept[2 * kThreads] = at.shared.peak;
+          kept[3 * kThreads] = at.shared.peak_class;
+          kept[4 * kThreads] = at.shared.rest;
           group[0] += at.w;
 #pragma unroll
-          for (int p = 0; p < kMaxPoints; ++p)
-            if (p < job.plan.point_count)
-              group[2 + 2 * p] += job.plan.points[p].weighs_the_mean ? at.w * class_scale<Real>(job, p, at.y) : at.w;
+          for (int p = 0; p < kMaxPointwise; ++p)
+            if (p < job.plan.pointwise_count)
+              group[2 + 2 * p] +=
+                  job.plan.pointwise[p].weight_in_denominator ? at.w * class_scale<Real>(job, p, at.y) : at.w;
         });
-      double losses[kMaxPoints] = {};
+      double losses[kMaxPointwise] = {};
       for (int64_t c = 0; c < job.problem.classes; ++c) {
         Real region[kExtraSums] = {};
 #pragma unroll 1
         for (int k = 0; k < kPixels; ++k)
           visit(k, [&](At at) {
-            const Real* mine = column + k * 5 * kThreads;
-            at.w = mine[0];
-            at.y = int(mine[kThreads]);
-            at.shared.peak = mine[2 * kThreads];
-            at.shared.peak_class = mine[3 * kThreads];
-            at.shared.rest = mine[4 * kThreads];
+            const Real* kept = column + k * 5 * kThreads;
+            at.w = kept[0];
+            at.y = int(kept[kThreads]);
+            at.shared.peak = kept[2 * kThreads];
+            at.shared.peak_class = kept[3 * kThreads];
+            at.shared.rest = kept[4 * kThreads];
             at.shared.finish();
             const Pixel<Real> x = at.pixel(c);
             const Real t = at.label(c);
@@ -127,29 +136,29 @@ struct AnyJoint {
               region_sums<true>(at.w, x.p, x.q, t, true, add);
             else if (layout.region_sums)
               region_sums<false>(at.w, x.p, x.q, t, layout.region_sums > kRegionSums, add);
-            AnyPoints::for_each<Real>(job, [&](const auto& loss, int p) {
-              add_at<0, kMaxPoints>(losses, p,
-                                    double(masked_product(at.w, class_scale<Real>(job, p, c) * loss(x, t).positive)));
+            AnyTerms::for_each<Real>(job.plan, [&](const auto& loss, int p) {
+              add_at<0, kMaxPointwise>(
+                  losses, p, double(masked_product(at.w, class_scale<Real>(job, p, c) * loss(x, t).positive)));
             });
           });
         if (layout.region_sums)
           bring(region, layout.region_sums, out.from(layout.group_sums() + c * layout.region_sums), base == 0);
       }
-      double wide[1 + 2 * kMaxPoints];
+      double wide[1 + 2 * kMaxPointwise];
 #pragma unroll
-      for (int i = 0; i < 1 + 2 * kMaxPoints; ++i) wide[i] = i % 2 ? losses[i / 2] : double(group[i]);
-      bring(wide, 1 + 2 * job.plan.point_count, out, base == 0);
+      for (int i = 0; i < 1 + 2 * kMaxPointwise; ++i) wide[i] = i % 2 ? losses[i / 2] : double(group[i]);
+      bring(wide, 1 + 2 * job.plan.pointwise_count, out, base == 0);
     }
   }
 
   template <class Function>
   __device__ static void for_pixels(const Job& job, const Function& f) {
-    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
-    for (int64_t i = threadIdx.x; i < span.count; i += kThreads) {
-      At at{job, span.unit, span.first + i, Real(0), 0, {}};
+    const Chunk chunk = job.chunks.at(int64_t(gridDim.x) - 1 - blockIdx.x);
+    for (int64_t i = threadIdx.x; i < chunk.count; i += kThreads) {
+      At at{job, chunk.domain, chunk.first + i, Real(0), 0, {}};
       at.load();
       at.normalise();
-      f(at, static_cast<const Real*>(job.slopes) + span.unit * job.layout.unit_slopes());
+      f(at, static_cast<const Real*>(job.slopes) + chunk.domain * job.layout.domain_slopes());
     }
   }
 
@@ -162,43 +171,44 @@ struct AnyJoint {
       Real w = at.w;
       if (job.problem.has_upstream && !per_class)
         w = masked_product(w, load_number<Real>(v, offset_of(v, at.n, 0, at.i)));
-      const Real of_point = upstream_of<Real>(job, at.n, 0);
+      const Real upstream = upstream_of<Real>(job, at.n, 0);
       // dL/dp and dL/dlog p (see softmax_pull_back; of probabilities both are dL/dp) in class c.
-      const auto slope = [&](int64_t c, const Pixel<Real>& x, Real& region, Real& own) {
+      const auto slope = [&](int64_t c, const Pixel<Real>& x, Real& region, Real& log_slope) {
         const Real t = at.label(c);
-        region = own = Real(0);
+        region = log_slope = Real(0);
         if (job.plan.region_count) {
-          const Real* r = slopes + 2 * job.plan.point_count + c * kRegionSlopes;
-          const RowSlopes<Real> row{r[0], r[1], r[2], r[3], r[4], r[5]};
+          const Real* r = slopes + 2 * job.plan.pointwise_count + c * kRegionSlopes;
+          const auto row = RowSlopes<Real>::of(r);
           region = (extra ? region_slope<true>(row, x.p, x.q, t) : region_slope<false>(row, x.p, x.q, t)) *
                    upstream_of<Real>(job, at.n, c);
         }
-        const Real upstream = per_class ? load_number<Real>(v, offset_of(v, at.n, c, at.i)) : of_point;
-        AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-          const bool of_probability = kSoftmax && job.plan.points[k].every_class;
+        const Real factor = per_class ? load_number<Real>(v, offset_of(v, at.n, c, at.i)) : upstream;
+        AnyTerms::for_each<Real>(job.plan, [&](const auto& loss, int k) {
+          const bool of_probability = kSoftmax && job.plan.pointwise[k].every_class;
           const Pixel<Dual<Real>> dual = of_probability ? Identity::seed(x) : Link::seed(x);
-          (of_probability ? region : own) +=
-              slopes[2 * k] * upstream * class_scale<Real>(job, k, c) * loss(dual, t).positive.d[0];
+          (of_probability ? region : log_slope) +=
+              slopes[2 * k] * factor * class_scale<Real>(job, k, c) * loss(dual, t).positive.d[0];
         });
       };
-      Real reference = Real(0), mean = Real(0), region, own;
-      double owns = 0;
+      Real reference = Real(0), mean = Real(0), region, log_slope;
+      double log_slopes = 0;
       if constexpr (kSoftmax) {
-        slope(int64_t(at.shared.peak_class), at.pixel(int64_t(at.shared.peak_class)), reference, own);
+        slope(int64_t(at.shared.peak_class), at.pixel(int64_t(at.shared.peak_class)), reference, log_slope);
         double sum = 0;
         for (int64_t c = 0; c < job.problem.classes; ++c) {
           const Pixel<Real> x = at.pixel(c);
-          slope(c, x, region, own);
+          slope(c, x, region, log_slope);
           sum += double(x.p * (region - reference));
-          owns += double(own);
+          log_slopes += double(log_slope);
         }
         mean = Real(sum);
       }
       for (int64_t c = 0; c < job.problem.classes; ++c) {
         const Pixel<Real> x = at.pixel(c);
-        slope(c, x, region, own);
-        const Real g = kSoftmax ? softmax_pull_back(x.p, x.q, region - reference, mean, own, Real(owns - double(own)))
-                                : region + own;
+        slope(c, x, region, log_slope);
+        const Real g = kSoftmax ? softmax_pull_back(x.p, x.q, region - reference, mean, log_slope,
+                                                    Real(log_slopes - double(log_slope)))
+                                : region + log_slope;
         store_number(output, offset_of(output, at.n, c, at.i), masked_product(w, g));
       }
     });
@@ -213,12 +223,12 @@ struct AnyJoint {
       for (int64_t c = 0; c < job.problem.classes; ++c) {
         const Pixel<Real> x = at.pixel(c);
         const Real t = at.label(c);
-        AnyPoints::for_each<Real>(job, [&](const auto& loss, int k) {
-          const Real own = slopes[2 * k] * class_scale<Real>(job, k, c) * loss(x, t).positive;
+        AnyTerms::for_each<Real>(job.plan, [&](const auto& loss, int k) {
+          const Real value = slopes[2 * k] * class_scale<Real>(job, k, c) * loss(x, t).positive;
           if (per_class)
-            store_number(output, offset_of(output, at.n, c, at.i), masked_product(at.w, own));
+            store_number(output, offset_of(output, at.n, c, at.i), masked_product(at.w, value));
           else
-            sum += double(own);
+            sum += double(value);
         });
       }
       if (per_class) return;

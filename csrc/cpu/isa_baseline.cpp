@@ -1,5 +1,5 @@
 // What every machine of its kind has: SSE2 on x86-64, NEON on aarch64.
-#include "unit.h"
+#include "isa.h"
 
 namespace segfuse {
 

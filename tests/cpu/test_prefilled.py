@@ -1,7 +1,8 @@
 """On a CPU the forward writes into the place of a float32 gradient what its backward would have to compute again.
 
-Of a lone pointwise loss the gradient itself, up to a factor ("both"; the backward has nothing left to read); of others
-the powers of the softmax, or the probability ("keep"; "resume" goes on from there). The gradient is that of two passes.
+Of a lone pointwise loss the gradient itself, up to a factor ("fused"; the backward has nothing left to read); of others
+the powers of the softmax, or the probability ("cache"; "from_cache" goes on from there). The gradient is that of two
+passes.
 """
 
 from collections.abc import Callable
@@ -81,17 +82,17 @@ def test_what_is_ahead_gives_the_gradient_of_two_passes(name: str, reduction: st
             loss = build(mode, reduction=reduction, **options)
             for upstream in (1.0, -0.37):
                 with native.instruction_set(instruction_set):
-                    value, ahead, passes = gradient("automatic", loss, (x, target, *rest), upstream)
+                    value, prefilled, passes = gradient("automatic", loss, (x, target, *rest), upstream)
                     expected_value, two, both_passes = gradient("two_pass", loss, (x, target, *rest), upstream)
                 assert both_passes == ["statistics", "gradient"]
                 if of_one_pass or name in KEPT:
-                    assert passes == (["both"] if of_one_pass else ["keep", "resume"])
-                assert ahead.stride() == two.stride() == x.stride()
+                    assert passes == (["fused"] if of_one_pass else ["cache", "from_cache"])
+                assert prefilled.stride() == two.stride() == x.stride()
                 torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=0)
-                if passes == ["keep", "resume"] and mode == "multiclass":
-                    assert torch.equal(ahead, two)
+                if passes == ["cache", "from_cache"] and mode == "multiclass":
+                    assert torch.equal(prefilled, two)
                 else:
-                    torch.testing.assert_close(ahead, two, rtol=1e-5, atol=1e-6 * float(two.abs().max()))
+                    torch.testing.assert_close(prefilled, two, rtol=1e-5, atol=1e-6 * float(two.abs().max()))
 
 
 def test_nothing_is_ahead() -> None:

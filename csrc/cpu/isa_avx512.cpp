@@ -1,5 +1,5 @@
 #define SEGFUSE_AVX512
-#include "unit.h"
+#include "isa.h"
 
 namespace segfuse {
 

@@ -1,10 +1,10 @@
 // Classes that share a pixel (multiclass): a tile holds all classes of some pixels of one sample. Here are the tile,
 // the softmax normaliser and the walk over a chunk; the two engines that fill in its steps are label_map.h and
-// any_joint.h.
+// softmax_general.h.
 #pragma once
 
 #include "../pixel.h"
-#include "points.h"
+#include "any_pointwise.h"
 #include "scratch.h"
 #include "source.h"
 #include "sum.h"
@@ -14,8 +14,8 @@ namespace segfuse {
 namespace {
 
 template <class Real>
-struct JointTile {
-  using V = Vec<Real, kJointRegisters>;
+struct SoftmaxTile {
+  using V = Vec<Real, kSoftmaxRegisters>;
   // Of the arrays with one value per class. Inside the second cache, not the first: planes lie far apart, and runs of
   // less than a page or two from each of them are read 1.2 to 1.4 times slower (measured against 24 KB).
   static constexpr int64_t kBytes = 131072;
@@ -30,10 +30,11 @@ struct JointTile {
   int64_t z_step, out_step;
   bool left_out;  // whether any pixel has weight 0, those that fill up the last vector included
   Prefetcher next_labels, next_logits;
-  Real *e, *y, *w, *up, *out, *present, *absent, *group, *z = nullptr, *t = nullptr;  // group: of one vector of pixels
+  Real *e, *y, *w, *up, *out, *at_positive, *at_negative, *group, *z = nullptr,
+                                                                  *t = nullptr;  // group: of one vector of pixels
 
   // kEverything: keep logits and labels beside the exponentials.
-  JointTile(const Job& j, bool everything) : job(j), p(*j.problem), classes(p.classes) {
+  SoftmaxTile(const Job& j, bool everything) : job(j), p(*j.problem), classes(p.classes) {
     size = kBytes / int64_t(sizeof(Real)) / ((everything ? 3 : 1) * classes) / V::lanes * V::lanes;
     size = smaller(smaller(4096, kAddsPerFlush * V::lanes), size < V::lanes ? V::lanes : size);
     e = scratch.get<Real>(classes * size);
@@ -41,8 +42,8 @@ struct JointTile {
     w = scratch.get<Real>(size);
     up = scratch.get<Real>((p.has_upstream && is_per_class() ? classes : 1) * size);
     out = scratch.get<Real>(size);
-    present = scratch.get<Real>(V::table_size(classes));
-    absent = scratch.get<Real>(classes);
+    at_positive = scratch.get<Real>(V::table_size(classes));
+    at_negative = scratch.get<Real>(classes);
     group = scratch.get<Real>(classes * V::lanes);
     for (int64_t i = 0; i < size; ++i) y[i] = 0;  // where labels are soft nobody fills it
     if (everything) {
@@ -52,7 +53,7 @@ struct JointTile {
   }
 
   // Whether each class has an upstream gradient of its own (of an unreduced loss).
-  bool is_per_class() const { return job.points > 0 && job.point[0].every_class; }
+  bool is_per_class() const { return job.plan.pointwise_count > 0 && job.plan.pointwise[0].every_class; }
 
   // checks: as of RowTile.
   void load(const View& logits, int64_t n, int64_t first, int64_t n_pixels, bool checks, ValueReport& bad) {
@@ -63,7 +64,7 @@ struct JointTile {
     else
       for (int64_t i = 0; i < count; ++i) w[i] = 1;
     if (p.label_map) {
-      load_labels(p.target, n, 0, first, count, classes, job.has_ignore, job.ignore_index, y, w, bad);
+      load_labels(p.target, n, 0, first, count, classes, job.plan.has_ignore, job.plan.ignore_index, y, w, bad);
     } else {
       if (!p.hard_target) load_classes(p.target, n, first, count, classes, t, size);
       for (int64_t c = 0; p.hard_target && c < classes; ++c)  // one-hot integers: 0 and 1, no ignore index
@@ -75,7 +76,7 @@ struct JointTile {
     }
     for (int64_t i = count; i < padded; ++i) y[i] = w[i] = 0;
     uint32_t any_left_out = padded != count;
-    if (p.has_weight || job.has_ignore)
+    if (p.has_weight || job.plan.has_ignore)
       for (int64_t i = 0; i < padded; ++i) any_left_out |= uint32_t(w[i] == 0);
     left_out = any_left_out;
     const Real* in_memory = z || padded != count ? nullptr : in_place<Real>(logits, n, 0, first);
@@ -93,7 +94,7 @@ struct JointTile {
     for (int64_t c = 0; checks && z && c < classes; ++c) {
       if (!p.label_map && !p.hard_target)
         check_probabilities(t + c * size, w, n, c, first, count, ValueKind::soft_label, bad);
-      if (job.link == LinkKind::identity)
+      if (job.plan.link == LinkKind::identity)
         check_probabilities(z + c * size, w, n, c, first, count, ValueKind::probability, bad);
     }
   }
@@ -159,61 +160,61 @@ struct ClassSums {
 
 // The walk over the tiles of a chunk: Engine::sum_tile, Engine::gradient_group.
 template <class Engine, class Real>
-struct JointSteps {
-  using V = Vec<Real, kJointRegisters>;
+struct SoftmaxSteps {
+  using V = Vec<Real, kSoftmaxRegisters>;
 
   template <Step kStep>
   static void statistics(const Job& job, const Chunk& chunk, double* sums, ValueReport& bad) {
-    JointTile<Real> tile(job, Engine::kEverything);
-    ClassSums<Real> region(tile.scratch, tile.classes * job.region_sums);
-    Sum<Real> weight, point[kMaxPoints][2];
+    SoftmaxTile<Real> tile(job, Engine::kEverything);
+    ClassSums<Real> region(tile.scratch, tile.classes * job.layout.region_sums);
+    Sum<Real> weight, pointwise[kMaxPointwise][2];
     constexpr bool kWrites = kStep != Step::statistics;
     const Real* slopes =
-        static_cast<const Real*>(job.slopes) + (kStep == Step::both ? chunk.unit * job.unit_slopes : 0);
+        static_cast<const Real*>(job.slopes) + (kStep == Step::fused ? chunk.domain * job.layout.domain_slopes() : 0);
     int64_t groups = 0;
     const auto flush = [&] {
       weight.flush();
       region.flush();
-      for (int k = 0; k < job.points; ++k) point[k][0].flush(), point[k][1].flush();
+      for (int k = 0; k < job.plan.pointwise_count; ++k) pointwise[k][0].flush(), pointwise[k][1].flush();
       groups = 0;
     };
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       if (groups + tile.size / V::lanes > kAddsPerFlush) flush();
       tile.first_stored = chunk.first + done;
-      tile.load(tile.p.logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), true, bad);
-      if (kWrites) tile.aim(chunk.unit);
-      Engine::template sum_tile<kStep>(job, tile, slopes, weight, region, point);
-      if (kWrites) tile.store(chunk.unit);
+      tile.load(tile.p.logits, chunk.domain, tile.first_stored, smaller(tile.size, chunk.count - done), true, bad);
+      if (kWrites) tile.aim(chunk.domain);
+      Engine::template sum_tile<kStep>(job, tile, slopes, weight, region, pointwise);
+      if (kWrites) tile.store(chunk.domain);
       groups += tile.padded / V::lanes;
     }
     flush();
     *sums++ = weight.total;
-    for (int k = 0; k < job.points; ++k) *sums++ = point[k][0].total, *sums++ = point[k][1].total;
+    for (int k = 0; k < job.plan.pointwise_count; ++k) *sums++ = pointwise[k][0].total, *sums++ = pointwise[k][1].total;
     for (int64_t i = 0; i < region.n; ++i) *sums++ = region.total[i];
   }
 
   template <Step kStep>
   static void gradient(const Job& job, const Chunk& chunk, double*, ValueReport& bad) {
-    JointTile<Real> tile(job, Engine::kEverything);
-    const View& logits = kStep == Step::resume ? tile.p.output : tile.p.logits;
-    const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
+    SoftmaxTile<Real> tile(job, Engine::kEverything);
+    const View& logits = kStep == Step::from_cache ? tile.p.output : tile.p.logits;
+    const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.domain * job.layout.domain_slopes();
     Engine::prepare_gradient(job, tile, slopes);
     for (int64_t done = 0; done < chunk.count; done += tile.size) {
       tile.first_stored = chunk.first + done;
-      tile.load(logits, chunk.unit, tile.first_stored, smaller(tile.size, chunk.count - done), false, bad);
-      tile.aim(chunk.unit);
+      tile.load(logits, chunk.domain, tile.first_stored, smaller(tile.size, chunk.count - done), false, bad);
+      tile.aim(chunk.domain);
       for (int64_t i = 0; i < tile.padded; i += V::lanes) {
         tile.prefetch_next(i);
         Engine::template gradient_group<kStep>(job, tile, slopes, i);
       }
-      tile.store(chunk.unit);
+      tile.store(chunk.domain);
     }
   }
 
   INLINE static V scale(const Job& job, int k, const V& y) {
     return job.class_scale[k] ? V::gather(static_cast<const Real*>(job.class_scale[k]), y) : V(1);
   }
-  INLINE static V weighted_upstream(const Job& job, const JointTile<Real>& tile, int64_t i) {
+  INLINE static V weighted_upstream(const Job& job, const SoftmaxTile<Real>& tile, int64_t i) {
     V w = V::load(tile.w + i);
     return job.problem->has_upstream && !tile.is_per_class() ? select(w != V(0), w * V::load(tile.up + i), V(0)) : w;
   }

@@ -9,7 +9,7 @@
 #endif
 
 namespace segfuse {
-namespace {  // see math.h: the encoding of its instructions is the unit's
+namespace {  // see math.h: the instruction set decides how it is encoded
 
 class FlushDenormals {
  public:

@@ -1,5 +1,5 @@
 #define SEGFUSE_AVX2
-#include "unit.h"
+#include "isa.h"
 
 namespace segfuse {
 

@@ -1,8 +1,18 @@
-// The engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a chunk per block.
+// The CUDA engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a chunk per block.
+//
+// Given:   a job, by value; the block's index is the chunk's (the gradient takes them in reverse: what was read last is
+//          still in the second cache).
+// Assumes: what `Source` does: DenseRow planes that are arrays (all_arrays in policy.cu), StridedRow nothing.
+// `Pointwise`
+//          are the job's terms, or AnyTerms.
+// Writes:  statistics: the chunk's sums to Job::partial. values, gradient: the chunk's pixels of the output. fused:
+// both
+//          sums and gradient, with the assumed factor. A bad label: NaN in the sums.
+// Called:  by kernel<> (kernels.h), as sigmoid.cu lists it; policy.cu chooses.
 #pragma once
 
 #include "../pixel.h"
-#include "points.h"
+#include "pointwise_terms.h"
 #include "row_source.h"
 
 namespace segfuse {
@@ -17,12 +27,12 @@ struct Constant {
 };
 
 // What a thread adds up: Σ w, Σ w t, the region sums, two per pointwise term.
-template <class Real, class Points, bool kExtra>
+template <class Real, class Pointwise, bool kExtra>
 struct RowTotals {
-  static constexpr int kRegion = kExtra ? kExtraSums : kNegativeSums, kPoint = 2 + kRegion,
-                       kCount = kPoint + 2 * Points::kCount;
+  static constexpr int kRegion = kExtra ? kExtraSums : kNegativeSums, kPointwise = 2 + kRegion,
+                       kCount = kPointwise + 2 * Pointwise::kCount;
   Real value[kCount];
-  // Of groups of hard labels, what `value` lacks of them until they settle. `product`: whose logarithm that is, of both
+  // Of groups of hard labels, what `value` lacks of them until finish(). `product`: whose logarithm that is, of both
   // parts of a pointwise term. It has a factor of at most 2 per pixel, so it stays finite, and rounding takes 6e-8 of
   // it.
   HardLabelSum hard;
@@ -34,20 +44,20 @@ struct RowTotals {
     hard.clear();
     product[0] = product[1] = Real(1);
   }
-  __device__ void settle() {
-    if (Points::kBalanced) labels() += Real(hard.count());
-    if constexpr (Points::kCount == 1) {
+  __device__ void finish() {
+    if (Pointwise::kBalanced) labels() += Real(hard.count());
+    if constexpr (Pointwise::kCount == 1) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) value[kPoint + i] += log_from_one(product[i]);
+      for (int i = 0; i < 2; ++i) value[kPointwise + i] += log_from_one(product[i]);
     }
     if (hard.valid()) return;
     for (Real& v : value) v = not_a_number<Real>();
   }
-  __device__ void add_point(int i, bool counts, Real v) {
-    if (counts) value[kPoint + i] += v;
+  __device__ void add_pointwise(int i, bool counts, Real v) {
+    if (counts) value[kPointwise + i] += v;
   }
-  __device__ void add_point(int i, bool counts, const LinearLog<Real>& v) {
-    if (counts) value[kPoint + i] += v.linear;
+  __device__ void add_pointwise(int i, bool counts, const LinearLog<Real>& v) {
+    if (counts) value[kPointwise + i] += v.linear;
     if (counts) product[i] = fma(product[i], v.e, product[i]);
   }
   __device__ Real& weight() { return value[0]; }
@@ -55,15 +65,15 @@ struct RowTotals {
   __device__ Real& region(int s) { return value[2 + s]; }
 };
 
-template <class Source, class Link, class Points, bool kExtra>
-struct Rows {
+template <class Source, class Link, class Pointwise, bool kExtra>
+struct SigmoidRows {
   using Real = typename Source::Real;
-  using Totals = RowTotals<Real, Points, kExtra>;
+  using Totals = RowTotals<Real, Pointwise, kExtra>;
   static constexpr int kVector = Source::kVector, kUnroll = Source::kUnroll;
-  static constexpr int kBlock = kThreads, kBlocks = Points::kBlocks, kBothBlocks = kBlocks - 1,
+  static constexpr int kBlock = kThreads, kBlocks = Pointwise::kBlocks, kFusedBlocks = kBlocks - 1,
                        kGroup = kThreads * kVector * kUnroll;
   static constexpr int kSharedBytes =
-      int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPoints;
+      int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPointwise;
 
   // Pixels of weight 0 are selected out before the link: what stands there is not read into anything.
   template <bool kWeighted>
@@ -78,19 +88,19 @@ struct Rows {
   __device__ static void with_kind(const Source& source, int64_t last_mirrored, int64_t base, const F& f) {
     if constexpr (kMirrors)
       if (base <= last_mirrored) return f(Constant<Kind, Kind::mirrored>());
-    if (Points::kCount > 1 || source.weighted(base))
+    if (Pointwise::kCount > 1 || source.weighted(base))
       f(Constant<Kind, Kind::weighted>());
-    else if constexpr (Points::kCount <= 1)
+    else if constexpr (Pointwise::kCount <= 1)
       f(Constant<Kind, Kind::plain>());
   }
 
   // Groups of hard labels without weights, in half precision. The pixel of a label 0 is that of -z with a label 1: what
   // is computed knows one label, and only sums and slopes are chosen by it.
-  static constexpr bool kMirrors = Source::kNarrow && Points::kMirrored && !kExtra;
+  static constexpr bool kMirrors = Source::kNarrow && Pointwise::kMirrored && !kExtra;
   // Where the last such group may start; -1: there is none.
   __device__ static int64_t last_mirrored(const Job& job, const Source& source) {
     if constexpr (kMirrors)
-      if (source.plain_bytes() && Points::can_mirror(job)) return source.count - kGroup;
+      if (source.plain_bytes() && Pointwise::can_mirror(job)) return source.count - kGroup;
     return -1;
   }
   template <bool kSums, bool kGradient>
@@ -109,15 +119,15 @@ struct Rows {
       with_regions<kGradient>(job, [&](auto regions) {
 #pragma unroll
         for (int k = 0; k < kVector; ++k) {
-          const auto x = Link::template pixel<typename Points::Log>(z[k]);
+          const auto x = Link::template pixel<typename Pointwise::Log>(z[k]);
           if (regions.value)
             mirrored_region_sums(x.p, x.q, label[k], [&](int s, bool counts, Real v) {
               if (counts) totals->region(s) += v;
             });
-          Points::template of_label_1<Real>([&](const auto& loss) {
+          Pointwise::template of_label_1<Real>([&](const auto& loss) {
             const auto v = loss(x, Real(1)).positive;
-            totals->add_point(0, label[k], v);
-            totals->add_point(1, !label[k], v);
+            totals->add_pointwise(0, label[k], v);
+            totals->add_pointwise(1, !label[k], v);
           });
         }
       });
@@ -125,10 +135,10 @@ struct Rows {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
         const Pixel<Dual<Real>> x = Link::seed(Link::template pixel<HalfLog>(z[k]));
-        Real g = kSums ? Real(0) : (label[k] ? row.present : row.absent) * x.p.d[0];
-        Points::template of_label_1<Real>([&](const auto& loss) {
-          const Real own = label[k] ? upstream * slope[0] : -(upstream * slope[1]);
-          g += own * loss(x, Real(1)).positive.d[0];
+        Real g = kSums ? Real(0) : (label[k] ? row.at_positive : row.at_negative) * x.p.d[0];
+        Pointwise::template of_label_1<Real>([&](const auto& loss) {
+          const Real part = label[k] ? upstream * slope[0] : -(upstream * slope[1]);
+          g += part * loss(x, Real(1)).positive.d[0];
         });
         out[0][k] = g;
       }
@@ -141,9 +151,9 @@ struct Rows {
   __device__ static void with_regions(const Job& job, const F& f) {
     if constexpr (kNone)
       f(Constant<bool, false>());
-    else if (Points::kCount == 0 || job.plan.region_count > 0)
+    else if (Pointwise::kCount == 0 || job.plan.region_count > 0)
       f(Constant<bool, true>());
-    else if constexpr (Points::kCount > 0)
+    else if constexpr (Pointwise::kCount > 0)
       f(Constant<bool, false>());
   }
 
@@ -152,7 +162,7 @@ struct Rows {
   template <bool kWeighted, bool kRegions>
   __device__ static void add_group(const Job& job, Real (&z)[kUnroll][kVector], Real (&t)[kUnroll][kVector],
                                    const Real (&w)[kUnroll][kVector], Totals& totals) {
-    const bool regions = kRegions && (Points::kCount <= 1 || job.plan.region_count > 0);
+    const bool regions = kRegions && (Pointwise::kCount <= 1 || job.plan.region_count > 0);
     if (!kWeighted) totals.weight() += Real(kUnroll * kVector);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -161,37 +171,37 @@ struct Rows {
         const Real weight = kWeighted ? w[u][k] : Real(1);
         const Pixel<Real> x = pixel<kWeighted>(weight, z[u][k], t[u][k]);
         if (kWeighted) totals.weight() += weight;
-        if (Points::kBalanced) totals.labels() += weight * t[u][k];
+        if (Pointwise::kBalanced) totals.labels() += weight * t[u][k];
         if (regions)
           region_sums<kExtra>(weight, x.p, x.q, t[u][k], true, [&](int s, Real v) { totals.region(s) += v; });
-        Points::template for_each<Real>(job, [&](const auto& loss, int i) {
+        Pointwise::template for_each<Real>(job.plan, [&](const auto& loss, int i) {
           const Parts<Real> parts = loss(x, t[u][k]);
-          add_at<Totals::kPoint, 2 * Points::kCount>(totals.value, 2 * i, weight * parts.positive);
-          add_at<Totals::kPoint, 2 * Points::kCount>(totals.value, 2 * i + 1, weight * parts.negative);
+          add_at<Totals::kPointwise, 2 * Pointwise::kCount>(totals.value, 2 * i, weight * parts.positive);
+          add_at<Totals::kPointwise, 2 * Pointwise::kCount>(totals.value, 2 * i + 1, weight * parts.negative);
         });
       }
   }
 
   __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
-  __device__ static void both(const Job& job) { add_chunk<true>(job, blockIdx.x); }
+  __device__ static void fused(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
-  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is foreseen.
+  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is assumed.
   template <bool kWrites>
-  __device__ static void add_chunk(const Job& job, int64_t chunk) {
+  __device__ static void add_chunk(const Job& job, int64_t index) {
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + Totals::kCount;
     Real* slopes = reinterpret_cast<Real*>(staging + Totals::kCount * kWarps);
-    const Span span = chunk_of(job.cut, chunk);
+    const Chunk chunk = job.chunks.at(index);
     if (threadIdx.x < Totals::kCount) totals[threadIdx.x] = 0;
-    if constexpr (kWrites) foresee_slopes(job, span.unit, slopes);
+    if constexpr (kWrites) assume_slopes(job, chunk.domain, slopes);
     __syncthreads();
     const int64_t classes = job.problem.classes;
-    const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
-    const int64_t last_mirrored = kept(Rows::last_mirrored(job, source));
+    const Source source{job, chunk.domain / classes, chunk.domain % classes, chunk.first, chunk.count};
+    const int64_t last_mirrored = kept(SigmoidRows::last_mirrored(job, source));
     Totals sums;
     sums.clear();
     int adds = 0;
-    for (int64_t base = 0; base < span.count; base += kGroup) {
+    for (int64_t base = 0; base < chunk.count; base += kGroup) {
       with_kind(source, last_mirrored, base, [&](auto kind) {
         if constexpr (kind.value == Kind::mirrored) {
           mirrored_group<true, kWrites>(job, source, base, &sums, {}, slopes, Real(1));
@@ -204,19 +214,19 @@ struct Rows {
         }
       });
       if ((adds += kUnroll * kVector) < kAddsPerFlush) continue;
-      if constexpr (kMirrors) sums.settle();
+      if constexpr (kMirrors) sums.finish();
       add_over_block(sums.value, Totals::kCount, totals, staging);
       sums.clear();
       adds = 0;
     }
-    if constexpr (kMirrors) sums.settle();
+    if constexpr (kMirrors) sums.finish();
     if (adds > 0) add_over_block(sums.value, Totals::kCount, totals, staging);
     if (threadIdx.x != 0) return;
     // In the order of Layout.
-    const ChunkSums out = sums_of_chunk(job, chunk);
+    const ChunkSums out = sums_of_chunk(job, index);
     int next = 0;
     out[next++] = totals[0];
-    for (int i = 0; i < 2 * job.plan.point_count; ++i) out[next++] = totals[Totals::kPoint + i];
+    for (int i = 0; i < 2 * job.plan.pointwise_count; ++i) out[next++] = totals[Totals::kPointwise + i];
     if (job.plan.sums_labels()) out[next++] = totals[1];
     for (int s = 0; s < job.layout.region_sums; ++s) out[next++] = totals[2 + s];
   }
@@ -226,7 +236,7 @@ struct Rows {
   __device__ static void compute_group(const Job& job, const Source& source, int64_t base, const RowSlopes<Real>& row,
                                        const Real* slope, Real upstream, Real (&z)[kUnroll][kVector],
                                        Real (&t)[kUnroll][kVector], const Real (&w)[kUnroll][kVector]) {
-    const bool regions = kRegions && (Points::kCount <= 1 || job.plan.region_count > 0);
+    const bool regions = kRegions && (Pointwise::kCount <= 1 || job.plan.region_count > 0);
     Real out[kUnroll][kVector];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -238,12 +248,12 @@ struct Rows {
         if constexpr (kGradient) {
           const Pixel<Dual<Real>> dual = Link::seed(x);
           if (regions) g = region_slope<kExtra>(row, x.p, x.q, t[u][k]) * dual.p.d[0];
-          Points::template for_each<Real>(job, [&](const auto& loss, int i) {
+          Pointwise::template for_each<Real>(job.plan, [&](const auto& loss, int i) {
             const Parts<Dual<Real>> parts = loss(dual, t[u][k]);
             g += upstream * (slope[2 * i] * parts.positive.d[0] + slope[2 * i + 1] * parts.negative.d[0]);
           });
         } else {
-          Points::template for_each<Real>(job, [&](const auto& loss, int i) {
+          Pointwise::template for_each<Real>(job.plan, [&](const auto& loss, int i) {
             const Parts<Real> parts = loss(x, t[u][k]);
             g += slope[2 * i] * parts.positive + slope[2 * i + 1] * parts.negative;
           });
@@ -266,18 +276,18 @@ struct Rows {
   template <bool kGradient>
   __device__ static void write(const Job& job) {
     // The chunks that the statistics read last are those that the second cache still holds.
-    const Span span = chunk_of(job.cut, int64_t(gridDim.x) - 1 - blockIdx.x);
+    const Chunk chunk = job.chunks.at(int64_t(gridDim.x) - 1 - blockIdx.x);
     const int64_t classes = job.problem.classes;
-    const Real upstream = kGradient ? upstream_of<Real>(job, span.unit / classes, span.unit % classes) : Real(1);
-    const Real* slopes = static_cast<const Real*>(job.slopes) + span.unit * job.layout.unit_slopes();
-    const Source source{job, span.unit / classes, span.unit % classes, span.first, span.count};
-    const int64_t last_mirrored = kGradient ? kept(Rows::last_mirrored(job, source)) : -1;
+    const Real upstream = kGradient ? upstream_of<Real>(job, chunk.domain / classes, chunk.domain % classes) : Real(1);
+    const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.domain * job.layout.domain_slopes();
+    const Source source{job, chunk.domain / classes, chunk.domain % classes, chunk.first, chunk.count};
+    const int64_t last_mirrored = kGradient ? kept(SigmoidRows::last_mirrored(job, source)) : -1;
     RowSlopes<Real> row{};
     if (kGradient && job.plan.region_count) {
-      const Real* r = slopes + 2 * job.plan.point_count;
-      row = {r[0] * upstream, r[1] * upstream, r[2] * upstream, r[3] * upstream, r[4] * upstream, r[5] * upstream};
+      const Real* r = slopes + 2 * job.plan.pointwise_count;
+      row = RowSlopes<Real>::of(r).times(upstream);
     }
-    for (int64_t base = 0; base < span.count; base += kGroup) {
+    for (int64_t base = 0; base < chunk.count; base += kGroup) {
       with_kind(source, last_mirrored, base, [&](auto kind) {
         if constexpr (kind.value == Kind::mirrored) {
           mirrored_group<false, true>(job, source, base, nullptr, row, slopes, upstream);

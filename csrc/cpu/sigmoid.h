@@ -1,10 +1,18 @@
-// The engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a tile at a time.
+// The CPU engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a tile at a time.
+//
+// Given:   a job and a chunk of one row.
+// Assumes: nothing of strides, types, weights or terms. `Pointwise` are the job's terms.
+// Writes:  statistics: the chunk's sums, in the order of Layout. values, gradient, from_cache: those pixels of the
+// output.
+//          fused: both sums and gradient. cache: the sums, and Link::cached in the gradient's place.
+//          Bad labels and probabilities go to the report.
+// Called:  by steps.cpp, a chunk per task, through find_sigmoid (isa.h).
 #pragma once
 
 #include <type_traits>
 
 #include "../pixel.h"
-#include "points.h"
+#include "any_pointwise.h"
 #include "source.h"
 #include "sum.h"
 #include "vec.h"
@@ -30,7 +38,7 @@ struct RowTile {
     count = n_pixels;
     padded = (count + lanes - 1) / lanes * lanes;
     const bool whole = padded == count;
-    const bool weighted = p.has_weight || job.has_ignore || !whole;
+    const bool weighted = p.has_weight || job.plan.has_ignore || !whole;
     if (p.has_weight)
       load_weight(p.weight, n, c, first, count, w);
     else if (weighted)
@@ -42,17 +50,17 @@ struct RowTile {
     }
     t_at = t;
     if (p.hard_target) {
-      load_labels(p.target, n, c, first, count, 2, job.has_ignore, job.ignore_index, t, w, bad);
+      load_labels(p.target, n, c, first, count, 2, job.plan.has_ignore, job.plan.ignore_index, t, w, bad);
     } else {
-      const Real* direct = whole && !job.has_ignore ? in_place<Real>(p.target, n, c, first) : nullptr;
+      const Real* direct = whole && !job.plan.has_ignore ? in_place<Real>(p.target, n, c, first) : nullptr;
       if (direct)
         t_at = direct;
       else
-        load_soft_labels(p.target, n, c, first, count, job.has_ignore, job.ignore_value, t, w);
+        load_soft_labels(p.target, n, c, first, count, job.plan.has_ignore, job.plan.ignore_value, t, w);
     }
     const Real* const counts = weighted ? w : nullptr;
     if (checks && !p.hard_target) check_probabilities(t_at, counts, n, c, first, count, ValueKind::soft_label, bad);
-    if (checks && job.link == LinkKind::identity)
+    if (checks && job.plan.link == LinkKind::identity)
       check_probabilities(z_at, counts, n, c, first, count, ValueKind::probability, bad);
     if (p.has_upstream) load_floating(p.upstream, n, c, first, count, up);
     for (int64_t i = count; i < padded; ++i) z[i] = t[i] = w[i] = up[i] = 0;
@@ -63,7 +71,7 @@ struct RowTile {
     out_at = padded == count ? in_place<Real>(job.problem->output, n, c, first) : nullptr;
     if (!out_at) out_at = out;
   }
-  void flush(const Job& job, int64_t n, int64_t c, int64_t first) {
+  void store(const Job& job, int64_t n, int64_t c, int64_t first) {
     if (out_at == out) store_floating(job.problem->output, n, c, first, count, out);
   }
 };
@@ -77,17 +85,18 @@ inline void select_valid(const V& w, V& z, V& t) {
   t = select(valid, t, V(0));
 }
 
-template <class Real, class Link, class Points, bool kExtra>
-struct Rows {
+template <class Real, class Link, class Pointwise, bool kExtra>
+struct SigmoidRows {
   using V = Vec<Real>;
   // Whether the probability is all that a gradient needs: no logarithm, and no logit.
-  static constexpr bool kKeeps =
-      std::is_same_v<Link, Sigmoid> && sizeof(Real) == 4 && !kExtra && Points::kOfProbability;
+  static constexpr bool kCaches =
+      std::is_same_v<Link, Sigmoid> && sizeof(Real) == 4 && !kExtra &&
+      (std::is_same_v<Pointwise, NoPointwise> || std::is_same_v<Pointwise, OnePointwise<BceWithLogits>>);
 
   // The gradient of a pixel's pointwise terms.
-  INLINE static V point_gradient(const Job& job, const Real* slopes, const Pixel<Dual<V>>& dual, const V& t) {
+  INLINE static V pointwise_gradient(const Job& job, const Real* slopes, const Pixel<Dual<V>>& dual, const V& t) {
     V out = V(0);
-    Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
+    Pointwise::template for_each<Real>(job.plan, [&](const auto& loss, int k) INLINE_LAMBDA {
       Parts<Dual<V>> parts = loss(dual, t);
       out = out + V(slopes[2 * k]) * parts.positive.d[0] + V(slopes[2 * k + 1]) * parts.negative.d[0];
     });
@@ -96,25 +105,25 @@ struct Rows {
 
   template <Step kStep, bool kWeighted>
   static void sum_tile(const Job& job, const RowTile<Real>& tile, const Real* slopes, Sum<Real>& weight,
-                       Sum<Real>& labels, Sum<Real>* region, Sum<Real> (*point)[2]) {
-    const bool regions = job.region_sums > 0, negatives = job.region_sums > kRegionSums;
+                       Sum<Real>& labels, Sum<Real>* region, Sum<Real> (*pointwise)[2]) {
+    const bool regions = job.layout.region_sums > 0, negatives = job.layout.region_sums > kRegionSums;
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
       V w = kWeighted ? V::load(tile.w + i) : V(1);
       select_valid<kWeighted>(w, z, t);
       Pixel<V> x = Link::pixel(z);
       if (kWeighted) weight.add(w);
-      if (job.label_sums) labels.add(kWeighted ? w * t : t);
+      if (job.layout.label_sums) labels.add(kWeighted ? w * t : t);
       if (regions)
         region_sums<kExtra>(w, x.p, x.q, t, negatives, [&](int s, const V& v) INLINE_LAMBDA { region[s].add(v); });
-      Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
+      Pointwise::template for_each<Real>(job.plan, [&](const auto& loss, int k) INLINE_LAMBDA {
         Parts<V> parts = loss(x, t);
-        point[k][0].add(kWeighted ? w * parts.positive : parts.positive);
-        point[k][1].add(kWeighted ? w * parts.negative : parts.negative);
+        pointwise[k][0].add(kWeighted ? w * parts.positive : parts.positive);
+        pointwise[k][1].add(kWeighted ? w * parts.negative : parts.negative);
       });
-      if constexpr (kStep == Step::keep) Link::kept(x).store(tile.out_at + i);
-      if constexpr (kStep == Step::both) {
-        V out = point_gradient(job, slopes, Link::seed(x), t);
+      if constexpr (kStep == Step::cache) Link::cached(x).store(tile.out_at + i);
+      if constexpr (kStep == Step::fused) {
+        V out = pointwise_gradient(job, slopes, Link::seed(x), t);
         (kWeighted ? select(w != V(0), w * out, V(0)) : out).store(tile.out_at + i);
       }
     }
@@ -122,19 +131,19 @@ struct Rows {
 
   template <Step kStep>
   static void statistics(const Job& job, const Chunk& chunk, double* sums, ValueReport& bad) {
-    const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
-    Sum<Real> weight, labels, region[kExtraSums], point[kMaxPoints][2];
+    const int64_t classes = job.problem->classes, n = chunk.domain / classes, c = chunk.domain % classes;
+    Sum<Real> weight, labels, region[kExtraSums], pointwise[kMaxPointwise][2];
     constexpr bool kWrites = kStep != Step::statistics;
     const Real* slopes =
-        static_cast<const Real*>(job.slopes) + (kStep == Step::both ? chunk.unit * job.unit_slopes : 0);
+        static_cast<const Real*>(job.slopes) + (kStep == Step::fused ? chunk.domain * job.layout.domain_slopes() : 0);
     double whole = 0;
     int64_t groups = 0;
     RowTile<Real> tile;
     const auto flush = [&] {
       weight.flush();
       labels.flush();
-      for (int s = 0; s < job.region_sums; ++s) region[s].flush();
-      for (int k = 0; k < job.points; ++k) point[k][0].flush(), point[k][1].flush();
+      for (int s = 0; s < job.layout.region_sums; ++s) region[s].flush();
+      for (int k = 0; k < job.plan.pointwise_count; ++k) pointwise[k][0].flush(), pointwise[k][1].flush();
       groups = 0;
     };
     for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
@@ -143,28 +152,29 @@ struct Rows {
       const bool weighted = tile.load(job, job.problem->logits, n, c, chunk.first + done, count, true, bad);
       if (kWrites) tile.aim(job, n, c, chunk.first + done);
       if (weighted) {
-        sum_tile<kStep, true>(job, tile, slopes, weight, labels, region, point);
+        sum_tile<kStep, true>(job, tile, slopes, weight, labels, region, pointwise);
       } else {
-        sum_tile<kStep, false>(job, tile, slopes, weight, labels, region, point);
+        sum_tile<kStep, false>(job, tile, slopes, weight, labels, region, pointwise);
         whole += double(count);
       }
-      if (kWrites) tile.flush(job, n, c, chunk.first + done);
+      if (kWrites) tile.store(job, n, c, chunk.first + done);
       groups += tile.padded / V::lanes;
     }
     flush();
     *sums++ = whole + weight.total;
-    for (int k = 0; k < job.points; ++k) *sums++ = point[k][0].total, *sums++ = point[k][1].total;
-    if (job.label_sums) *sums++ = labels.total;
-    for (int s = 0; s < job.region_sums; ++s) *sums++ = region[s].total;
+    for (int k = 0; k < job.plan.pointwise_count; ++k) *sums++ = pointwise[k][0].total, *sums++ = pointwise[k][1].total;
+    if (job.layout.label_sums) *sums++ = labels.total;
+    for (int s = 0; s < job.layout.region_sums; ++s) *sums++ = region[s].total;
   }
 
   // The loss of each pixel (Step::values) or its gradient.
   template <Step kStep, bool kWeighted>
   static void write_tile(const Job& job, const RowTile<Real>& tile, const Real* slopes) {
     constexpr bool kGradient = kStep != Step::values;
-    const bool regions = kGradient && job.region_slopes > 0, has_upstream = kGradient && job.problem->has_upstream;
-    const Real* r = slopes + 2 * job.points;
-    RowSlopes<V> row = regions ? RowSlopes<V>{V(r[0]), V(r[1]), V(r[2]), V(r[3]), V(r[4]), V(r[5])} : RowSlopes<V>{};
+    const bool regions = kGradient && job.layout.region_slopes > 0,
+               has_upstream = kGradient && job.problem->has_upstream;
+    const Real* r = slopes + 2 * job.plan.pointwise_count;
+    RowSlopes<V> row = regions ? RowSlopes<V>::of(r) : RowSlopes<V>{};
     for (int64_t i = 0; i < tile.padded; i += V::lanes) {
       V z = V::load(tile.z_at + i), t = V::load(tile.t_at + i);
       V w = kWeighted ? V::load(tile.w + i) : V(1);
@@ -174,10 +184,10 @@ struct Rows {
       if constexpr (kGradient) {
         Pixel<Dual<V>> dual = Link::seed(x);
         if (regions) out = region_slope<kExtra>(row, x.p, x.q, t) * dual.p.d[0];
-        out = out + point_gradient(job, slopes, dual, t);
+        out = out + pointwise_gradient(job, slopes, dual, t);
         if (has_upstream) out = out * V::load(tile.up + i);
       } else {
-        Points::template for_each<Real>(job, [&](const auto& loss, int k) INLINE_LAMBDA {
+        Pointwise::template for_each<Real>(job.plan, [&](const auto& loss, int k) INLINE_LAMBDA {
           Parts<V> parts = loss(x, t);
           out = out + V(slopes[2 * k]) * parts.positive + V(slopes[2 * k + 1]) * parts.negative;
         });
@@ -189,17 +199,17 @@ struct Rows {
 
   template <Step kStep>
   INLINE static Pixel<V> pixel(const V& z) {
-    if constexpr (kStep == Step::resume)
-      return Link::resumed(z);
+    if constexpr (kStep == Step::from_cache)
+      return Link::from_cache(z);
     else
       return Link::pixel(z);
   }
 
   template <Step kStep>
   static void write(const Job& job, const Chunk& chunk, double*, ValueReport& bad) {
-    const int64_t classes = job.problem->classes, n = chunk.unit / classes, c = chunk.unit % classes;
-    const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.unit * job.unit_slopes;
-    const View& logits = kStep == Step::resume ? job.problem->output : job.problem->logits;
+    const int64_t classes = job.problem->classes, n = chunk.domain / classes, c = chunk.domain % classes;
+    const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.domain * job.layout.domain_slopes();
+    const View& logits = kStep == Step::from_cache ? job.problem->output : job.problem->logits;
     RowTile<Real> tile;
     for (int64_t done = 0; done < chunk.count; done += RowTile<Real>::kSize) {
       const int64_t first = chunk.first + done, count = smaller(RowTile<Real>::kSize, chunk.count - done);
@@ -209,7 +219,7 @@ struct Rows {
         write_tile<kStep, true>(job, tile, slopes);
       else
         write_tile<kStep, false>(job, tile, slopes);
-      tile.flush(job, n, c, first);
+      tile.store(job, n, c, first);
     }
   }
 
@@ -221,14 +231,14 @@ struct Rows {
         return &write<Step::values>;
       case Step::gradient:
         return &write<Step::gradient>;
-      case Step::both:
-        if constexpr (sizeof(Real) == 4 && !kExtra) return &statistics<Step::both>;
+      case Step::fused:
+        if constexpr (sizeof(Real) == 4 && !kExtra) return &statistics<Step::fused>;
         return nullptr;
-      case Step::keep:
-        if constexpr (kKeeps) return &statistics<Step::keep>;
+      case Step::cache:
+        if constexpr (kCaches) return &statistics<Step::cache>;
         return nullptr;
-      case Step::resume:
-        if constexpr (kKeeps) return &write<Step::resume>;
+      case Step::from_cache:
+        if constexpr (kCaches) return &write<Step::from_cache>;
         return nullptr;
     }
     __builtin_unreachable();
