@@ -1,4 +1,8 @@
-// Dual numbers, links and region slopes against central differences of the values, and the slopes at kinks.
+// Dual numbers, links, region slopes and the gradient of a pixel with one label against central differences of the
+// values, and the slopes at kinks.
+#include <algorithm>
+#include <array>
+
 #include "check.h"
 #include "csrc/pixel.h"
 
@@ -131,6 +135,45 @@ void region_slopes() {
     }
 }
 
+// The gradient of a pixel with one label is the derivative of w (Σ s_c p_c + factor focal(p_y)); in float, as GPUs do.
+void label_gradients() {
+  constexpr int kClasses = 4, y = 2;
+  const float s[kClasses] = {0.7f, -1.3f, 0.4f, 2.1f}, w = 1.7f, factor = 0.6f, gamma[kParameters] = {2.5f};
+  const Focal<float> loss(gamma);
+  const auto value = [&](const double* z, bool regions) {
+    double e[kClasses], sum = 0, total = 0;
+    for (int c = 0; c < kClasses; ++c) sum += e[c] = std::exp(z[c]);
+    for (int c = 0; regions && c < kClasses; ++c) total += double(s[c]) * e[c] / sum;
+    const double p = e[y] / sum;
+    return double(w) * (total - double(factor) * std::pow(1 - p, 2.5) * std::log(p));
+  };
+  for (const auto& logits : {std::array<double, kClasses>{0.25, -2, 1.125, 0.75}, {3, -1, -4, 0.5}, {-2, 1, 6, 0}})
+    for (bool regions : {false, true}) {
+      const Exponents<float, float> exponent(float(*std::max_element(logits.begin(), logits.end())));
+      float e[kClasses], rest = 0, sum = 0, inverse;
+      for (int c = 0; c < kClasses; ++c) rest += e[c] = c == y ? 0 : std::exp2(exponent.of(float(logits[c])));
+      const float log2_label = exponent.of(float(logits[y]));
+      const Pixel<float> x = Softmax::of_label<float>(std::exp2(log2_label), rest, log2_label, inverse);
+      LabelSlope<float> slope(x);
+      slope.add(loss, factor);
+      const float reference = s[1];  // any will do where no class has nearly everything
+      for (int c = 0; c < kClasses; ++c) sum += e[c] * (s[c] - reference);
+      const PointwiseGradient<float> alone(w, x, inverse, slope.sum);
+      const RegionGradient<float> both(w, x, inverse, slope.sum, s[y], reference, sum);
+      for (int c = 0; c < kClasses; ++c) {
+        const float found =
+            regions ? (c == y ? both.at_label : both.of(e[c], s[c])) : (c == y ? alone.at_label : alone.of(e[c]));
+        const auto at = [&](double z) {
+          auto moved = logits;
+          moved[c] = z;
+          return value(moved.data(), regions);
+        };
+        const std::string what = std::string(regions ? "with" : "without") + " regions, class " + std::to_string(c);
+        check_near(double(found), slope_of(at, logits[c], 1e-5), 2e-6, what);
+      }
+    }
+}
+
 }  // namespace
 }  // namespace segfuse
 
@@ -139,5 +182,6 @@ int main() {
   segfuse::kinks();
   segfuse::links();
   segfuse::region_slopes();
+  segfuse::label_gradients();
   return failed;
 }
