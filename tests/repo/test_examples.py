@@ -1,6 +1,7 @@
 """What the README shows runs as it stands: its example, and the main job on each kind of data."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 
 
-def train(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "examples" / "train.py"), "--quick", *arguments]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def example(program: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """On one thread: other tests use the other cores, and threads that wait for one another at a barrier burn them."""
+    command = [sys.executable, str(ROOT / "examples" / program), "--quick", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def write_folder(path: Path, classes: int, size: int = 48) -> None:
@@ -51,7 +54,7 @@ def test_the_main_job(tmp_path: Path, data: str, loss: str) -> None:
     if data.startswith("folder"):
         write_folder(tmp_path / "data", int(data[-1]))
         data = str(tmp_path / "data")
-    done = train(tmp_path, "--data", data, "--loss", loss, "--out", str(tmp_path / "out"))
+    done = example("train.py", tmp_path, "--data", data, "--loss", loss, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     files = {path.name for path in (tmp_path / "out").rglob("*")}
     assert {"curves.png", "predictions.png", "metrics.json"} <= files
@@ -64,8 +67,7 @@ def test_the_main_job(tmp_path: Path, data: str, loss: str) -> None:
 
 def test_the_comparison(tmp_path: Path) -> None:
     losses = "dice + 0.5*bce; adaptive_log(tversky(alpha=0.3, beta=0.7), gamma=0.2); combo"
-    command = [sys.executable, str(ROOT / "examples" / "compare_losses.py"), "--quick", "--losses", losses]
-    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    done = example("compare_losses.py", tmp_path, "--losses", losses, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"table.md", "roc.png", "results.json"}
     lines = (tmp_path / "table.md").read_text().splitlines()
@@ -102,7 +104,7 @@ def test_the_area_by_ranking_is_exact() -> None:
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path: Path, arguments: tuple[str, str], message: str) -> None:
-    done = train(tmp_path, *arguments)
+    done = example("train.py", tmp_path, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
