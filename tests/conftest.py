@@ -39,8 +39,20 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     return Programs(tmp_path_factory.mktemp("programs"))
 
 
-# With pytest-xdist (-n) a file stays together, for its tests share builds and counts; the longest start first.
-LONGEST = ("test_shim.py", "test_shim_sanitized.py", "test_mutations.py", "test_kernels.py", "test_gpu_runs.py")
+# With pytest-xdist (-n) all tests of a file run in one process, because they share builds and counts. The longest files
+# start first, so that no process is left with one at the end. By seconds of a core; test_shim.py makes what others use.
+LONGEST = (
+    "test_shim_sanitized.py",
+    "test_shim.py",
+    "test_gpu_runs.py",
+    "test_mutations.py",
+    "test_examples.py",
+    "test_compile.py",
+    "test_kernels.py",
+    "test_recipes.py",
+    "test_contributing.py",
+    "test_neon.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

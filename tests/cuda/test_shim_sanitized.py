@@ -29,7 +29,6 @@ def test_the_case_table_under_sanitizers(tmp_path: Path) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     with ThreadPoolExecutor(2) as pool:
-        own = pool.submit(run_tests, FILES, SEGFUSE_THIN="8", **environment)
-        rest = pool.submit(run_tests, (*VALUES, *PLACES, *MORE), SEGFUSE_THIN="24", **environment)
+        own = pool.submit(run_tests, FILES, SEGFUSE_THIN="12", **environment)
+        rest = pool.submit(run_tests, (*VALUES, *PLACES, *MORE, *HOSTILE), SEGFUSE_THIN="32", **environment)
         own.result(), rest.result()
-    run_tests(HOSTILE[:1], HOSTILE[1:], SEGFUSE_THIN="80", **environment)
