@@ -53,7 +53,7 @@ NEEDS = {
         "2.5",
         "Dynamo cannot read what `assume_constant_result` gives: `region_stats`, `region_loss` in a compiled function",
     ),
-    r"test_recipe\[FSDP\]": ("2.6", "`torch.distributed.fsdp.fully_shard` is not there"),
+    r"test_recipe_of_ranks\[FSDP\]": ("2.6", "`torch.distributed.fsdp.fully_shard` is not there"),
 }
 ESCAPED = "\\|"  # in a cell
 HEADER = (

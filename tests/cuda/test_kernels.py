@@ -94,9 +94,10 @@ def test_numbers_of_classes(case: Case, dtype: torch.dtype, classes: int) -> Non
     odd = (2, classes, 5, 7)  # planes that are no whole vectors: a tile, whatever the number of classes
     check_case(case, make_logits(odd, dtype), make_target("multiclass", odd))
     if case.loss in ("cross_entropy_loss", "focal_loss") and dtype != torch.float16:
-        for layout in (channels_last, lambda x: x):
-            with native.scheme("gradient_in_forward"):
+        with native.scheme("gradient_in_forward"):
+            for layout in (channels_last, lambda x: x):
                 check_case(case, layout(make_logits(shape, dtype)), target, ignore_index=255)
+            check_case(case, make_logits(odd, dtype), make_target("multiclass", odd))
 
 
 @pytest.mark.parametrize("classes", [4, 6, 12])
