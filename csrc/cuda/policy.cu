@@ -6,7 +6,7 @@
 
 namespace segfuse {
 
-const std::vector<KernelTable>& class_values() {
+const std::vector<KernelTable>& kernel_tables() {
   static const std::vector<KernelTable> all{head_kernels(), sigmoid_kernels(),         label_map_kernels(),
                                             tile_kernels(), softmax_general_kernels(), rescale_kernels()};
   return all;
@@ -15,7 +15,7 @@ const std::vector<KernelTable>& class_values() {
 namespace {
 
 const Kernel* find(const Key& key) {
-  for (const KernelTable& table : class_values())
+  for (const KernelTable& table : kernel_tables())
     for (size_t i = 0; i < table.count; ++i)
       if (table.begin[i].key == key) return &table.begin[i];
   return nullptr;
@@ -129,7 +129,7 @@ void check(cudaError_t status, const char* what) {
 
 std::string unusable() {
   cudaFuncAttributes attributes;
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, class_values().front().begin->function);
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel_tables().front().begin->function);
   if (!is_lasting(status)) {
     check(status, "device");
     return "";

@@ -8,7 +8,7 @@
 
 namespace segfuse {
 
-const std::vector<KernelTable>& tables();
+const std::vector<KernelTable>& kernel_tables();
 
 // Throws what CUDA reports.
 void check(cudaError_t status, const char* what);

@@ -177,7 +177,7 @@ void backward(const Call& call, const Buffers& buffers, const void* upstream, bo
 
 void warmup() {
   load_words_kernel();
-  for (const KernelTable& table : tables())
+  for (const KernelTable& table : kernel_tables())
     for (size_t i = 0; i < table.count; ++i) {
       cudaFuncAttributes attributes;
       check(cudaFuncGetAttributes(&attributes, table.begin[i].function), table.begin[i].name);
@@ -186,7 +186,7 @@ void warmup() {
 
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
-  for (const KernelTable& table : tables())
+  for (const KernelTable& table : kernel_tables())
     for (size_t i = 0; i < table.count; ++i) names.push_back(table.begin[i].name);
   return names;
 }
