@@ -46,18 +46,18 @@ def text_of(source: Path) -> bytes:
     return b"\0".join(found[p] for p in sorted(found, key=lambda p: (p.name, found[p])))
 
 
-def build(folder: Path, sanitize: bool = False, csrc: Path = ROOT / "csrc", optimize: str | None = None) -> Path:
+def build(folder: Path, sanitize: bool = False, csrc: Path = ROOT / "csrc") -> Path:
     """The path of the module, built if it is not there. One process at a time builds in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build(folder, sanitize, csrc, optimize or OPTIMIZE[sanitize])
+        return _build(folder, sanitize, csrc)
 
 
-def _build(folder: Path, sanitize: bool, csrc: Path, optimize: str) -> Path:
+def _build(folder: Path, sanitize: bool, csrc: Path) -> Path:
     cuda = sorted((csrc / "cuda").glob("*.cu"))
     sources = [*cuda, csrc / "cuda" / "binding.cpp", *sorted(SHIM.glob("*.cpp"))]
-    kernel_flags = [*FLAGS, optimize, *(SANITIZE if sanitize else [])]
+    kernel_flags = [*FLAGS, OPTIMIZE[sanitize], *(SANITIZE if sanitize else [])]
     includes = [f"-I{SHIM}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     defines = [f"-DSEGFUSE_MODULE={NAME}", '-DSEGFUSE_ARCHITECTURES="shim"']
 
