@@ -20,7 +20,7 @@
 #   PYTHON     the interpreter                          (python3)
 #   PARTS      the parts to do                          (those of the run)
 #   TOTAL, LIMIT_TESTS ...                              seconds for all, for a part (see `limit_of`)
-#   DEVICE     cuda, or cpu to rehearse; with SEGFUSE_SHIM (tests/conftest.py) on the CUDA sources
+#   DEVICE     cuda, or cpu to rehearse; with SEGFUSE_SHIM (tests/support/environment.py) on the CUDA sources
 #   TESTS, WARM_PROCESSES                               files of tests, what torch.compile is given to (4)
 #   TEST_ARGS, CASE_ARGS, WARM_ARGS, ENGINE_ARGS, EXPERIMENT_ARGS    more arguments of the parts' programs
 set -uo pipefail
