@@ -1,6 +1,7 @@
-// What both Python modules are: plans as objects, and the steps of a device (steps.h, included before this), which take
-// the named tuples Call and Buffers of python/segfuse/_core/calls.py. Tensors come as (address, dtype code, shape,
-// strides), other memory as (address, number of elements): no tensor type, so one build serves every torch.
+// The binding of both Python modules: plans as objects, and the steps of a device (steps.h, included before this file).
+// They take the named tuples Call and Buffers of python/segfuse/_core/calls.py. A tensor is (address, dtype code,
+// shape, strides), other memory is (address, number of elements). No tensor type is used, so one build works with every
+// torch.
 #pragma once
 
 #include "outputs.h"
@@ -16,7 +17,7 @@ namespace {
   throw std::invalid_argument(std::string(argument) + ": " + what);
 }
 
-// Of a tuple that came from Python: by the C interface, for the general conversions take a microsecond per call.
+// An item of a tuple from Python, by the C interface: pybind11's conversions take a microsecond per call.
 py::handle item(const py::handle& tuple, int i) {
   if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) <= i) throw py::type_error("a tuple is too short");
   return PyTuple_GET_ITEM(tuple.ptr(), i);
@@ -74,7 +75,7 @@ View view(const py::handle& tensor, const char* argument, bool has_classes, cons
 
 // ---------------------------------------------------------------------------------------------------------------- call
 
-// The fields of the named tuples, in their order; the package compares them with its own when it is imported.
+// The fields of the named tuples, in their order. The package compares them with its own when it is imported.
 #define SEGFUSE_CALL(X) \
   X(plan) X(logits) X(target) X(weight) X(soft) X(class_values) X(coefficients) X(classes) X(executor)
 #define SEGFUSE_BUFFERS(X) X(loss) X(terms) X(slopes) X(output) X(sums) X(partial) X(workspace) X(vector)
@@ -89,7 +90,7 @@ struct Buffers {
 };
 }  // namespace field
 
-// A plan on the data of one call. Tensors are there after read_tensors(); the head and who asks for sizes need none.
+// A plan with the data of one call. The tensors are there after read_tensors(); the head and `sizes` need none.
 struct NativeCall {
   const NativePlan& native;
   const Plan& plan;
@@ -144,7 +145,7 @@ struct NativeCall {
   }
 };
 
-// The memory of a step, each part of the size that the call gives.
+// The memory of a step. Each part must have the size that the call gives.
 class NativeBuffers {
  public:
   NativeBuffers(const py::tuple& tuple, const NativeCall& call) : tuple_(tuple), call_(call) {}
@@ -162,7 +163,7 @@ class NativeBuffers {
     if (!address && expected) refuse(name, "has no storage");
     return address;
   }
-  // And the status, which is behind them.
+  // Sets the status too, which is behind the slopes.
   void set_slopes() {
     const int64_t slopes = Layout(call_.plan, call_.problem).slopes();
     char* first = checked<char>(field::Buffers::slopes, "slopes", slopes + 1);
@@ -171,7 +172,7 @@ class NativeBuffers {
   }
   void set_results() {
     set_slopes();
-    // The values of an unreduced loss are the output.
+    // An unreduced loss has its values in the output.
     if (!call_.plan.unreduced()) found.loss = checked<void>(field::Buffers::loss, "loss", call_.outputs());
     found.terms = checked<double>(field::Buffers::terms, "terms", call_.outputs() * call_.plan.term_count);
   }
@@ -221,7 +222,7 @@ void native_head(const py::tuple& call_tuple, const py::tuple& buffer_tuple, int
   head(call.with(call.problem), buffers.found, halves, call.executor);
 }
 
-// upstream: a tensor of the loss's shape and type, dense unless the loss is unreduced. prefilled: the output is what
+// upstream: a tensor of the loss's shape and type, dense unless the loss is unreduced. prefilled: the output holds what
 // `forward` has written there.
 void native_backward(const py::tuple& call_tuple, const py::tuple& buffer_tuple, const py::tuple& upstream,
                      bool prefilled) {
@@ -245,8 +246,8 @@ void native_backward(const py::tuple& call_tuple, const py::tuple& buffer_tuple,
 
 // ------------------------------------------------------------------------------------------------------------- binding
 
-// How many numbers a sample has, and how many each of its classes besides: (a, b) of samples * (a + b * classes), for
-// sizes that only a formula can give (symbols of a traced graph).
+// The size of an array as samples * (a + b * classes): a numbers per sample, and b per class of it. It returns (a, b),
+// for a traced graph, whose sizes are symbols.
 template <int64_t (Layout::*kCount)() const>
 std::pair<int64_t, int64_t> per_sample_and_class(const NativePlan& plan) {
   const int64_t one = (Layout(plan.plan, {1, 1, 1}).*kCount)(), two = (Layout(plan.plan, {1, 2, 1}).*kCount)();

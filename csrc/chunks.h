@@ -1,5 +1,5 @@
-// Domains (problem.h) cut into chunks of pixels: a task on a CPU, a block on a GPU. The sizes alone decide how
-// (cpu/steps.cpp, cuda/policy.cu), so the number of threads or processors never moves a sum.
+// Domains (problem.h) are cut into chunks of pixels: a task on a CPU, a block on a GPU. The sizes alone decide how
+// (cpu/steps.cpp, cuda/policy.cu), so the number of threads or processors never changes a sum.
 #pragma once
 
 #include <cstdint>

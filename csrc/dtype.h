@@ -1,4 +1,4 @@
-// Element types, and half and bfloat16 on a host without them.
+// Element types; half and bfloat16 for a host that lacks them.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ HD int64_t size_of(Dtype t) {
   return one ? 1 : eight ? 8 : two ? 2 : 4;
 }
 
-// Whether an integer type can hold a value: -100 is not the uint8 156.
+// Whether an integer type can hold a value. A uint8 does not hold -100: it would become 156.
 inline bool holds(Dtype t, int64_t value) {
   const bool is_signed = t == Dtype::i8 || t == Dtype::i16 || t == Dtype::i32 || t == Dtype::i64;
   const int bits = int(size_of(t)) * 8 - (is_signed ? 1 : 0);
@@ -64,7 +64,7 @@ HD Bfloat16 narrow_bfloat16(float x) {
   return {uint16_t(x != x ? (u >> 16) | 0x40u : rounded)};
 }
 
-// In integers throughout: the result may be subnormal, and the kernels run with denormals flushed.
+// Computed in integers only: the result may be subnormal, and the kernels flush denormals.
 HD Half narrow_half(float x) {
   const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};

@@ -1,5 +1,5 @@
-// HD marks what is compiled for the host and the device; INLINE what must be merged into its caller, before anything
-// else is done with it: a vector that a function hands over by reference would pass through memory.
+// HD marks functions that are compiled for the host and the device. INLINE marks functions that must be inlined: a
+// vector passed by reference to a function that is not inlined goes through memory.
 #pragma once
 
 #if defined(_MSC_VER)

@@ -1,15 +1,15 @@
-// The head: from the sums of the rows to the loss, the terms, and the slopes that the gradient pass multiplies by.
-// A few rows, in double; a region term differentiates its own expression with respect to (TP, FP, FN, TN).
+// The head computes the loss, the terms and the slopes (the gradient pass multiplies by them) from the sums of the
+// rows, in double. A region term differentiates its own expression with respect to (TP, FP, FN, TN).
 //
-// It has two halves. `gather` leaves a short vector, which is the same for any number of samples: numerators and
-// denominators of means, and the sums of rows that are pooled over the batch. `finish` goes on from there. Vectors of
-// ranks that hold different samples may be added in between.
+// It has two halves. `gather` writes a short vector, which is as long for any number of samples: numerators and
+// denominators of means, and the sums of rows that are pooled over the batch. `finish` goes on from there. In between,
+// ranks that hold different samples may add their vectors.
 //
-// It is written for a team of threads: one on the CPU, on a GPU a block, or the blocks of a grid. A team has rank() and
-// size() (of all its threads), group() and groups() (of its blocks), leads() (one thread per block), sync() (of a
-// block) and sums of f(0) ... f(n - 1) in an order that sizes alone decide, called by all threads of a block and
-// received by all: sum() of the numbers that fall to the block (rank, rank + size ...), group_sum() of all numbers.
-// What a grid computes is complete for other blocks in the next launch only: the phases below.
+// It is written for a team of threads: one thread on the CPU; one block, or all blocks of a grid, on a GPU. A team has
+// rank() and size() (of all its threads), group() and groups() (of its blocks), leads() (true in one thread per block),
+// sync() (of a block), and two sums of f(0) ... f(n - 1): sum() adds the numbers that fall to the block (rank, rank +
+// size ...), group_sum() adds all of them. All threads of a block call a sum, and all receive it; its order depends on
+// sizes only. A block can read what other blocks wrote only in the next launch: so there are phases, below.
 #pragma once
 
 #include "row_scores.h"
@@ -17,7 +17,7 @@
 namespace segfuse {
 namespace {
 
-// A team of one.
+// A team of one thread.
 struct Alone {
   HD int64_t rank() const { return 0; }
   HD int64_t size() const { return 1; }
@@ -55,8 +55,7 @@ class Head : RowScores {
   }
   HD static int64_t totals_size(const Plan& plan) { return 1 + 2 * plan.term_count; }
 
-  // The halves: from the sums to the vector, and on from it. loss: one value per output, or null; terms: one such array
-  // per term; slopes: Layout::slopes().
+  // The two halves. loss: a value per output, or null; terms: such an array per term; slopes: Layout::slopes() numbers.
   template <class Team>
   HD void gather(const Team& team) const {
     score(team, vector_);
@@ -69,7 +68,7 @@ class Head : RowScores {
     write_slopes(team, slopes);
   }
 
-  // Phase 1: rows of single samples, what is pooled, and what this block's share adds to the vector's totals.
+  // Phase 1: scores the rows of single samples, pools sums, and writes this block's part of the vector's totals.
   template <class Team>
   HD void score(const Team& team, double* totals) const {
     const double valid_weight = team.sum(layout_.domains, [&](int64_t u) { return domain(u)[0]; });
@@ -84,7 +83,7 @@ class Head : RowScores {
     team.sync();
   }
 
-  // Phase 2, of one block, where phase 1 had several: their totals into the vector.
+  // Phase 2, by one block, if phase 1 had several: adds their totals into the vector.
   template <class Team>
   HD void total(const Team& team, const double* totals, int64_t blocks) const {
     const int64_t size = totals_size(plan_);
@@ -95,7 +94,7 @@ class Head : RowScores {
     team.sync();
   }
 
-  // Phase 3, of one block: rows pooled over the batch, and their totals.
+  // Phase 3, by one block: scores the rows that are pooled over the batch, and writes their totals.
   template <class Team>
   HD void pool(const Team& team) const {
     score_rows(team, true);
@@ -108,7 +107,7 @@ class Head : RowScores {
     team.sync();
   }
 
-  // Phase 4: the terms' values, what their slopes are scaled by, and the loss.
+  // Phase 4: the values of the terms, the scales of their slopes, and the loss.
   template <class Real, class Team>
   HD void reduce(const Team& team, Real* loss, double* terms) const {
     const int64_t n_out = outputs_.count();
@@ -119,7 +118,7 @@ class Head : RowScores {
     }
   }
 
-  // Phase 5.
+  // Phase 5: the slopes.
   template <class Real, class Team>
   HD void write_slopes(const Team& team, Real* slopes) const {
     const int64_t begin = team.rank(), step = team.size();
@@ -128,11 +127,11 @@ class Head : RowScores {
     for (int64_t i = begin; i < sizes_.samples * sizes_.classes; i += step) region_slopes(i, slopes);
   }
 
-  // What the slopes of a term's output were scaled by, after phase 4.
+  // The scale of the slopes of a term's output, after phase 4.
   HD double scale_of(int term, int64_t out) const { return scale(term, out); }
 
  private:
-  static constexpr int64_t kFewSamples = 32;  // whose sums a thread adds by itself
+  static constexpr int64_t kFewSamples = 32;  // up to so many, one thread adds the sums of all
 
   template <class Team>
   HD void pool_samples(const Team& team) const {
@@ -170,7 +169,7 @@ class Head : RowScores {
     denominator = team.sum(count_of(term), [&](int64_t i) { return weight_of(term, i); });
   }
 
-  // The value of a term's output, and what its slopes are scaled by. Rows and domains lie in the order of the outputs.
+  // The value of a term's output. Also sets the scale of its slopes. Rows and domains are in the order of the outputs.
   HD double value_of(int k, int64_t out) const {
     const Term& term = plan_.terms[k];
     const int64_t n_out = outputs_.count();
@@ -181,9 +180,9 @@ class Head : RowScores {
       sum = alone.sum(each, [&](int64_t i) { return weighted(term, out * each + i); });
       weight = alone.sum(each, [&](int64_t i) { return weight_of(term, out * each + i); });
     }
-    // Nothing valid in the whole call: a region loss is 0 and so is its gradient, whatever the smoothing.
+    // If no pixel of the call counts, a region loss and its gradient are 0, with any smoothing.
     const bool nothing = term.is_region && vector_[0] == 0;
-    // Of an infinite weight the term in brackets makes NaN: 1 / weight would make it a loss and a gradient of 0.
+    // For an infinite weight the term in brackets makes NaN: 1 / weight alone would make loss and gradient 0.
     const double s = nothing ? 0 : !outputs_.averages() ? 1 : weight == 0 ? 0 : 1 / weight + (weight - weight);
     scale(k, out) = s;
     return s == 0 ? 0 : sum * s;
@@ -203,7 +202,7 @@ class Head : RowScores {
     }
   }
 
-  // The slopes of row i = n C + c: all region terms together.
+  // The slopes of row i = n C + c, for all region terms together.
   template <class Real>
   HD void region_slopes(int64_t i, Real* slopes) const {
     const int64_t n = i / sizes_.classes, c = i % sizes_.classes;

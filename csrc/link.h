@@ -1,11 +1,11 @@
-// Links: from what the network gives (a logit, or a probability) to the pixel that every pointwise loss reads.
+// Links turn what the network gives (a logit or a probability) into the pixel that every pointwise loss reads.
 //
-// A link gives p and q = 1 - p, each accurate in its own right (never 1 - p by subtraction where p is near 1), and both
-// logarithms. `seed` dresses them with their slopes, so that a loss written on `Pixel` yields value and slope at once:
+// A link gives p, q = 1 - p and both logarithms. p and q are both accurate: where p is near 1, q is not computed by
+// subtraction. `seed` adds their slopes, so that a loss written on `Pixel` gives value and slope at once:
 //   Sigmoid, Identity   slope in the input z itself
-//   Softmax             slope in log p of the class, the others held (the engine subtracts p_k times the sum: pixel.h)
+//   Softmax             slope in log p of the class, other classes held (softmax_pull_back adds the rest)
 //
-// Local variables that may be vectors are not const, here and in the engines: GCC 12 leaves those in memory.
+// Local variables that may be vectors are not const, here and in the engines: GCC 12 would leave const ones in memory.
 #pragma once
 
 #include "math.h"
@@ -13,29 +13,29 @@
 namespace segfuse {
 namespace {
 
-// L: what logarithms are, T or LinearLog.
+// L: the type of the logarithms, T or LinearLog.
 template <class T, class L = T>
 struct Pixel {
   T z, p, q;
   L minus_log_p, minus_log_q;
 };
 
-// How an engine wants the log(1 + e) of a sigmoid, e in [0, 1].
-struct FullLog {  // with every digit of a small one
+// Four ways to compute the log(1 + e) of a sigmoid, e in [0, 1]; the engine chooses.
+struct FullLog {  // every digit of a small result is right
   template <class V>
   HD static V log1p(const V& e) {
     return log1p_unit(e);
   }
 };
-// In a quarter of the instructions, to an absolute 2.4e-7: 6e-8 of 1 + e, and 1.7e-7 of the approximate logarithm.
+// A quarter of the instructions. Absolute error 2.4e-7: 6e-8 of rounding 1 + e, 1.7e-7 of the approximate logarithm.
 struct AbsoluteLog {
   HD static float log1p(float e) { return log_from_one(1.0f + e); }
 };
-// The same; of small ones, and so of all, 5e-4 of itself, which is what half precision rounds to.
+// AbsoluteLog, but e itself for small e. So the relative error is at most 5e-4, the rounding of half precision.
 struct HalfLog {
   HD static float log1p(float e) { return select(e < 4.8828125e-4f, e, AbsoluteLog::log1p(e)); }
 };
-// Put off (LinearLog), to 6e-8 where many are taken at once.
+// Computed later, for many pixels at once (LinearLog), with an error of 6e-8.
 struct LateLog {
   HD static LateLog1p<float> log1p(float e) { return {e}; }
 };
@@ -77,12 +77,12 @@ struct Sigmoid {
     V pq = x.p * x.q;
     return {dual(x.z, V(1)), dual(x.p, pq), dual(x.q, -pq), dual(x.minus_log_p, -x.q), dual(x.minus_log_q, x.p)};
   }
-  // p and q in one number: the smaller of them, with the sign bit set where it is q.
+  // p and q in one number: the smaller of them. The sign bit is set if that is q.
   template <class V>
   HD static V cached(const Pixel<V>& x) {
     return select(x.z >= V(0), -x.q, x.p);
   }
-  // The inverse of cached(). Logit and logarithms are NaN: nobody may read them.
+  // The inverse of cached(). Logit and logarithms are not known: they are NaN, and may not be read.
   template <class V>
   HD static Pixel<V> from_cache(const V& cached) {
     V small = abs(cached), large = V(1) - small, unknown = V(__builtin_nan(""));
@@ -91,8 +91,8 @@ struct Sigmoid {
   }
 };
 
-// The input is a probability already, or less than a rounding error away from one. Logarithms are clamped at -100 and
-// their slopes at 1e12, as in torch's BCE.
+// The input is already a probability, up to a rounding error. Logarithms are clamped at -100 and their slopes at 1e12,
+// as in torch's BCE.
 struct Identity {
   static constexpr bool kShared = false;
   template <class V>
@@ -108,8 +108,8 @@ struct Identity {
   }
 };
 
-// Classes of a pixel share `peak` (the largest logit) and rest = sum of exp(z - peak) over every class but the first
-// that reaches the peak, so that 1 + rest is the normaliser and a nearly perfect pixel keeps the digits of its loss.
+// What the classes of a pixel share: `peak`, the largest logit; `rest`, the sum of exp(z - peak) over all classes but
+// the first that reaches the peak. The normaliser is 1 + rest, so a nearly perfect pixel keeps the digits of its loss.
 template <class V>
 struct Normaliser {
   V peak, peak_class, rest, inverse, log;
@@ -128,14 +128,15 @@ struct Softmax {
     V p = e * n.inverse;
     return {z_minus_peak, p, select(is_peak, n.rest * n.inverse, V(1) - p), n.log - z_minus_peak, V(0)};
   }
-  // The label's class of a pixel, where the label is one: at_label = 2^(z_y log2(e) - s) and rest, the sum over the
-  // other classes, for one s at or near the peak; log2_label = z_y log2(e) - s. Nothing is left out of p or q that
-  // rounding would lose. Made of x fl(log2 e), the powers are off by x 1.3e-8: at x = 18, the cube of which a focal
-  // loss takes, by 7e-7; it is put back once, at the distance of the two. `inverse` gets 1 / (at_label + rest).
+  // The pixel of the label's class, for a pixel that has one label y. Given are log2_label = z_y log2(e) - s, at_label
+  // = 2^log2_label, and rest, the sum of the other classes' powers, with one s at or near the peak. `inverse` becomes 1
+  // / (at_label + rest). Neither p nor q loses digits to rounding. A power made of x fl(log2 e) is off by x 1.3e-8; at
+  // x = 18 its cube, which a focal loss takes, would be off by 7e-7. So the smaller of at_label and rest is corrected,
+  // once, by the distance of the two.
   //
-  // kNarrow: of logits in half precision, which are rounded by 2^-9 or 2^-12 themselves, in half of the instructions. p
-  // and q keep the powers' 7e-7. The loss is off by 2e-7 max(1, log2 C), for fast_log2 of the normaliser; it is q where
-  // q is small, so that it is never off by more than 1/2000 of itself.
+  // kNarrow: for logits in half precision, which are rounded by 2^-9 or 2^-12 themselves; it takes half of the
+  // instructions. p and q keep the 7e-7 of the powers. The loss is off by 2e-7 max(1, log2 C), because of fast_log2 of
+  // the normaliser. Where q is small the loss is set to q, so that it is never off by more than 1/2000 of itself.
   template <class Real, bool kNarrow = false, class V>
   HD static Pixel<V> of_label(const V& at_label, const V& rest, const V& log2_label, V& inverse) {
     using Constants = Base2<Real>;

@@ -1,13 +1,14 @@
-// Every loss: its formula, its source, its struct. What a loss *is* stands here and nowhere else in C++.
+// Every loss: its formula, its source and its struct. No other C++ file defines a loss.
 //
-// A pointwise loss maps a pixel and its label t to two parts, the one linear in t and the one linear in 1 - t; the
-// engine sums them apart, so that class balance (alpha, pos_weight, beta) is applied to sums, in the head. Written on
-// any number type: V gives the value, Dual<V> value and slope. Under the softmax link only the positive part is read.
+// A pointwise loss maps a pixel and its label t to two parts: one is linear in t, the other in 1 - t. The engine sums
+// each part by itself, so the head can apply class balance (alpha, pos_weight, beta) to the sums. A loss is written for
+// any number type: V computes the value, Dual<V> value and slope. Under the softmax link only the positive part is
+// read.
 //
-// A region loss maps the sums of a row to score = numerator / denominator and to their difference, written without
-// cancellation, so that a nearly perfect loss keeps its digits.
+// A region loss maps the sums of a row to score = numerator / denominator, and to the difference of the two. The
+// difference is computed without cancellation, so that a nearly perfect loss keeps its digits.
 //
-// To add one: its struct, and its line in the list at the end of its section.
+// To add a loss: write its struct, and add a line to the list at the end of its section.
 #pragma once
 
 #include "link.h"
@@ -18,7 +19,7 @@ namespace {
 
 // ---------------------------------------------------------------------------------------------------------- pointwise
 
-constexpr int kParameters = 4;  // of a pointwise loss, at most
+constexpr int kParameters = 4;  // the most that a pointwise loss has
 
 template <class T>
 struct Parts {
@@ -30,7 +31,7 @@ HD Parts<T> by_label(const V& t, const T& positive, const T& negative) {
   return {masked_product(t, positive), masked_product(V(1) - t, negative)};
 }
 
-// The same where slopes are finite although values are not.
+// As by_label, for a loss whose slopes are finite: only its value can be infinite, so only the value is masked.
 template <class V, class T>
 HD Parts<T> by_label_of_finite_slope(const V& t, const T& positive, const T& negative) {
   return by_label(t, positive, negative);
@@ -42,11 +43,11 @@ HD Parts<Dual<V>> by_label_of_finite_slope(const V& t, const Dual<V>& positive, 
           dual(masked_product(u, negative.v), u * negative.d[0])};
 }
 
-// A loss with a `Log` is mirrored: of a label 0 its negative part is the positive part that the pixel of -z has of a
-// label 1. So rows of hard labels, in half precision, know one label only (cuda/sigmoid.h); `Log` is how their sums
-// take logarithms, keeps_hard_labels() whether the loss has_smoothing none.
+// A loss with a `Log` is mirrored: its negative part at the logit z is its positive part at -z. So cuda/sigmoid.h
+// computes hard labels in half precision as if all were 1. `Log` says how the sums take logarithms; keeps_hard_labels()
+// is true if the loss does not smooth its labels.
 
-// Binary cross-entropy: t softplus(-z) + (1-t) softplus(z), the label smoothed to t (1-e) + e/2.
+// Binary cross-entropy: t softplus(-z) + (1-t) softplus(z). The label is smoothed to t (1-e) + e/2.
 template <class Real>
 struct BceWithLogits {
   using Log = LateLog;
@@ -59,7 +60,8 @@ struct BceWithLogits {
   }
 };
 
-// Cross-entropy: -sum_c t_c log p_c, the label smoothed to t (1-e) + e/C by the engine's caller (parameter 1 is e/C).
+// Cross-entropy: -sum_c t_c log p_c. The label is smoothed to t (1-e) + e/C; parameter 1 is e/C (resolve() in
+// problem.h).
 template <class Real>
 struct CrossEntropy {
   Real keep, spread;
@@ -81,7 +83,7 @@ struct Focal {
   }
 };
 
-// The focal loss at gamma = 2, its default: a square in place of a power.
+// The focal loss with gamma = 2, its default: a square is cheaper than a power.
 template <class Real>
 struct FocalSquare {
   using Log = AbsoluteLog;
@@ -93,8 +95,8 @@ struct FocalSquare {
   }
 };
 
-// Polynomial losses, Le Bich Phuong & Nguyen Tien Zung: t sum_k (1-p)^k + (1-t) sum_k p^k over at most four exponents
-// (0: none). The asymmetry, on positives, is a balance.
+// Polynomial losses, Le Bich Phuong & Nguyen Tien Zung: t sum_k (1-p)^k + (1-t) sum_k p^k over at most four exponents k
+// (0: unused). Their asymmetry, a factor of the positives, is a Balance (problem.h).
 template <class Real>
 struct Polynomial {
   int exponent[kParameters];
@@ -114,8 +116,8 @@ struct Polynomial {
   }
 };
 
-// Loss on logits without a sigmoid, the same authors: 2 t l(z) + 2 (1-t) l(-z) with
-// l(r) = max(-r, 0) / 2 + clamp(1/2 - r, 0, 1/2)^4, once differentiable, of slope -1/2 at 0.
+// Loss on logits without a sigmoid, by the same authors: 2 t l(z) + 2 (1-t) l(-z) with l(r) = max(-r, 0) / 2 +
+// clamp(1/2 - r, 0, 1/2)^4. It is once differentiable, with slope -1/2 at 0.
 template <class Real>
 struct SigmoidFree {
   HD explicit SigmoidFree(const Real*) {}
@@ -130,8 +132,8 @@ struct SigmoidFree {
   }
 };
 
-// The loss with a jump of its slope at 1/2, the same authors: t l(1-p) + (1-t) l(p), l(y) = y^4 up to 1/2, y - 7/16
-// above.
+// The broken loss, by the same authors: t l(1-p) + (1-t) l(p), where l(y) = y^4 up to 1/2 and y - 7/16 above. Its slope
+// jumps at 1/2.
 template <class Real>
 struct Broken {
   HD explicit Broken(const Real*) {}
@@ -145,7 +147,7 @@ struct Broken {
   }
 };
 
-// A loss that is not linear in its label has one part only.
+// A loss that is not linear in its label has one part only: the positive part holds all of it.
 template <class V, class T>
 HD Parts<T> undivided(const T& loss) {
   return {loss, scaled(loss, V(0))};
@@ -201,7 +203,7 @@ struct KullbackLeibler {
   HD explicit KullbackLeibler(const Real*) {}
   template <class T, class V>
   HD Parts<T> operator()(const Pixel<T>& x, const V& t) const {
-    V label = min(V(1), max(V(0), t));  // an interpolated one may lie a rounding error outside
+    V label = min(V(1), max(V(0), t));  // an interpolated label may lie a rounding error outside
     return by_label_of_finite_slope(label, shifted(x.minus_log_p, log(label)),
                                     shifted(x.minus_log_q, log(V(1) - label)));
   }
@@ -223,14 +225,14 @@ struct KullbackLeibler {
 
 // ------------------------------------------------------------------------------------------------------------- region
 
-// Of a row; the weights of the label and of its complement have no slope.
+// The sums of a row. `positives` and `negatives` do not depend on the prediction, so they have no slope.
 template <class T>
 struct RowSums {
   T tp, fp, fn, tn;
-  double positives, negatives;  // Σ w t, Σ w (1-t); the latter and tn if a score of the plan reads them
+  double positives, negatives;  // Σ w t, Σ w (1-t). tn and negatives: only if a score of the plan reads them
 };
 
-// score = numerator / max(denominator, eps); 1 - score = (max(denominator, eps) - numerator) / the same.
+// With d = max(denominator, eps): score = numerator / d, and 1 - score = (d - numerator) / d.
 template <class T>
 struct Score {
   T numerator, denominator, difference;  // difference = denominator - numerator
@@ -241,13 +243,13 @@ struct RegionParameters {
   double alpha, beta;
 };
 
-// hits and what stands against them in the denominator.
+// score = (hits + nr) / (hits + missed + dr), where smooth=(nr, dr).
 template <class T>
 HD Score<T> ratio(const T& hits, const T& missed, const RegionParameters& a) {
   return {hits + a.numerator, hits + missed + a.denominator, missed + (a.denominator - a.numerator)};
 }
 
-// Most losses are one score; of several, each has its share.
+// Most losses have one score. A loss with several adds them up, each times its share.
 struct OneScore {
   static constexpr int kScores = 1;
   static constexpr bool kNegatives = false;  // whether RowSums::tn or negatives is read
@@ -278,7 +280,7 @@ struct Tversky : OneScore {
   }
 };
 
-// The same of the background of a row, whose hits are TN and whose FP and FN are the row's FN and FP.
+// Tversky of the background of a row: its hits are TN, its FP is the row's FN, its FN is the row's FP.
 struct BackgroundTversky : OneScore {
   static constexpr bool kNegatives = true;
   template <class T>
@@ -288,7 +290,7 @@ struct BackgroundTversky : OneScore {
 };
 
 // Sensitivity and specificity, Brosch 2015: alpha (I + nr) / (I + FN + dr) + (1 - alpha) (TN + nr) / (TN + FP + dr).
-// Both denominators are weights of the label.
+// Both denominators are sums of labels, so they have no slope.
 struct SensitivitySpecificity {
   static constexpr int kScores = 2;
   static constexpr bool kNegatives = true;
@@ -308,9 +310,9 @@ struct SensitivitySpecificity {
   X(background_tversky, BackgroundTversky) \
   X(sensitivity_specificity, SensitivitySpecificity)
 
-// ------------------------------------------------------------------------------- shapes: what becomes of L = 1 - score
+// ------------------------------------------------------------------------------- shapes: functions of L = 1 - score
 
-// Both are given, each accurate in its own right.
+// A shape is given L and the score. Both are accurate: neither is computed as 1 minus the other.
 struct Linear {
   template <class T>
   HD static T shape(const T& loss, const T&, double) {
@@ -335,7 +337,7 @@ struct LogCosh {
   }
 };
 
-// Focal Tversky, Abraham & Khan 2019: max(0, L)^gamma; slope 0 at 0.
+// Focal Tversky, Abraham & Khan 2019: max(0, L)^gamma. The slope at 0 is 0.
 struct Power {
   template <int N>
   HD static Dual<double, N> shape(const Dual<double, N>& loss, const Dual<double, N>&, double gamma) {
@@ -345,8 +347,8 @@ struct Power {
   }
 };
 
-// Adaptive logarithmic loss, Kaul, Pears & Manandhar 2021, around what the shape gives: omega log(1 + L/epsilon) below
-// a threshold, L - C from there, C such that there is no jump (of the value; the slope jumps).
+// Adaptive logarithmic loss, Kaul, Pears & Manandhar 2021, of the L that the shape gives: omega log(1 + L/epsilon)
+// below a threshold, L - C from there on. C makes the value continuous; the slope jumps.
 template <int N>
 HD Dual<double, N> adaptive_log(const Dual<double, N>& loss, double omega, double threshold, double epsilon) {
   if (loss.v < threshold) return omega * log1p(1 / epsilon * loss);

@@ -1,7 +1,8 @@
-// Scalar mathematics and dual numbers: the alphabet in which losses.h, link.h and head.h are written.
+// Scalar mathematics and dual numbers, in which losses.h, link.h and head.h are written.
 //
-// Everything below lives in an unnamed namespace on purpose: the CPU kernels are compiled once per instruction set, and
-// two inline copies of one function in two such files would be merged by the linker, which may keep the AVX-512 one.
+// All of it is in an unnamed namespace on purpose. The CPU kernels are compiled once per instruction set. If two such
+// files held an inline copy of the same function, the linker would keep one copy, maybe the one with AVX-512, which
+// other machines cannot run.
 #pragma once
 
 #include <cmath>
@@ -12,10 +13,11 @@
 namespace segfuse {
 namespace {
 
-// Scalars: what the CUDA kernels and the head compute in. A vector type (cpu/vec.h) provides the same names.
+// Functions of scalars, for the CUDA kernels and the head. The vector of the CPU kernels (cpu/vec.h) has the same
+// names.
 HD float select(bool mask, float a, float b) { return mask ? a : b; }
 HD double select(bool mask, double a, double b) { return mask ? a : b; }
-// NaN where the second operand is; of a first operand that is NaN nothing is said, so write max(constant, x).
+// NaN if the second operand is NaN. If the first operand is NaN, the result is not specified: write max(constant, x).
 HD float min(float a, float b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float y;
@@ -41,7 +43,7 @@ HD double abs(double a) { return ::fabs(a); }
 HD float minus_abs(float a) {
 #ifdef __CUDA_ARCH__
   float y;
-  asm("abs.f32 %0, %1;" : "=f"(y) : "f"(a));  // not .ftz: then it is a part of the instruction that reads it
+  asm("abs.f32 %0, %1;" : "=f"(y) : "f"(a));  // without .ftz it becomes a part of the instruction that reads y
   return -y;
 #else
   return -::fabsf(a);
@@ -51,7 +53,7 @@ HD double minus_abs(double a) { return -::fabs(a); }
 
 HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 
-// What a GPU approximates in one instruction, to two units in the last place (log2: 1.7e-7 near 1).
+// Functions that a GPU approximates in one instruction, to two units in the last place (log2: 1.7e-7 near 1).
 HD float fast_exp2(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -71,14 +73,14 @@ HD float fast_log2(float x) {
 #endif
 }
 
-// log2 to a tenth, for what is small anyway: of a vector (cpu/vec.h) it takes a third of the instructions.
+// log2 to a tenth, for small corrections. On a vector (cpu/vec.h) it takes a third of the instructions of fast_log2.
 HD float rough_log2(float x) { return fast_log2(x); }
 
-// 1 / (small + large) and small / large. (A vector takes one division for both, see cpu/vec.h.)
+// 1 / (small + large) and small / large. A vector needs one division for both (cpu/vec.h).
 HD void divide_shares(float small, float large, float& inverse, float& ratio) {
   inverse = 1.0f / (small + large);
 #ifdef __CUDA_ARCH__
-  ratio = small * (1.0f / large);  // a division would look for a large one above 2^126
+  ratio = small * (1.0f / large);  // small / large would also test for large > 2^126
 #else
   ratio = small / large;
 #endif
@@ -89,10 +91,10 @@ struct Base2;
 template <>
 struct Base2<float> {
   static constexpr float log2_e = 1.44269504f, ln2 = 0.693147182f;
-  // Relative error of 2^(x fl(log2 e)) for exp(x), per binary digit of it.
+  // 2^(x fl(log2 e)) differs from exp(x) by this relative error for each unit of the exponent |x| log2(e).
   static constexpr float excess = 9.2533e-9f;
-  static constexpr float exponents = 150;  // more than there are
-  static constexpr float largest = 1e8f;   // the product of a larger x with log2 e is rounded by more than 8
+  static constexpr float exponents = 150;  // more than any exponent
+  static constexpr float largest = 1e8f;   // for a larger x the rounding of x log2(e) exceeds 8
 };
 template <>
 struct Base2<double> {
@@ -100,7 +102,7 @@ struct Base2<double> {
   static constexpr double excess = 9.7798e-18, exponents = 1100, largest = 5e16;
 };
 
-// exp(x) for x <= 0: what rounding has taken from x log2(e) is put back. 5.5e-8 down to x = -20.
+// exp(x) for x <= 0. The fma puts back what rounding took from x log2(e). Error: 5.5e-8 down to x = -20.
 HD float exp_nonpositive(float x) {
   const float z = max(-104.0f, x), y = z * Base2<float>::log2_e, e = fast_exp2(y);
   return fma(e, fma(y, -Base2<float>::ln2, z), e);
@@ -113,7 +115,7 @@ HD float log1p(float x) { return ::log1pf(x); }
 HD float pow(float base, float exponent) { return ::powf(base, exponent); }
 HD double pow(double base, double exponent) { return ::pow(base, exponent); }
 
-// log(x) for x >= 1, where an absolute error is as good as a relative one.
+// log(x) for x >= 1, where a small absolute error is enough.
 HD float log_from_one(float x) { return fast_log2(x) * Base2<float>::ln2; }
 HD double log_from_one(double x) { return ::log(x); }
 
@@ -124,7 +126,7 @@ HD V polynomial(const V& x, const Real (&c)[N]) {
   for (int i = N - 2; i >= 0; --i) y = fma(y, x, V(c[i]));
   return y;
 }
-// log(1 + x) for x in [0, 1], without a division or an exponent. 2.9e-8
+// log(1 + x) for x in [0, 1], without a division or an exponent. Error: 2.9e-8
 template <class V>
 HD V log1p_unit_single(const V& x) {
   constexpr float c[] = {-0.4999999698f, 0.3333284189f,   -0.2498652617f, 0.1985410623f,   -0.1584756572f,
@@ -134,7 +136,8 @@ HD V log1p_unit_single(const V& x) {
 HD float log1p_unit(float x) { return log1p_unit_single(x); }
 HD double log1p_unit(double x) { return ::log1p(x); }
 
-// log(1 + e), not taken yet, and linear + log(1 + e): who adds many takes one logarithm, of the product of their 1 + e.
+// LateLog1p is log(1 + e), not computed yet; LinearLog is linear + log(1 + e). A sum of many of them needs one
+// logarithm: that of the product of all 1 + e.
 template <class V>
 struct LateLog1p {
   V e;
@@ -156,7 +159,7 @@ HD double cosh_minus_one(double x) {
 HD float smallest_normal(float) { return 1.17549435e-38f; }
 HD double smallest_normal(double) { return 2.2250738585072014e-308; }
 
-// Whether a label or an input is a probability, but for the rounding of what was interpolated. Not of NaN.
+// Whether a label or an input is a probability, up to the rounding of interpolated values. False for NaN.
 template <class Real>
 HD bool is_probability(Real x) {
   return abs(x - Real(0.5)) <= Real(0.5001);  // one comparison
@@ -177,7 +180,7 @@ HD Dual<T, N> constant(const T& v) {
   return r;
 }
 
-// f(a) with slope f'(a).
+// f(a) from its value and its slope f'(a), by the chain rule.
 template <class T, int N>
 HD Dual<T, N> chain(const T& value, const T& slope, const Dual<T, N>& a) {
   Dual<T, N> r;
@@ -237,7 +240,7 @@ HD Dual<T, N> log1p(const Dual<T, N>& a) {
   return chain(log1p(a.v), T(1) / (T(1) + a.v), a);
 }
 
-// Multiplication by a plain factor that is 0 wherever it is not meant to count: 0 * inf is 0 here.
+// factor * a, where a factor of 0 gives 0 for every a: here 0 * inf is 0.
 template <class T>
 HD T masked_product(const T& factor, const T& a) {
   return select(factor != T(0), factor * a, T(0));
@@ -250,13 +253,13 @@ HD Dual<T, N> masked_product(const T& factor, const Dual<T, N>& a) {
   return r;
 }
 
-template <class T>  // of a factor that is 0 or 1
+template <class T>  // for a factor of 0 or 1
 HD LinearLog<T> masked_product(const T& factor, const LinearLog<T>& a) {
   return {masked_product(factor, a.linear), masked_product(factor, a.e)};
 }
 
-// base^exponent for base in [0, 1] and exponent >= 0. At base 0 the slope is taken as 0: for exponents below 1 it is
-// infinite there, and the factor beside it (log p, or p q of the link) vanishes at least as fast.
+// base^exponent for base in [0, 1] and exponent >= 0. At base 0 the slope is set to 0. For exponents below 1 it is
+// infinite there, but the factor beside it (log p, or p q of the link) goes to 0 at least as fast.
 template <class T, class Real>
 HD T power(const T& base, Real exponent) {
   return pow(base, exponent);
@@ -309,7 +312,7 @@ template <class T, int N>
 HD Dual<T, N> abs(const Dual<T, N>& a) {
   return chain(abs(a.v), select(a.v < T(0), T(-1), select(a.v > T(0), T(1), a.v)), a);
 }
-// The first of two expressions where the mask is set.
+// a where the mask is set, else b.
 template <class Mask, class T, int N>
 HD Dual<T, N> select(const Mask& mask, const Dual<T, N>& a, const Dual<T, N>& b) {
   Dual<T, N> r;
@@ -317,7 +320,7 @@ HD Dual<T, N> select(const Mask& mask, const Dual<T, N>& a, const Dual<T, N>& b)
   for (int i = 0; i < N; ++i) r.d[i] = select(mask, a.d[i], b.d[i]);
   return r;
 }
-// What a comparison reads.
+// The value without the slopes: comparisons read it.
 template <class T>
 HD const T& value_of(const T& a) {
   return a;

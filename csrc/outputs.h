@@ -1,4 +1,4 @@
-// Which elements the loss has, which rows make each, and the factors that a call brings.
+// Which elements the loss has, which rows make each of them, and the factors that a call passes.
 #pragma once
 
 #include "problem.h"
@@ -6,7 +6,7 @@
 namespace segfuse {
 namespace {
 
-// Which elements the loss has (of a reduction other than an unreduced pointwise one), and which rows make each.
+// Which elements the loss has, and which rows make each of them. Not for an unreduced pointwise loss.
 struct OutputMap {
   const Plan& plan;
   Sizes sizes;
@@ -16,7 +16,7 @@ struct OutputMap {
   HD int64_t scored_class(const RegionTerm& r, int64_t j) const {
     return r.class_count ? classes[r.first_class + j] : j;
   }
-  // -1: not scored.
+  // -1 if the class is not scored.
   HD int64_t scored_index(const RegionTerm& r, int64_t c) const {
     if (!r.class_count) return c;
     for (int j = 0; j < r.class_count; ++j)
@@ -31,7 +31,7 @@ struct OutputMap {
     if (plan.reduction == Reduction::sample) return sizes.samples;
     return plan.reduction != Reduction::none || plan.region_count == 0 ? 1 : rows(plan.regions[0]);
   }
-  // Of (n, c); a class that is not scored has slopes of 0 and may be sent anywhere.
+  // The output of row (n, c). A class that is not scored has slopes of 0, so any output will do.
   HD int64_t of(int64_t n, int64_t c) const {
     if (plan.reduction == Reduction::sample) return n;
     if (plan.reduction != Reduction::none || plan.region_count == 0) return 0;
@@ -42,7 +42,7 @@ struct OutputMap {
   HD bool averages() const { return plan.reduction == Reduction::mean || plan.reduction == Reduction::sample; }
 };
 
-// Factors of the positive and the negative part of a pointwise term in class c, where no sum decides them.
+// Factors of the positive and the negative part of a pointwise term in class c, if they do not depend on sums.
 HD void fixed_balance(const Plan& plan, const PointwiseTerm& term, const Constants& constants, int64_t classes,
                       int64_t c, double& positive, double& negative) {
   positive = negative = 1;

@@ -1,5 +1,5 @@
-// One pixel (or one vector of pixels) of each step: what is summed, and what its gradient is. The engines of cpu/ and
-// cuda/ bring the pixels here and carry the sums away.
+// One pixel, or one vector of pixels, in each step: what it adds to the sums, and its gradient. The engines of cpu/ and
+// cuda/ load the pixels, call these functions, and add up.
 #pragma once
 
 #include "link.h"
@@ -10,8 +10,8 @@
 namespace segfuse {
 namespace {
 
-// Per row: dL/dp where t = 1 and where t = 0 (two floats, for a form a + b t cancels), the slopes of the squared error
-// in both cases, and those of the L1 statistics below and above the label.
+// The slopes of a row: dL/dp where t = 1 and where t = 0 (two numbers, because the form a + b t cancels); the slopes of
+// the squared error in both cases; the slopes of the L1 statistics where p is below and above the label.
 template <class V>
 struct RowSlopes {
   V at_positive, at_negative, squared_at_positive, squared_at_negative, below, above;
@@ -63,8 +63,8 @@ HD void region_sums(const V& w, const V& p, const V& q, const V& t, bool negativ
   }
 }
 
-// The same of weight 1 and a label that is 0 or 1, p and q being those of the pixel mirrored to label 1 (losses.h),
-// handed to add(i, whether it counts, value).
+// region_sums for weight 1 and a label of 0 or 1. p and q are those of the pixel mirrored to label 1 (losses.h). Calls
+// add(i, whether the value counts, value).
 template <class V, class Add>
 HD void mirrored_region_sums(const V& p, const V& q, bool label, const Add& add) {
   add(kTp, label, p);
@@ -73,28 +73,27 @@ HD void mirrored_region_sums(const V& p, const V& q, bool label, const Add& add)
   add(kTn, !label, p);
 }
 
-// Softmax, the pull-back. With s_c = dL/dp_c of the regions and of pointwise losses of p (PointwiseTerm::every_class),
-// and D_c = dL/dlog p_c of the other pointwise losses,
+// The pull-back of softmax: dL/dz from dL/dp and dL/dlog p. s_c is dL/dp_c of the region terms and of the pointwise
+// losses of p (PointwiseTerm::every_class). D_c is dL/dlog p_c of the other pointwise losses.
 //   dL/dz_k = p_k (s_k - Σ p_c s_c) + D_k q_k - p_k Σ_{c≠k} D_c.
-// `reference` is s of a likely class: taken off every s first, the two sides of the first difference stay small, and a
-// saturated pixel, right or wrong, keeps the digits of its gradient.
+// `reference` is the s of a likely class. It is subtracted from every s first: then both sides of the first difference
+// stay small, and a saturated pixel, right or wrong, keeps the digits of its gradient.
 template <class V>
 HD V softmax_pull_back(const V& p, const V& q, const V& s_minus_reference, const V& mean_s_minus_reference,
                        const V& log_slope, const V& others) {
   return p * (s_minus_reference - mean_s_minus_reference) + (log_slope * q - p * others);
 }
-// Of a class whose D is 0: the mean and the others' D taken off together.
+// For a class whose D is 0. The mean and the D of the others are subtracted together.
 template <class V>
 HD V softmax_pull_back(const V& p, const V& s_minus_reference, const V& mean_and_others) {
   return p * (s_minus_reference - mean_and_others);
 }
 
-// ---------------------------------------------------------------------------------------- a pixel with one label
-// (softmax)
+// ------------------------------------------------------------------------------- a pixel with one label (softmax)
 
-// The exponents of its powers e_c = 2^(z_c log2(e) - s). fma(z, log2(e), -s) rounds once; (z - peak) log2(e) would
-// round twice. s, near the largest logit (the peak), is the same for all classes, so its own rounding cancels (see
-// Base2::largest).
+// The powers of the classes are e_c = 2^(z_c log2(e) - s); here are their exponents. fma(z, log2(e), -s) rounds once;
+// (z - peak) log2(e) would round twice. s is near peak log2(e), with peak the largest logit. It is the same for all
+// classes, so its own rounding cancels (but see Base2::largest).
 template <class Real, class V>
 struct Exponents {
   V log2_e, shift;
@@ -102,7 +101,7 @@ struct Exponents {
   HD V of(const V& z) const { return fma(z, log2_e, shift); }
 };
 
-// dL/dlog p of the label's class: add(loss, factor) for each pointwise loss.
+// dL/dlog p of the label's class. Call add(loss, factor) for each pointwise loss.
 template <class V>
 struct LabelSlope {
   Pixel<Dual<V>> x;
@@ -114,8 +113,9 @@ struct LabelSlope {
   }
 };
 
-// dL/dz of its classes, from the powers of those that are not the label's. `x` is the pixel of the label's class,
-// inverse 1 / Σ e_c, w the weight, `slope` what LabelSlope found. Of pointwise losses alone:
+// dL/dz of all classes, if there are only pointwise losses: at_label for the label's class, of(e) for another class
+// with the power e. `x` is the pixel of the label's class, inverse is 1 / Σ e_c, w the weight, slope the sum of
+// LabelSlope.
 template <class V>
 struct PointwiseGradient {
   V at_label, factor;
@@ -124,8 +124,8 @@ struct PointwiseGradient {
   HD V of(const V& e) const { return e * factor; }
 };
 
-// With region losses, whose dL/dp is s in the label's class and s_c in the others: softmax_pull_back. sum is
-// Σ e_c (s_c - reference).
+// The same with region losses. Their dL/dp is s in the label's class and s_c in the others; r is the reference of
+// softmax_pull_back; sum is Σ e_c (s_c - r) over the other classes.
 template <class V>
 struct RegionGradient {
   V at_label, factor, reference, mean_and_slope;

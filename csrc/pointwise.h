@@ -1,5 +1,5 @@
-// The pointwise terms of a plan: none, one that is known at compile time, or any. for_each(plan, f) calls f(loss, k)
-// for each term k, the loss made from its parameters. Any terms: cpu/any_pointwise.h, cuda/pointwise_terms.h.
+// The pointwise terms of a plan: none, or one that is known at compile time. for_each(plan, f) calls f(loss, k) for
+// each term k, with the loss made from its parameters. Any terms: cpu/any_pointwise.h, cuda/pointwise_terms.h.
 #pragma once
 
 #include "problem.h"
@@ -20,7 +20,7 @@ struct OnePointwise {
   }
 };
 
-// f(loss), of the loss that a term names at run time.
+// f(loss), with the loss that a term names at run time.
 template <class Real, class F>
 HD auto with_loss(const PointwiseTerm& term, const F& f) {
   switch (term.kind) {

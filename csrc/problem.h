@@ -1,5 +1,5 @@
-// What a call is: the plan (which loss), the problem (which tensors), the constants. Plain data without a pointer to
-// the host, the only thing that crosses from the binding to the engines and to a device.
+// A call is a plan (which loss), a problem (which tensors) and constants. They are plain data without a pointer to the
+// host. Nothing else goes from the binding to the engines and to a device.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,7 @@ namespace segfuse {
 
 enum class LinkKind : int { sigmoid, softmax, identity };
 
-// What spec.py names. Each list is the enumeration and its names, in one order.
+// The names that python/segfuse/_core/spec.py uses. Each list makes an enumeration and its names, in one order.
 #define SEGFUSE_ENUMERATOR(name, ...) name,
 #define SEGFUSE_ENUM(Enum, LIST) enum class Enum : int { LIST(SEGFUSE_ENUMERATOR) }
 
@@ -28,7 +28,7 @@ SEGFUSE_ENUM(Mode, SEGFUSE_MODES);
 #define SEGFUSE_REDUCTIONS(X) X(mean) X(sum) X(none) X(sample)
 SEGFUSE_ENUM(Reduction, SEGFUSE_REDUCTIONS);
 
-// What a class without a labelled pixel in its row counts: its formula, 0, or nothing.
+// How a class counts whose row has no labelled pixel: by its formula, as 0, or not at all.
 #define SEGFUSE_ABSENTS(X) X(score) X(zero) X(skip)
 SEGFUSE_ENUM(Absent, SEGFUSE_ABSENTS);
 
@@ -37,24 +37,24 @@ SEGFUSE_ENUM(Absent, SEGFUSE_ABSENTS);
 #define SEGFUSE_STATISTICS(X) X(product) X(squared) X(soft_label) X(squared_error)
 SEGFUSE_ENUM(Statistics, SEGFUSE_STATISTICS);
 
-// The factor of a class in the sums of a pooled row: 1, 1/T or 1/T² of its labelled weight T ("generalized").
+// The factor of a class in the sums of a pooled row ("generalized"): 1, 1/T or 1/T², T being its labelled weight.
 #define SEGFUSE_CLASS_FACTORS(X) X(none) X(simple) X(square)
 SEGFUSE_ENUM(ClassFactor, SEGFUSE_CLASS_FACTORS);
 
-// How the two parts of a pointwise loss are balanced. The last one stands inside the sum, one factor per class.
+// How the two parts of a pointwise loss are balanced. class_weight is applied inside the sum, one factor per class.
 #define SEGFUSE_BALANCES(X) X(none) X(positive) X(negative) X(alpha) X(balanced) X(class_weight)
 SEGFUSE_ENUM(Balance, SEGFUSE_BALANCES);
 
-// How the gradient comes about: in a second pass over the inputs, or in the first, where one pointwise loss alone has
-// the same factor in all pixels. The latter leaves nothing to the backward unless the upstream gradient is not 1 or
-// pixels did not count: then it multiplies. (float16 would underflow before it.)
+// Where the gradient is computed: in a second pass over the inputs, or in the first. The first pass can do it for one
+// pointwise loss alone, where all pixels have the same factor. Then the backward has nothing to do, unless the upstream
+// gradient is not 1 or some pixels did not count: then it multiplies. (float16 would underflow before that.)
 #define SEGFUSE_SCHEMES(X) X(automatic) X(two_pass) X(gradient_in_forward)
 SEGFUSE_ENUM(Scheme, SEGFUSE_SCHEMES);
 
 #undef SEGFUSE_ENUM
 #undef SEGFUSE_ENUMERATOR
 
-// Whether a score asks for the weight of what is not labelled.
+// Whether a region loss reads the weight of what is not labelled, or TN.
 HD bool reads_negatives(RegionKind kind) {
   switch (kind) {
 #define SEGFUSE_CASE(name, type) \
@@ -68,9 +68,9 @@ HD bool reads_negatives(RegionKind kind) {
 struct PointwiseTerm {
   PointwiseKind kind;
   double parameter[kParameters];
-  float narrow[kParameters];  // the same; a conversion per pixel would cost a GPU more than the loss
+  float narrow[kParameters];  // the same; on a GPU, converting in every pixel would cost more than the loss
   Balance balance;
-  double balance_value;        // where there are no class values
+  double balance_value;        // if there are no class values
   int class_values;            // row of Constants::class_values, or -1
   bool weight_in_denominator;  // class weights of hard labels count in the denominator of the mean
   bool has_smoothing;          // the label is spread over the classes
@@ -86,13 +86,13 @@ struct RegionTerm {
   Statistics statistics;
   Absent absent;
   bool pool_batch, pool_classes;
-  bool generalized;  // classes weigh inside the ratio: `factor` times class weight
+  bool generalized;  // classes are weighted inside the ratio, by `factor` times class weight
   ClassFactor factor;
   double smooth_numerator, smooth_denominator, eps, alpha, beta, shape_parameter;
   bool adaptive;  // omega log(1 + L / epsilon) below `threshold`
   double omega, threshold, epsilon;
-  int class_values;              // class weights
-  int first_class, class_count;  // scored classes, in the order of the output, within Constants::classes; 0: all
+  int class_values;              // class weights: a row as above, or -1
+  int first_class, class_count;  // scored classes, a part of Constants::classes, in the order of the output; 0: all
 };
 
 struct Term {
@@ -138,27 +138,27 @@ struct Plan {
       if (reads_negatives(regions[k].kind)) return true;
     return false;
   }
-  // Whether a shape makes much of a small TN, so that a label map's must be summed: what other sums leave of it would
+  // Whether a shape magnifies a small TN. Then TN is summed for a label map too: as a difference of other sums it would
   // have lost its digits.
   HD bool magnifies_negatives() const {
     for (int k = 0; k < region_count; ++k)
       if (reads_negatives(regions[k].kind) && regions[k].shape == ShapeKind::log) return true;
     return false;
   }
-  // Whether the engines for label maps can run it: softmax, sums of products that they make, labels as they are.
+  // Whether the engines for label maps can run the plan: softmax, only sums that they make, labels without smoothing.
   HD bool fits_label_map(bool label_map) const {
     for (int k = 0; k < pointwise_count; ++k)
       if (pointwise[k].has_smoothing || pointwise[k].every_class) return false;
     return label_map && link == LinkKind::softmax && !sums_extra() && !magnifies_negatives();
   }
-  // A pointwise loss per element: its values are written by a pass of their own.
+  // Whether the loss is a pointwise loss per element. Then a pass of its own writes the values.
   HD bool unreduced() const { return reduction == Reduction::none && region_count == 0; }
-  // Multiclass plans whose elements are the classes of a pixel, not the pixels.
+  // Whether the elements of a multiclass loss are the classes of each pixel, not the pixels.
   HD bool unreduced_classes() const { return unreduced() && multiclass && pointwise[0].every_class; }
 };
 
-// What a call brings beside its tensors: rows of `classes` doubles that terms name by their number, one coefficient per
-// term (null: the plan's), and the lists of scored classes.
+// What a call passes beside its tensors: class values (rows of `classes` doubles; a term names its row by number), one
+// coefficient per term (null: the plan's), and the lists of scored classes.
 struct Constants {
   const double *class_values, *coefficients;
   const int64_t* classes;
@@ -168,8 +168,8 @@ struct Constants {
 
 constexpr int kMaxDims = 16;
 
-// A tensor seen as (sample, class, position): positions run over the spatial dimensions in row-major order, whatever
-// the strides; dimensions that are contiguous with one another are merged.
+// A tensor seen as (sample, class, position). Positions go through the spatial dimensions in row-major order, for any
+// strides. Dimensions that are contiguous with one another are merged.
 struct View {
   void* data = nullptr;
   Dtype dtype = Dtype::f32;
@@ -192,12 +192,12 @@ struct Problem : Sizes {
   bool wide;                      // float64 logits: everything in double
 };
 
-// The plan as this problem reads it.
+// The plan, with the fields filled in that depend on the problem.
 inline Plan resolve(Plan plan, const Problem& problem) {
   for (int k = 0; k < plan.pointwise_count; ++k) {
     PointwiseTerm& pointwise = plan.pointwise[k];
     if (pointwise.has_smoothing) pointwise.parameter[1] = pointwise.parameter[0] / double(problem.classes);
-    if (!problem.label_map) pointwise.weight_in_denominator = false;  // as torch: class probabilities are not labels
+    if (!problem.label_map) pointwise.weight_in_denominator = false;  // as in torch: class probabilities are no labels
     for (int i = 0; i < kParameters; ++i) pointwise.narrow[i] = float(pointwise.parameter[i]);
   }
   plan.one_label = problem.label_map;
@@ -214,24 +214,24 @@ struct Call {
   Scheme scheme = Scheme::automatic;
 };
 
-// Memory that the steps read and write; each its own part of it.
+// Memory that the steps read and write. Each step uses its own part of it.
 struct Buffers {
   void* loss;     // float32, or float64 if problem.wide; an unreduced loss lies in problem.output
   double* terms;  // one value per term and loss element
   void* slopes;   // Layout::slopes(), in the type of the loss
-  // Behind the slopes, of the same type: what `forward` tells `backward` about a gradient that it has written. On a CPU
-  // the factor by which it is still to be multiplied; on a GPU the factor of the mean over the one that was assumed
-  // (0: none was written).
+  // One number behind the slopes, of the same type, by which `forward` tells `backward` about a gradient that it has
+  // written. On a CPU it is the factor that the gradient still lacks; on a GPU it is the true factor of the mean
+  // divided by the assumed one (0: no gradient was written).
   void* status;
   double *sums, *partial, *workspace, *vector;  // MemorySizes
 };
 
-// How many doubles a device's steps want in Buffers.
+// How many doubles the steps of a device need in Buffers.
 struct MemorySizes {
   int64_t sums;                    // of `statistics` and `head`
   int64_t partial;                 // of `statistics`
   int64_t workspace;               // of `forward`
-  int64_t head_workspace, vector;  // of `head`: what it keeps between its halves, what ranks add in between
+  int64_t head_workspace, vector;  // of `head`: kept between its halves; added over ranks in between
 };
 
 // The halves of the head (head.h).
@@ -255,7 +255,7 @@ enum RegionSum : int {
 };
 constexpr int kRegionSums = 3, kNegativeSums = 4;  // without kTn, and with it
 
-// dL/dp of a row, in the order in which the head leaves it: RowSlopes in pixel.h.
+// dL/dp of a row, in the order in which the head writes it: see RowSlopes in pixel.h.
 enum RegionSlope : int {
   kAtPositive,
   kAtNegative,
@@ -269,8 +269,8 @@ enum RegionSlope : int {
 // Sums of a domain (a row, or in multiclass plans a sample with all its classes), in doubles:
 //   Σ w | per pointwise term: two | Σ w t, if a term is balanced | per class of the domain: its
 //   RegionSums, the first kRegionSums, kNegativeSums, or all
-// What is small beside another sum is summed by itself: a difference would have lost its digits. Slopes
-// of a domain, in the type of the computation:
+// A quantity that is small beside another sum has a sum of its own: a difference would have lost its digits. Slopes of
+// a domain, in the type of the computation:
 //   per pointwise term: of the positive and of the negative part | per class: those of RowSlopes in pixel.h
 struct Layout {
   int64_t domains, rows_per_domain;

@@ -1,5 +1,5 @@
-// The rows of a region loss: their sums, of a sample or pooled over the batch, and their scores; what rows and domains
-// add to a mean. In double.
+// The rows of a region loss: their sums, of a sample or pooled over the batch, and their scores. Also what rows and
+// domains add to a mean. All in double.
 #pragma once
 
 #include "outputs.h"
@@ -8,19 +8,19 @@
 namespace segfuse {
 namespace {
 
-// A row, scored.
+// The score of a row.
 struct ScoredRow {
   double loss, slope[kRowSlopes];  // slope: in TP, FP, FN and TN
-  double weight, largest_factor;   // its weight in a mean; the largest factor of its classes
+  double weight, largest_factor;   // weight in a mean; largest label_factor of its classes
 };
 
 class RowScores {
  public:
   static constexpr int64_t kRow = int64_t(sizeof(ScoredRow) / sizeof(double));
-  // Rows pooled over the batch are there without a sample, too.
+  // Rows that are pooled over the batch exist without a sample, too.
   HD static int64_t row_count(const Sizes& sizes) { return (sizes.samples ? sizes.samples : 1) * sizes.classes; }
 
-  // sums: of the domains; rows: region_count * row_count * kRow doubles; pooled: per class the region sums over the
+  // sums: of all domains; rows: region_count * row_count * kRow doubles; pooled: per class the region sums over the
   // batch.
   HD RowScores(const Plan& plan, const Sizes& sizes, const Constants& constants, const double* sums, double* rows,
                double* pooled)
@@ -53,7 +53,8 @@ class RowScores {
     negative = 1 - positive;
   }
 
-  // Σ w ℓ and the denominator of the mean, of a pointwise term in a domain. Multiclass plans keep both in the sums.
+  // For a pointwise term in a domain: Σ w ℓ, and below it the denominator of the mean. Multiclass plans have both as
+  // sums.
   HD double pointwise_value(int index, int64_t u) const {
     const double* s = domain(u) + 1 + 2 * index;
     if (plan_.multiclass) return s[0];
@@ -66,7 +67,7 @@ class RowScores {
     return domain(u)[2 + 2 * index] * double(plan_.pointwise[index].every_class ? sizes_.classes : 1);
   }
 
-  // The sums of row (n, c), or with n < 0 of class c pooled over the batch, as `term`'s statistics have them.
+  // The sums of row (n, c) for the statistics of `term`. n < 0: of class c pooled over the batch.
   HD RowSums<double> row_sums(const RegionTerm& term, int64_t n, int64_t c) const {
     const bool has_negatives = layout_.region_sums > kRegionSums;
     const double* s = n < 0 ? pooled_ + c * layout_.region_sums : of_row(n, c);
@@ -75,7 +76,7 @@ class RowScores {
     switch (term.statistics) {
       case Statistics::product:
         break;
-      case Statistics::squared:  // d p = d (d + t)
+      case Statistics::squared:  // FP = Σ w p d, and p d = d² + t d
         sums.fp = s[kPositiveSquares] + s[kNegativeSquares] - s[kPositiveErrors], sums.fn = s[kPositiveErrors];
         break;
       case Statistics::soft_label:
@@ -89,8 +90,7 @@ class RowScores {
     return sums;
   }
 
-  // Σ w (1-t) q of row (n, c). Of a label map without a sum of its own it is what FP leaves of the labels of the other
-  // classes.
+  // Σ w (1-t) q of row (n, c). If a label map has no sum of it, it is the labelled weight of the other classes less FP.
   HD double true_negatives(int64_t n, int64_t c) const {
     const double* s = of_row(n, c);
     if (!plan_.one_label || layout_.region_sums == kExtraSums || plan_.magnifies_negatives()) return s[kTn];
@@ -102,21 +102,21 @@ class RowScores {
     return total - s[kFp];
   }
 
-  // The factor of class c in a row of sample n (n < 0: pooled), before class weights; 0 where no label decides it.
+  // The factor of class c in a row of sample n (n < 0: pooled), before class weights. 0 if the class has no label.
   HD double label_factor(const RegionTerm& term, int64_t n, int64_t c) const {
     if (term.factor == ClassFactor::none) return 1;
     const double positives = row_sums(term, n, c).positives;
     if (positives == 0) return 0;
     return term.factor == ClassFactor::square ? 1 / (positives * positives) : 1 / positives;
   }
-  // largest: of the row's label factors; it stands in where no label decides.
+  // largest: the largest label_factor of the row. It is the factor of a class without a label.
   HD double class_factor(const RegionTerm& term, int64_t n, int64_t c, double largest) const {
     if (!term.generalized) return 1;
     const double factor = label_factor(term, n, c);
     return (factor == 0 ? largest : factor) * (term.class_values < 0 ? 1 : class_value(term.class_values, c));
   }
 
-  // Row i of a region term.
+  // Scores row i of a region term.
   HD void score_row(int region, int64_t i) const {
     const RegionTerm& term = plan_.regions[region];
     const int64_t per_sample = outputs_.pooled_classes(term), j = i % per_sample;
@@ -147,7 +147,7 @@ class RowScores {
     out.largest_factor = largest;
   }
 
-  // Of row or domain i of a term: what it adds to a mean, and its weight there.
+  // For row or domain i of a term: what it adds to a mean, and below it its weight in the mean.
   HD double weighted(const Term& term, int64_t i) const {
     if (!term.is_region) return pointwise_value(term.index, i);
     const ScoredRow& r = row(term.index, i);

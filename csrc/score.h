@@ -1,5 +1,5 @@
-// The loss of one row from its sums, and its slopes in TP, FP, FN and TN: the region loss named by a term, its shape,
-// and what stands around them. The expression is differentiated itself, in double.
+// The loss of one row and its slopes in TP, FP, FN and TN, from its sums: the region loss of a term, its shape, and the
+// adaptive logarithm around them. Dual numbers differentiate this very expression, in double.
 #pragma once
 
 #include "losses.h"
@@ -33,7 +33,8 @@ HD void with_shape(ShapeKind kind, const Function& f) {
 constexpr int kRowSlopes = 4;
 using RowDual = Dual<double, kRowSlopes>;
 
-// score and 1 - score, each without cancellation, with slopes. 0/0 is 1: nothing to find, and nothing found.
+// 1 - score (`loss`) and score (`value`), each without cancellation, with slopes. A score of 0/0 is 1: there was
+// nothing to find, and nothing was found.
 HD void divide(Score<RowDual> score, double eps, RowDual& loss, RowDual& value) {
   loss = constant<double, kRowSlopes>(0), value = constant<double, kRowSlopes>(1);
   if (score.denominator.v < eps) {

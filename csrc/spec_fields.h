@@ -1,5 +1,5 @@
-// A plan from Python: each struct of problem.h filled from the frozen dataclass of python/segfuse/spec.py that has its
-// fields, by name. A field that only one side knows is an error.
+// A plan from Python. Each struct of problem.h is filled, field by field, from the frozen dataclass of
+// python/segfuse/_core/spec.py that has fields of the same names. A field that only one side knows is an error.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -75,7 +75,7 @@ class Fields {
   void operator()(const char* field, T& value) const {
     value = take<T>(field);
   }
-  // Once all fields of the struct are read.
+  // To be called when all fields of the struct are read: throws if any field is left.
   void finish() const {
     for (const auto& item : left_)
       throw std::invalid_argument(name_ + " has a field that no kernel knows: '" + py::cast<std::string>(item.first) +
@@ -102,7 +102,7 @@ PointwiseTerm pointwise_term(const Fields& read) {
   return p;
 }
 
-// Its scored classes are appended to `classes`.
+// Also appends the scored classes of the term to `classes`.
 RegionTerm region_term(const Fields& read, std::vector<int64_t>& classes) {
   RegionTerm r{};
   read("kind", r.kind);
@@ -131,7 +131,7 @@ RegionTerm region_term(const Fields& read, std::vector<int64_t>& classes) {
   return r;
 }
 
-// A plan and the lists of classes that its terms pointwise into.
+// A plan, and the lists of classes that its terms point into.
 struct NativePlan {
   Plan plan{};
   Mode mode;
@@ -159,7 +159,7 @@ struct NativePlan {
   }
 
  private:
-  // Takes the family.
+  // Also removes the field `family`.
   static bool is_region(const Fields& read) {
     const auto family = read.take<std::string>("family");
     if (family != "region" && family != "pointwise")

@@ -34,7 +34,7 @@ class Trace {
     std::lock_guard<std::mutex> lock(mutex_);
     events_.push_back({kernel, instruction_set, read, written});
   }
-  // A pass over the pixels: `reads`: every input is read once; `writes`: problem.output is written.
+  // Notes a pass over the pixels. reads: every input is read once; writes: problem.output is written.
   void pass(const char* kernel, const char* instruction_set, const Plan& plan, const Problem& p, bool reads,
             bool writes) {
     if (!on_) return;
