@@ -1,4 +1,4 @@
-// Any pointwise terms: a switch per vector of pixels.
+// Any pointwise terms, chosen at run time: a switch per vector of pixels.
 #pragma once
 
 #include "../pointwise.h"
@@ -6,7 +6,7 @@
 namespace segfuse {
 namespace {
 
-// A loss chosen at run time. Out of line, and the same for all engines: a dozen losses inlined into each of them would
+// A loss chosen at run time. It is not inlined, and all engines share it: a dozen losses inlined into each engine would
 // take minutes to compile.
 template <class Real>
 struct AnyLoss {

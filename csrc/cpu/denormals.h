@@ -1,5 +1,5 @@
-// Denormals flushed for the length of a task: exp of a logit of -95 would cost 20 times more, and so would a gradient
-// of 1e-40 that nobody sees.
+// Flushes denormals to 0 for the length of a task. Else exp of a logit of -95 would cost 20 times more, and so would a
+// gradient of 1e-40, which makes no difference.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #endif
 
 namespace segfuse {
-namespace {  // see math.h: the instruction set decides how it is encoded
+namespace {  // unnamed, as in math.h: each instruction set encodes this code differently
 
 class FlushDenormals {
  public:

@@ -1,4 +1,4 @@
-// Runs of elements of any type and strides, as arrays of float or double, and back.
+// Loads runs of elements, of any type and strides, as arrays of float or double, and stores them.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@
 namespace segfuse {
 namespace {
 
-// Standard-library templates stay out of what isa_*.cpp compile: what the linker keeps of them may hold AVX-512 (see
-// math.h).
+// Files that isa_*.cpp include call no templates of the standard library: the copy that the linker keeps may hold
+// AVX-512 (see math.h).
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 template <int n>
 struct Count {};
@@ -89,7 +89,7 @@ inline void load_run(const Half* p, int64_t stride, int64_t count, float* out) {
       _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i))));
   for (; i < count; ++i) out[i] = widen(p[i * stride]);
 }
-// The instruction makes subnormal halves whatever the flush mode is.
+// The instruction makes subnormal halves in any flush mode.
 inline void store_run(Half* p, int64_t stride, int64_t count, const float* in) {
   int64_t i = 0;
   if (stride == 1)
@@ -100,7 +100,7 @@ inline void store_run(Half* p, int64_t stride, int64_t count, const float* in) {
 }
 #endif
 
-// f(pointer to element 0 typed as the view's dtype).
+// Calls f(pointer to element 0, typed as the view's dtype).
 template <class Function>
 inline void with_floating(Dtype dtype, void* data, const Function& f) {
   switch (dtype) {
@@ -141,7 +141,7 @@ inline void with_integer(Dtype dtype, void* data, const Function& f) {
   }
 }
 
-// Runs of constant stride: f(offset of the run in elements, its stride, its first place in the tile, its length).
+// Calls f(offset, stride, first place in the tile, length) for each run of constant stride. The offset is in elements.
 template <class Function>
 inline void for_runs(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, const Function& f) {
   int64_t index[kMaxDims];

@@ -1,4 +1,4 @@
-// Which kernels this machine can run, and which of them it does.
+// Which kernels this machine can run, and which are in use.
 #include <atomic>
 #include <stdexcept>
 

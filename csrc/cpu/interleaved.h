@@ -1,4 +1,4 @@
-// All classes of a tile: rows that lie apart in memory, or channels_last, which is transposed.
+// Loads and stores all classes of a tile: rows that lie apart in memory, or channels_last, which is transposed.
 #pragma once
 
 #include "elements.h"
@@ -36,7 +36,7 @@ inline void transpose_square(const float* in, int64_t in_step, float* out, int64
   _MM_TRANSPOSE4_PS(a[0], a[1], a[2], a[3]);
   for (int i = 0; i < 4; ++i) _mm_storeu_ps(out + i * out_step, a[i]);
 }
-// By squares, the last ones of a row or column shifted back over their neighbours.
+// Transposes by squares. The last square of a row or column is shifted back, over its neighbour.
 template <int kSide>
 inline void transpose_by(const float* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
                          int64_t out_step) {
@@ -69,7 +69,7 @@ inline bool is_interleaved(const View& v, int64_t classes) {
   return v.class_stride == 1 && v.stride[v.dims - 1] == classes && classes > 1 && classes <= 512;
 }
 
-// An array of Real as it is; of others a copy.
+// The elements as an array of Real: the array itself if it is one, else a copy.
 template <class Real>
 inline const Real* as_real(const Real* p, int64_t, Real*) {
   return p;
@@ -80,7 +80,7 @@ inline const Real* as_real(const Element* p, int64_t count, Real* copy) {
   return copy;
 }
 
-// f(first element of a block in memory, an array for it, its place in the tile, its positions).
+// Calls f(first element of a block in memory, an array for a copy, its place in the tile, its number of positions).
 constexpr int64_t kBlockElements = 4096;
 template <class Real, class Function>
 inline void for_blocks(const View& v, int64_t n, int64_t first, int64_t count, int64_t classes, const Function& f) {
@@ -94,7 +94,7 @@ inline void for_blocks(const View& v, int64_t n, int64_t first, int64_t count, i
   });
 }
 
-// All classes of a tile: the row of class c at out + c step.
+// All classes of a tile. The row of class c is at out + c step.
 template <class Real>
 inline void load_classes(const View& v, int64_t n, int64_t first, int64_t count, int64_t classes, Real* out,
                          int64_t step) {

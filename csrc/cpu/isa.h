@@ -1,5 +1,4 @@
-// The kernels of one instruction set: the engines instantiated, and the choice among them. Each isa_*.cpp includes it
-// once.
+// The kernels of one instruction set: instances of the engines, and which runs. Each isa_*.cpp includes this file once.
 #pragma once
 
 #include "denormals.h"

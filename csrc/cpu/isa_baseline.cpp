@@ -1,4 +1,4 @@
-// What every machine of its kind has: SSE2 on x86-64, NEON on aarch64.
+// The instruction set that every machine has: SSE2 on x86-64, NEON on aarch64.
 #include "isa.h"
 
 namespace segfuse {

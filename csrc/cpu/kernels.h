@@ -1,4 +1,4 @@
-// What the kernels of an instruction set offer: for a job, the function that runs one chunk of one step.
+// The kernels of an instruction set: for a job and a step, the function that runs one chunk.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +8,15 @@
 
 namespace segfuse {
 
-// What a value that must not be there is: an integer label, the same of an unsigned type, a float label, a probability.
+// What kind of value is out of range: an integer label (of a signed or an unsigned type), a float label, a probability.
 enum class ValueKind : int { label, unsigned_label, soft_label, probability };
 
-// Values that are neither in range nor ignored: how many, and the first. Of labels before probabilities.
+// Values that are neither in range nor ignored: their number, and the first. Only the first kind is counted: labels
+// before probabilities.
 struct ValueReport {
   int64_t count = 0, sample = 0, channel = 0, position = 0, label = 0;
   ValueKind kind = ValueKind::label;
-  double number = 0;  // of those that are no integers
+  double number = 0;  // the value, if it is no integer
 
   INLINE bool is_before(const ValueReport& other) const {
     if (kind != other.kind) return kind < other.kind;
@@ -23,7 +24,7 @@ struct ValueReport {
     if (channel != other.channel) return channel < other.channel;
     return position < other.position;
   }
-  // Takes up `more`, which has a count.
+  // Merges `more`, which has at least one value.
   INLINE void add(const ValueReport& more) {
     const int64_t before = count && kind <= more.kind ? count : 0, after = !count || more.kind <= kind ? more.count : 0;
     if (!count || more.is_before(*this)) *this = more;
@@ -31,19 +32,19 @@ struct ValueReport {
   }
 };
 
-// Two steps are statistics that also store something in the gradient's place: `fused` the gradient of a pointwise loss
-// with assumed slopes; `cache` what a gradient would compute again of every logit. `from_cache` is the gradient from
-// there.
+// fused and cache are statistics that also write to the gradient's place. fused writes the gradient of a pointwise loss
+// with assumed slopes. cache writes numbers that the gradient would have to compute from every logit again; from_cache
+// is the gradient, computed from them.
 enum class Step : int { statistics, values, gradient, fused, cache, from_cache };
 
-// A call, as plain data (no standard container: see math.h).
+// A call as plain data, without standard containers (elements.h says why).
 struct Job {
   const Problem* problem;
   Plan plan;  // as the problem reads it: resolve()
   Layout layout;
   const void* class_scale[kMaxPointwise];  // multiclass: C values of the computation's type, or null
   const void* slopes;        // domains x domain_slopes() of the computation's type, the upstream gradient multiplied in
-  bool has_infinite_slopes;  // pixels that do not count are to be selected out of the gradient, not multiplied by 0
+  bool has_infinite_slopes;  // then pixels that do not count get 0 by selection: 0 times infinity is NaN
 };
 
 using ChunkFunction = void (*)(const Job&, const Chunk&, double* sums, ValueReport&);

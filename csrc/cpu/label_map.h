@@ -1,5 +1,5 @@
-// The CPU engine for softmax, class indices and sums of products: what a pixel needs of its label is done once per
-// pixel.
+// The CPU engine for softmax, class indices and sums of products. What depends on a pixel's label is computed once per
+// pixel, not per class.
 //
 // Given:   a tile of a chunk of one sample (softmax.h), its labels and weights loaded.
 // Assumes: Plan::fits_label_map, and slopes that are finite. `Pointwise` are the job's terms.
@@ -20,8 +20,8 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
   using Steps = SoftmaxSteps<LabelMap<Real, Pointwise>, Real>;
   static constexpr bool kEverything = false;
 
-  // Where a step puts the powers of the vector at i: in the place of the gradient, if they are kept for it; where the
-  // sums over classes find them; or, wanted at once and no longer, in the first cache.
+  // Where a step puts the powers of the vector at i. Step::cache keeps them in the gradient's place. Step::statistics
+  // keeps them for the sums over classes. Other steps read them at once: the first cache holds tile.group.
   struct Powers {
     Real* at;
     int64_t step;
@@ -36,14 +36,14 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
       return {tile.group, V::lanes};
   }
 
-  // The label's class of each pixel. The logits of the tile become powers (Exponents), 0 in the label's class. What
-  // Step::cache leaves has the exponent there: all that a gradient's x is made of.
+  // The label's class of each pixel. The logits of the tile become powers (Exponents), and 0 in the label's class.
+  // Step::cache leaves the exponent there instead of 0: the x of a gradient is made from it.
   struct LabelClass {
     V y, inverse, average;  // of the powers
     Pixel<V> x;
     typename V::Mask unlikely;  // where the label's power is below the average
 
-    // kSelects: logits of pixels of weight 0 are not read into anything.
+    // kSelects: logits of pixels of weight 0 are replaced by 0, so that they have no effect, even NaN.
     template <Step kStep, bool kSelects>
     INLINE LabelClass(const SoftmaxTile<Real>& tile, int64_t i, std::integral_constant<Step, kStep>,
                       std::bool_constant<kSelects>) {
@@ -75,15 +75,15 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
       }
       V power = fast_exp2(log2_label);
       Pixel<V> found = Softmax::of_label<Real>(power, rest, log2_label, inverse);
-      // Member by member: as a whole, GCC 12 copies it through memory.
+      // Copied member by member: GCC 12 copies a whole pixel through memory.
       x.z = found.z, x.p = found.p, x.q = found.q;
       x.minus_log_p = found.minus_log_p, x.minus_log_q = found.minus_log_q;
       average = (power + rest) * V(1.0 / double(classes));
       unlikely = power < average;
     }
 
-    // Stores the powers, and adds those of the other classes. exponent(c): of class c; in what was kept, its power, but
-    // for the label's class.
+    // Stores the powers, and returns the sum of those of the other classes. exponent(c) is the exponent of class c; in
+    // what Step::cache left it is the power, but for the label's class.
     template <Step kStep, class Exponent>
     INLINE V sum_others(const SoftmaxTile<Real>& tile, int64_t i, V& log2_label, const Exponent& exponent) const {
       const Powers e = powers<kStep>(tile, i);
@@ -101,7 +101,7 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
     }
   };
 
-  // For huge logits only. Not inlined: usual ones do not pay for it.
+  // For huge logits only. It is not inlined, so that usual logits do not pay for it.
   [[gnu::noinline]] static void subtract(const Real* z, int64_t z_step, V peak, Real* out, int64_t step,
                                          int64_t classes) {
     for (int64_t c = 0; c < classes; ++c) (V::load(z + c * z_step) - peak).store(out + c * step);
@@ -117,7 +117,8 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
     if (region.n) sum_classes_of<kStep>(job, tile, region);
   }
 
-  // Here and below the tile's members are read before a loop, not in it: a store of a vector may alias them.
+  // Here and below the tile's members are read before a loop, not in it: a store of a vector may alias them, so the
+  // compiler would read them again.
   template <Step kStep, class Selects>
   static void sum_pixels(const Job& job, const SoftmaxTile<Real>& tile, const Real* slopes, Sum<Real>& weight,
                          Sum<Real> (*pointwise)[2], Selects selects) {
@@ -150,7 +151,7 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
     if (rest % 2) sum_block<kStep, 1>(job, tile, tile.classes - 1, region);
   }
 
-  // I, FP and FN of some classes, a register each: what a pixel has for all of them is loaded once.
+  // TP, FP and FN of some classes, in a register each. What a pixel has for all of these classes is loaded once.
   template <Step kStep, int kClasses>
   static void sum_block(const Job& job, const SoftmaxTile<Real>& tile, int64_t c, ClassSums<Real>& region) {
     using Block = Vec<Real, kClasses>;
@@ -163,7 +164,7 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
     alignas(64) Real label[kClasses * lanes];
     for (int64_t i = 0; i < kClasses * lanes; ++i) label[i] = Real(c + i / lanes);
     const Block labels = Block::load(label);
-    Real* const at = reinterpret_cast<Real*>(region.lanes + c * sums);  // no sum of negatives for a label map: head.h
+    Real* const at = reinterpret_cast<Real*>(region.lanes + c * sums);  // a label map needs no kTn: row_scores.h
     for (int64_t i = 0; i < padded;) {
       Block tp = Block(0), fp = Block(0), fn = Block(0);
       for (const int64_t end = smaller(padded, i + kAddsPerFlush * lanes); i < end; i += lanes) {
@@ -180,7 +181,7 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
     }
   }
 
-  // The slopes of the regions, each class's beside its neighbour's.
+  // Copies the region slopes, so that those of neighbouring classes are neighbours in memory.
   static void prepare_gradient(const Job& job, SoftmaxTile<Real>& tile, const Real* slopes) {
     const Real* row = slopes + 2 * job.plan.pointwise_count;
     for (int64_t c = 0; job.layout.region_slopes && c < tile.classes; ++c) {

@@ -44,7 +44,7 @@ struct Reg<float> {
   static Reg gather(const float* table, Reg index) {
     return {_mm512_i32gather_ps(_mm512_cvttps_epi32(index.v), table, 4)};
   }
-  // An element of a table of this length, in one instruction where the gather takes dozens.
+  // An element of a table of this length, in one instruction. A gather takes dozens.
   static constexpr int table = 32;
   static Reg lookup(const float* t, Reg index) {
     return {_mm512_permutex2var_ps(_mm512_loadu_ps(t), _mm512_cvttps_epi32(index.v), _mm512_loadu_ps(t + 16))};

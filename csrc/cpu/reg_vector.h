@@ -1,5 +1,5 @@
-// Registers of the compiler's own vector types: 32 bytes with AVX2; else 16, which every x86-64 (SSE2) and every
-// aarch64 (NEON) has, and which a compiler takes apart where a machine has less.
+// Registers as the compiler's own vector types: 32 bytes with AVX2, else 16. Every x86-64 (SSE2) and every aarch64
+// (NEON) has 16 bytes; for a machine that has less, the compiler splits them.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ constexpr int kMachineRegisters = 32;
 constexpr int kMachineRegisters = 16;
 #endif
 
-// How a number lies in memory: the bits of its mantissa, the bias of its exponent, sqrt(1/2).
+// How a number is encoded: the bits of its mantissa, the bias of its exponent, the number sqrt(1/2).
 template <class T>
 struct Encoding;
 template <>
@@ -53,7 +53,7 @@ struct Lanes {
 using Floats = Lanes<float>::Vector;
 using Doubles = Lanes<double>::Vector;
 
-// What vector types have no operator for.
+// Operations that vector types have no operator for.
 struct Machine {
 #if defined(SEGFUSE_AVX2)
   static constexpr bool fuses = true;
@@ -84,7 +84,7 @@ struct Machine {
   }
 #else
   static constexpr bool fuses = false;
-  // Two roundings: the constants of the range reductions end in zeros.
+  // It rounds twice. The range reductions bear that: their constants end in zeros.
   template <class Vector>
   static Vector fma(Vector a, Vector b, Vector c) {
     return a * b + c;
@@ -95,7 +95,7 @@ struct Machine {
     const auto above = a < nearest;
     return nearest - (Vector)(above & (decltype(a < a))(Vector{} + 1));
   }
-  // To the nearest integer, for |a| below 2^22 (2^51).
+  // To the nearest integer, for |a| below 2^22 (double: 2^51).
   static Floats round(Floats a) { return (a + 12582912.0f) - 12582912.0f; }
   static Doubles round(Doubles a) { return (a + 6755399441055744.0) - 6755399441055744.0; }
   template <class Bits>
@@ -125,16 +125,16 @@ struct Reg {
   using Memory = typename Lanes<T>::Memory;
   using Bits = typename Lanes<T>::Bits;
   struct Mask {
-    Bits m;  // of a lane all or none
+    Bits m;  // all bits of a lane, or none
   };
   static constexpr int lanes = kRegisterBytes / int(sizeof(T));
   Vector v;
 
   static Reg load(const T* p) { return {*reinterpret_cast<const Memory*>(p)}; }
-  static Reg set(T x) { return {x - Vector{}}; }  // x + 0 would not be -0 where x is
+  static Reg set(T x) { return {x - Vector{}}; }  // not x + 0, which is +0 for x = -0
   void store(T* p) const { *reinterpret_cast<Memory*>(p) = v; }
 
-  // y 2^n for integral n in [-bias, bias]; 0 for n = -bias. n + bias appears in the low bits of n + bias + 2^mantissa.
+  // y 2^n for integral n in [-bias, bias]; 0 for n = -bias. The low bits of n + bias + 2^mantissa are n + bias.
   static Reg scale(Reg y, Reg n) {
     const Vector shifted = n.v + (whole + T(Code::bias));
     return {y.v * (Vector)((Bits)shifted << Code::mantissa)};
@@ -150,7 +150,7 @@ struct Reg {
     if constexpr (sizeof(T) == 4) {
       const Bits exponent = (u - Code::root_half) >> Code::mantissa;
       return {{(Vector)(u - (exponent << Code::mantissa))}, {__builtin_convertvector(exponent, Vector)}};
-    } else {  // the exponent is biased to stay positive: AVX2 has no arithmetic shift of 64 bits, nor a conversion
+    } else {  // a bias keeps the exponent positive: AVX2 has no arithmetic shift of 64 bits, and no conversion
       const Bits bias = (int64_t(Code::bias) << Code::mantissa) - Bits{}, offset = u - Code::root_half + bias;
       const Bits biased = (Bits)((typename Lanes<T>::Unsigned)offset >> Code::mantissa);
       const Vector shifted = (Vector)(biased | (Bits)set(whole).v);
@@ -159,20 +159,20 @@ struct Reg {
   }
   static Reg gather(const T* t, Reg index) { return {Machine::gather(t, index.v)}; }
 #if defined(SEGFUSE_AVX2)
-  // An element of a table of this length, where the gather takes a dozen instructions.
+  // An element of a table of this length. A gather takes a dozen instructions.
   static constexpr int table = sizeof(T) == 4 ? 8 : 0;
   static Reg lookup(const T* t, Reg index) {
     return {_mm256_permutevar8x32_ps(load(t).v, _mm256_cvttps_epi32(index.v))};
   }
 #else
-  static constexpr int table = 0;  // elements that lookup finds: there is none
+  static constexpr int table = 0;  // there is no lookup
 #endif
 
   friend Reg operator+(Reg a, Reg b) { return {a.v + b.v}; }
   friend Reg operator-(Reg a, Reg b) { return {a.v - b.v}; }
   friend Reg operator*(Reg a, Reg b) { return {a.v * b.v}; }
   friend Reg operator/(Reg a, Reg b) { return {a.v / b.v}; }
-  // As the x86 instructions: the second operand where either is NaN.
+  // As the x86 instructions do: the second operand if either is NaN.
   friend Reg min(Reg a, Reg b) { return {a.v < b.v ? a.v : b.v}; }
   friend Reg max(Reg a, Reg b) { return {b.v < a.v ? a.v : b.v}; }
   friend Reg fma(Reg a, Reg b, Reg c) { return {Machine::fma(a.v, b.v, c.v)}; }
@@ -199,7 +199,7 @@ struct Reg {
   friend Reg add_where(Mask m, Reg a, Reg b) { return {a.v + (Vector)(m.m & (Bits)b.v)}; }
 
  private:
-  static constexpr T whole = T(typename Lanes<T>::Integer(1) << Code::mantissa);  // from here on there are no fractions
+  static constexpr T whole = T(typename Lanes<T>::Integer(1) << Code::mantissa);  // larger numbers have no fractions
 };
 
 template <class T>

@@ -1,4 +1,4 @@
-// Memory of one chunk, in 64-byte lines, given back at its end.
+// Memory of one chunk, aligned to 64 bytes; freed at the end of the chunk.
 #pragma once
 
 #include <cstdint>

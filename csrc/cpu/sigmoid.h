@@ -1,11 +1,11 @@
 // The CPU engine for rows that stand alone (binary, multilabel): each (sample, channel) plane, a tile at a time.
 //
 // Given:   a job and a chunk of one row.
-// Assumes: nothing of strides, types, weights or terms. `Pointwise` are the job's terms.
-// Writes:  statistics: the chunk's sums, in the order of Layout. values, gradient, from_cache: those pixels of the
+// Assumes: nothing about strides, types, weights or terms. `Pointwise` are the job's terms.
+// Writes:  statistics: the chunk's sums, in the order of Layout. values, gradient, from_cache: its pixels of the
 // output.
-//          fused: both sums and gradient. cache: the sums, and Link::cached in the gradient's place.
-//          Bad labels and probabilities go to the report.
+//          fused: both sums and gradient. cache: the sums, and Link::cached in the gradient's place. Bad labels and
+//          probabilities go to the report.
 // Called:  by steps.cpp, a chunk per task, through find_sigmoid (isa.h).
 #pragma once
 
@@ -22,15 +22,15 @@ namespace {
 
 template <class Real>
 struct RowTile {
-  // At most 4 KB an array in float32, so that all of them stay in the first cache.
+  // An array has at most 4 KB in float32, so that all of them stay in the first cache.
   static constexpr int64_t kSize = kAddsPerFlush * Vec<Real>::lanes < 1024 ? kAddsPerFlush * Vec<Real>::lanes : 1024;
   alignas(64) Real z[kSize], t[kSize], w[kSize], up[kSize], out[kSize];
   const Real *z_at, *t_at;
   Real* out_at;
   int64_t count, padded;
 
-  // Loads positions [first, first + count). Whether there are weights: if asked for, or if the last vector is not full.
-  // checks: reports what is no probability; the first pass over the pixels does.
+  // Loads positions [first, first + n_pixels). Returns whether there are weights: if asked for, or if the last vector
+  // is not full. checks: reports values that are no probabilities; the first pass over the pixels does so.
   bool load(const Job& job, const View& logits, int64_t n, int64_t c, int64_t first, int64_t n_pixels, bool checks,
             ValueReport& bad) {
     constexpr int64_t lanes = Vec<Real>::lanes;
@@ -76,7 +76,7 @@ struct RowTile {
   }
 };
 
-// Pixels of weight 0 are selected out before the link: what stands there is not read into anything.
+// Pixels of weight 0 get 0 before the link, so that what they hold has no effect, even NaN.
 template <bool kWeighted, class V>
 inline void select_valid(const V& w, V& z, V& t) {
   if (!kWeighted) return;
@@ -88,7 +88,7 @@ inline void select_valid(const V& w, V& z, V& t) {
 template <class Real, class Link, class Pointwise, bool kExtra>
 struct SigmoidRows {
   using V = Vec<Real>;
-  // Whether the probability is all that a gradient needs: no logarithm, and no logit.
+  // Whether a gradient needs the probability only: no logarithm, and no logit.
   static constexpr bool kCaches =
       std::is_same_v<Link, Sigmoid> && sizeof(Real) == 4 && !kExtra &&
       (std::is_same_v<Pointwise, NoPointwise> || std::is_same_v<Pointwise, OnePointwise<BceWithLogits>>);

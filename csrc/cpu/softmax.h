@@ -1,6 +1,5 @@
-// Classes that share a pixel (multiclass): a tile holds all classes of some pixels of one sample. Here are the tile,
-// the softmax normaliser and the walk over a chunk; the two engines that fill in its steps are label_map.h and
-// softmax_general.h.
+// Multiclass: the classes share a pixel, so a tile holds all classes of some pixels of one sample. Here are the tile,
+// the softmax normaliser and the loop over a chunk. The engines label_map.h and softmax_general.h fill in its steps.
 #pragma once
 
 #include "../pixel.h"
@@ -16,24 +15,24 @@ namespace {
 template <class Real>
 struct SoftmaxTile {
   using V = Vec<Real, kSoftmaxRegisters>;
-  // Of the arrays with one value per class. Inside the second cache, not the first: planes lie far apart, and runs of
-  // less than a page or two from each of them are read 1.2 to 1.4 times slower (measured against 24 KB).
+  // Bytes of the arrays with one value per class. They fit into the second cache, not the first: planes lie far apart,
+  // and runs of less than a page or two from each of them are read 1.2 to 1.4 times slower (measured against 24 KB).
   static constexpr int64_t kBytes = 131072;
 
   const Job& job;
   const Problem& p;
   int64_t classes, size, count = 0, padded = 0;
   Scratch scratch;
-  // Where the logits of class c are: z_at + c z_step; in place, or copied to e. The same of the output.
+  // The logits of class c are at z_at + c z_step: in the tensor, or copied into the tile. So is the output.
   const Real* z_at;
   Real* out_at;
   int64_t z_step, out_step;
   bool left_out;  // whether any pixel has weight 0, those that fill up the last vector included
   Prefetcher next_labels, next_logits;
-  Real *e, *y, *w, *up, *out, *at_positive, *at_negative, *group, *z = nullptr,
-                                                                  *t = nullptr;  // group: of one vector of pixels
+  // Arrays of the tile. group: of one vector of pixels.
+  Real *e, *y, *w, *up, *out, *at_positive, *at_negative, *group, *z = nullptr, *t = nullptr;
 
-  // kEverything: keep logits and labels beside the exponentials.
+  // everything: keep logits and labels beside the exponentials.
   SoftmaxTile(const Job& j, bool everything) : job(j), p(*j.problem), classes(p.classes) {
     size = kBytes / int64_t(sizeof(Real)) / ((everything ? 3 : 1) * classes) / V::lanes * V::lanes;
     size = smaller(smaller(4096, kAddsPerFlush * V::lanes), size < V::lanes ? V::lanes : size);
@@ -45,7 +44,7 @@ struct SoftmaxTile {
     at_positive = scratch.get<Real>(V::table_size(classes));
     at_negative = scratch.get<Real>(classes);
     group = scratch.get<Real>(classes * V::lanes);
-    for (int64_t i = 0; i < size; ++i) y[i] = 0;  // where labels are soft nobody fills it
+    for (int64_t i = 0; i < size; ++i) y[i] = 0;  // soft labels do not fill it
     if (everything) {
       z = scratch.get<Real>(classes * size);
       t = scratch.get<Real>(classes * size);
@@ -55,7 +54,7 @@ struct SoftmaxTile {
   // Whether each class has an upstream gradient of its own (of an unreduced loss).
   bool is_per_class() const { return job.plan.pointwise_count > 0 && job.plan.pointwise[0].every_class; }
 
-  // checks: as of RowTile.
+  // checks: as in RowTile (sigmoid.h).
   void load(const View& logits, int64_t n, int64_t first, int64_t n_pixels, bool checks, ValueReport& bad) {
     count = n_pixels;
     padded = (count + V::lanes - 1) / V::lanes * V::lanes;
@@ -86,7 +85,7 @@ struct SoftmaxTile {
     if (!in_memory) load_classes(logits, n, first, count, classes, copy, size);
     next_labels = p.label_map ? Prefetcher(p.target, n, first + size, 1) : Prefetcher();
     next_logits = in_memory ? Prefetcher() : Prefetcher(logits, n, first + size, classes);
-    // Pixels of weight 0 are selected out: what stands there is not read into anything.
+    // Pixels of weight 0 get 0, so that what they hold has no effect, even NaN.
     if (z && left_out) {
       clear_left_out(z);
       if (!p.label_map) clear_left_out(t);
@@ -108,7 +107,7 @@ struct SoftmaxTile {
   }
   INLINE typename V::Mask valid(int64_t i) const { return V::load(w + i) != V(0); }
 
-  // Exponentials into `e` (from `logits`, which may be `e`), and what the classes of each pixel share.
+  // Writes exponentials to `e` (from `logits`, which may be `e`). Returns what the classes of each pixel share.
   Normaliser<V> normalise(const Real* logits, int64_t i) {
     Normaliser<V> n;
     n.peak = V::load(logits + i);
@@ -123,7 +122,7 @@ struct SoftmaxTile {
       V d = V::load(logits + c * size + i) - n.peak;
       V x = exp_nonpositive(d);
       x.store(e + c * size + i);
-      // Of the peak class only its difference is added: 0, or the NaN of inf - inf.
+      // The peak class adds its difference, not its exponential: 0, or the NaN of inf - inf.
       return select(n.peak_class == V(double(c)), d, x);
     });
     n.finish();
@@ -141,7 +140,7 @@ struct SoftmaxTile {
   int64_t first_stored = 0;
 };
 
-// Sums per class, kept as one register each between tiles.
+// Sums per class. Between tiles each is one register of partial sums.
 template <class Real>
 struct ClassSums {
   int64_t n;
@@ -158,7 +157,7 @@ struct ClassSums {
   }
 };
 
-// The walk over the tiles of a chunk: Engine::sum_tile, Engine::gradient_group.
+// The loop over the tiles of a chunk. It calls Engine::sum_tile and Engine::gradient_group.
 template <class Engine, class Real>
 struct SoftmaxSteps {
   using V = Vec<Real, kSoftmaxRegisters>;

@@ -80,8 +80,8 @@ struct SoftmaxGeneral : SoftmaxSteps<SoftmaxGeneral<Real, Link, kExtra>, Real> {
     Group group(tile, i);
     V w = Steps::weighted_upstream(job, tile, i), zero = V(0);
     const bool regions = job.layout.region_slopes > 0;
-    V reference = zero, largest = zero, largest_class = zero;  // of the slopes of log p
-    // Each class's slopes take the place of its logit and label.
+    V reference = zero, largest = zero, largest_class = zero;  // largest: of the slopes of log p
+    // The slopes of each class are stored in place of its logit and label.
     for (int64_t c = 0; c < tile.classes; ++c) {
       Pixel<V> x = group.pixel(c);
       V t = group.label(c);
@@ -110,7 +110,7 @@ struct SoftmaxGeneral : SoftmaxSteps<SoftmaxGeneral<Real, Link, kExtra>, Real> {
     }
     if constexpr (kSoftmax) {
       const auto at = [&](int64_t c) { return c * tile.size + i; };
-      // Σ_{c≠k} D_c: the largest is added last, or not at all, so that the small ones keep their digits.
+      // Σ_{c≠k} D_c. The largest D is added last, or not at all, so that the small ones keep their digits.
       V rest = zero;
       if (job.plan.pointwise_count) {
         rest = sum_classes(tile.classes, [&](int64_t c) {
@@ -130,7 +130,7 @@ struct SoftmaxGeneral : SoftmaxSteps<SoftmaxGeneral<Real, Link, kExtra>, Real> {
     }
   }
 
-  // The loss of each pixel, its classes added, or of each class.
+  // The loss of each pixel, as the sum over its classes, or the loss of each class.
   static void values(const Job& job, const Chunk& chunk, double*, ValueReport& bad) {
     SoftmaxTile<Real> tile(job, true);
     const Real* slopes = static_cast<const Real*>(job.slopes) + chunk.domain * job.layout.domain_slopes();

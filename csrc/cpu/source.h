@@ -1,5 +1,5 @@
-// Strided source and sink: a tile of positions of one (sample, class) to a plain array and back. The engines see
-// neither strides, nor sizes, nor element types.
+// Loads a tile of positions of one (sample, class) into a plain array, and stores it back. So the engines see neither
+// strides, nor sizes, nor element types.
 #pragma once
 
 #include "../math.h"
@@ -9,17 +9,18 @@
 namespace segfuse {
 namespace {
 
-// Prefetches the next vector of a plane into the second cache. Class planes are more than the processor prefetches by
-// itself: without this, loss and gradient took a third longer. An address beyond the end does no harm. Call it among
-// exponentials or stores: in a loop that only reads, one request waits for the other (a sixth of the time).
+// Prefetches the next vector of a plane into the second cache. There are more class planes than the processor
+// prefetches by itself: without this, loss and gradient took a third longer. An address beyond the end does no harm.
+// Call it among exponentials or stores: in a loop that only reads, one request waits for the other (a sixth of the
+// time).
 template <class V, class Real>
 INLINE void prefetch(const Real* p) {
   constexpr int64_t bytes = V::lanes * int64_t(sizeof(Real)), distance = bytes < 512 ? 512 : 2 * bytes;
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + distance + b, 0, 2);
 }
 
-// Prefetches the next tile while this one is computed, a part with each vector: issued at once, it stalls (labels of 64
-// bits with 4 classes: a sixth of the time).
+// Prefetches the next tile while this one is computed, a part of it with each vector: requests that are issued all at
+// once stall (labels of 64 bits with 4 classes: a sixth of the time).
 struct Prefetcher {
   const char* at = nullptr;
   int64_t planes = 0, plane_bytes = 0, pixel_bytes = 0;
@@ -34,7 +35,7 @@ struct Prefetcher {
     plane_bytes = v.class_stride * size;
     pixel_bytes = v.stride[0] * size;
   }
-  // For `count` positions from the i-th of the tile; addresses beyond the end do no harm.
+  // Asks for `count` positions from the i-th of the tile. Addresses beyond the end do no harm.
   INLINE void ask(int64_t i, int64_t count) const {
     const char* p = at + i * pixel_bytes;
     for (int64_t c = 0; c < planes; ++c, p += plane_bytes)
@@ -42,7 +43,7 @@ struct Prefetcher {
   }
 };
 
-// The tile in place where it already is an array of Real, else null.
+// The tile in the tensor itself, if it is an array of Real there; else null.
 template <class Real>
 inline Real* in_place(const View& v, int64_t n, int64_t c, int64_t first) {
   const bool same = v.dtype == (sizeof(Real) == 4 ? Dtype::f32 : Dtype::f64);
@@ -69,8 +70,8 @@ struct Unsigned<8> {
   using type = uint64_t;
 };
 
-// A run of labels: converted, and whether any lies outside [0, classes). Plain loops, each of one width where it can
-// be, so that they vectorise. Labels in range fit 32 bits.
+// Converts a run of labels. Returns whether any lies outside [0, classes). The loops are plain, each of one width if
+// possible, so that they vectorise. Labels in range fit 32 bits.
 template <class Real, class Element>
 inline bool load_label_run(const Element* p, int64_t stride, int64_t count, int64_t classes, bool can_match,
                            Element ignored, Real* out, Real* weight) {
@@ -98,7 +99,7 @@ inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int6
                         bool has_ignore, int64_t ignore, Real* out, Real* weight, ValueReport& bad) {
   with_integer(v.dtype, v.data, [&](auto* data) {
     using Element = typename Pointee<decltype(data)>::type;
-    // An ignored value that the type cannot hold matches nothing: -100 is not the uint8 156.
+    // An ignored value that the type cannot hold matches nothing. As a uint8, -100 would be 156.
     const Element ignored = Element(ignore);
     const bool can_match = has_ignore && int64_t(ignored) == ignore && (ignored < Element(1)) == (ignore < 1);
     for_runs(v, n, c, first, count, [&](int64_t offset, int64_t stride, int64_t at, int64_t run) {
@@ -119,7 +120,7 @@ inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int6
   });
 }
 
-// Float labels; NaN weight stays, an ignored element loses its weight.
+// Float labels. An ignored element gets the weight 0, whatever weight it had; a NaN weight of others stays.
 template <class Real>
 inline void load_soft_labels(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, bool has_ignore,
                              double ignore, Real* out, Real* weight) {
@@ -132,13 +133,13 @@ inline void load_soft_labels(const View& v, int64_t n, int64_t c, int64_t first,
     }
 }
 
-// Reports what is no probability, by more than the rounding of interpolated labels. weight: null, or 0 where nothing is
-// read. A probability may be NaN: that reaches the loss.
+// Reports values that are no probabilities, by more than the rounding of interpolated labels. weight: null, or 0 where
+// the value is not read. A predicted probability may be NaN: that reaches the loss.
 template <class Real>
 inline void check_probabilities(const Real* p, const Real* weight, int64_t n, int64_t c, int64_t first, int64_t count,
                                 ValueKind kind, ValueReport& bad) {
-  // Bits as integers: those of negative numbers and NaN are larger than those of all that is right. One maximum for a
-  // register; comparing took a seventh of the instructions of a forward of Dice + BCE.
+  // Compares bits as integers: those of negative numbers and NaN are larger than those of any probability. So one
+  // maximum is enough per register. Comparing numbers took a seventh of the instructions of a forward of Dice + BCE.
   using Bits = typename Unsigned<sizeof(Real)>::type;
   const Real one = Real(1);
   Bits most = 0, limit;

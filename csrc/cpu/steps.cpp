@@ -20,13 +20,13 @@ namespace {
 
 Chunks chunks_of(const Layout& layout, const Problem& p) {
   const int64_t rows = layout.rows_per_domain, sums = layout.domain_sums();
-  // Whole vectors, so that only the end of a domain has to be copied; and work for two threads in 256 x 256 binary
-  // pixels.
+  // A chunk is whole vectors, so that only the end of a domain has to be copied. It is small enough to give two threads
+  // work in 256 x 256 binary pixels.
   int64_t size = rows == 1 ? 32768 : std::max<int64_t>(1024, (262144 / rows + 1023) / 1024 * 1024);
   // The partial sums of all chunks together stay below half a megabyte (a chunk is at most a domain).
   while (size < p.pixels && layout.domains * ((p.pixels + size - 1) / size) * sums > 65536) size *= 2;
   const int64_t per_domain = p.pixels ? (p.pixels + size - 1) / size : 0;
-  // Equal parts: a short last one would leave a thread idle.
+  // Chunks of equal size: a short last one would leave a thread idle.
   if (per_domain > 1) size = ((p.pixels + per_domain - 1) / per_domain + 63) / 64 * 64;
   return {p.pixels, size, per_domain, layout.domains * per_domain};
 }
@@ -174,11 +174,11 @@ void add_up(const Work& work, Step step, int threads, double* sums) {
       sums[i / work.chunks.per_domain * n_sums + s] += partial[size_t(i * n_sums + s)];
 }
 
-// What a forward with a place for the gradient does. `fused` where the slopes of all domains have one factor in common,
-// which is all that the pixels decide.
+// The step of a forward that has a place for the gradient. It is `fused` if the slopes of all domains have one factor
+// in common, and only this factor depends on the pixels.
 Step first_step(const Work& work) {
   const Plan& plan = work.plan;
-  // What a narrower type keeps would be rounded twice.
+  // In a narrower type the gradient would be rounded twice.
   if (plan.unreduced() || work.problem.logits.dtype != Dtype::f32) return Step::statistics;
   const bool reduced = plan.reduction == Reduction::mean || plan.reduction == Reduction::sum;
   const bool lone = plan.pointwise_count == 1 && !plan.region_count && !plan.sums_labels();
@@ -186,7 +186,7 @@ Step first_step(const Work& work) {
   return kernels().find(work.job, step) ? step : Step::statistics;
 }
 
-// What a forward brings for the head.
+// Memory that a forward gives to the head.
 struct HeadMemory {
   std::vector<double> sums, workspace, vector;
 
@@ -200,7 +200,7 @@ struct HeadMemory {
   }
 };
 
-// What the head would leave if every pixel had the weight 1.
+// The slopes that the head would write if every pixel had the weight 1.
 std::vector<float> assumed_slopes(const Call& call) {
   const Layout layout(call.plan, call.problem);
   HeadMemory memory(memory_sizes(call.plan, call.problem));
@@ -218,9 +218,9 @@ std::vector<float> assumed_slopes(const Call& call) {
   return slopes;
 }
 
-// Asks for large pages, where Linux leaves their size to programs. The allocator gives a large gradient back to the
-// system (from 32 MB on always), and the first touch of its 4 KB pages took a third of the forward. Whole large pages
-// only, so no more memory is used.
+// Asks for large pages, where Linux lets programs choose. The allocator gives a large gradient back to the system (from
+// 32 MB on always), and the first touch of its 4 KB pages took a third of the forward. Only whole large pages are asked
+// for, so no more memory is used.
 void prefer_large_pages(const Problem& p) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = uintptr_t(1) << 21, least = 2 * page;

@@ -15,7 +15,7 @@ namespace segfuse {
 
 Trace& trace();
 
-// Kernels of this machine's best instruction set, or of the one asked for; throws if it is not there.
+// The kernels in use: of this machine's best instruction set, or of the one asked for. Throws if the machine lacks it.
 const Kernels& kernels();
 void use_instruction_set(const std::string& name);  // "" for the best
 std::vector<std::string> instruction_sets();
@@ -32,20 +32,21 @@ class ValueOutOfRange : public std::exception {
 
 using Executor = int;  // the number of threads
 
-// The steps of csrc/binding.h. What they want in Buffers they say here; `forward` makes its own sums and workspace.
+// The steps that csrc/binding.h calls. memory_sizes says what they need in Buffers; `forward` allocates its own sums
+// and workspace.
 MemorySizes memory_sizes(const Plan& plan, const Sizes& sizes);
 
 void statistics(const Call& call, const Buffers& buffers, Executor threads);
 void head(const Call& call, const Buffers& buffers, int halves, Executor threads);
 
-// True if problem.output, where there is one and the loss is reduced, is written for `backward`, in dense float32. Of a
-// single pointwise loss, a mean or a sum, one pass writes the loss and a provisional gradient; the status is the factor
-// that it still lacks. Else the powers or probabilities are there (Step::cache), which the gradient needs not compute
-// again.
+// True if something is written to problem.output for `backward`, in dense float32; the loss must be reduced, and there
+// must be an output. For a mean or a sum of a single pointwise loss it is a provisional gradient (Step::fused), and the
+// status is the factor that it still lacks. Else it is powers or probabilities (Step::cache), which the gradient need
+// not compute again.
 bool forward(const Call& call, const Buffers& buffers, Executor threads);
 
-// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). prefilled: problem.output is
-// what the forward has written, which is used up.
+// upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). prefilled: problem.output
+// holds what the forward has written; it is overwritten.
 void backward(const Call& call, const Buffers& buffers, const void* upstream, bool prefilled, Executor threads);
 
 }  // namespace segfuse

@@ -1,5 +1,5 @@
-// A sum that keeps its digits: at most kAddsPerFlush additions in a lane, then on in double. Plain float32 is off by
-// 2.6e-4 on 2^31 equal predictions; random data would hide it.
+// A sum that keeps its digits: a lane takes at most kAddsPerFlush additions, then it is added to a double. A sum in
+// plain float32 is off by 2.6e-4 on 2^31 equal predictions; random data would hide it.
 #pragma once
 
 #include "source.h"
@@ -25,7 +25,8 @@ struct Sum {
   }
 };
 
-// The same within a vector, over many classes: blocks of 32, then the blocks. For loops that add up more than this.
+// A sum over many classes that keeps its digits, within a vector: blocks of 32 classes, then the blocks. For loops that
+// do more than this sum.
 template <class V>
 struct ClassTotal {
   V blocks = V(0), block = V(0);
@@ -42,7 +43,7 @@ struct ClassTotal {
   V total() const { return blocks + block; }
 };
 
-// The sum of term(c) over the classes, likewise.
+// The sum of term(c) over the classes, in the same blocks.
 template <class Term>
 INLINE auto sum_classes(int64_t classes, const Term& term) {
   using V = decltype(term(0));

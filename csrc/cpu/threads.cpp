@@ -15,7 +15,8 @@
 namespace segfuse {
 namespace {
 
-// torch/csrc/stable/c/shim.h, looked up in the library that the process has already loaded: nothing is linked.
+// torch_parallel_for is declared in torch/csrc/stable/c/shim.h. It is looked up in the library that the process has
+// already loaded: nothing is linked.
 using TorchParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*),
                                      void* context);
 
@@ -31,8 +32,8 @@ TorchParallelFor torch_pool() {
 
 std::atomic<bool> own_pool_forced{false};
 
-// Workers take the next part as they come free. One caller at a time; a fork leaves the child without workers, so the
-// pool belongs to a process id.
+// A worker that is free takes the next part. There is one caller at a time. A forked child has none of its parent's
+// workers, so a pool belongs to one process id.
 class Pool {
  public:
   explicit Pool(int workers) : owner_(getpid()) {
@@ -95,11 +96,12 @@ class Pool {
 };
 
 void run_on_own_pool(int64_t parts, int threads, const std::function<void(int64_t)>& f) {
-  // Never destroyed: workers may outlive static destruction, and a forked child must not join its parent's.
+  // Not destroyed at exit: workers may outlive static destruction, and a forked child must not join its parent's
+  // workers.
   static std::mutex* busy = new std::mutex;
   static Pool* pool = nullptr;
   std::unique_lock<std::mutex> lock(*busy, std::try_to_lock);
-  if (!lock.owns_lock() || threads < 2 || parts < 2) {  // nested or concurrent calls run where they are
+  if (!lock.owns_lock() || threads < 2 || parts < 2) {  // nested or concurrent calls use their own thread
     for (int64_t i = 0; i < parts; ++i) f(i);
     return;
   }

@@ -1,5 +1,5 @@
-// The vector on which losses.h, link.h and pixel.h run here: four registers side by side (one alone waits on the
-// latency of its own chain: 1.2 to 1.9 times slower, measured on AVX2 and AVX-512), and the elementary functions on it.
+// The vector with which losses.h, link.h and pixel.h run on a CPU, and the elementary functions on it. It has four
+// registers: with one, each operation waits for the one before (1.2 to 1.9 times slower, measured on AVX2 and AVX-512).
 #pragma once
 
 #include "../math.h"
@@ -14,13 +14,14 @@ namespace segfuse {
 namespace {
 
 constexpr int kRegisters = 4;
-// The softmax engine keeps four values of a pixel across its loop over the classes; more than 16 registers hold them.
+// The softmax engine keeps four values of a pixel during its loop over the classes. Machines with more than 16
+// registers hold four registers of each, others two.
 constexpr int kSoftmaxRegisters = kMachineRegisters > 16 ? 4 : 2;
-// Its sums over pixels are of so many classes at a time: three registers each, beside what the classes share.
+// It sums over pixels for so many classes at a time: each takes three registers, beside those that the classes share.
 constexpr int kClassBlock = kMachineRegisters > 16 ? 4 : 2;
 
-// K registers, or their masks: halves of halves, and not an array, which the compiler would leave in memory, as it does
-// local constants of this type (GCC 12: "a store to a read-only decl").
+// K registers, or their masks, as halves of halves. The compiler would leave an array in memory; it does so with local
+// constants of this type (GCC 12: "a store to a read-only decl").
 template <class R, int K>
 struct Registers {
   Registers<R, K / 2> low, high;
@@ -30,7 +31,7 @@ struct Registers<R, 1> {
   R r;
 };
 
-// f of each register.
+// Applies f to each register.
 template <class F, class R, class... More>
 INLINE auto each(const F& f, const Registers<R, 1>& a, const Registers<More, 1>&... more) {
   return Registers<decltype(f(a.r, more.r...)), 1>{f(a.r, more.r...)};
@@ -55,14 +56,14 @@ struct Vec {
   INLINE Vec(const Registers<Register, K>& registers) : r(registers) {}
   INLINE explicit Vec(double x) : r(same<K>(Register::set(T(x)))) {}
   INLINE static Vec same(const Register& x) { return same<K>(x); }
-  // Registers lie side by side, or `step` apart.
+  // In memory the registers lie side by side, or `step` elements apart.
   INLINE static Vec load(const T* p, int64_t step = Register::lanes) { return loaded<K>(p, step); }
   INLINE void store(T* p, int64_t step = Register::lanes) const { stored(r, p, step); }
   INLINE Register fold() const { return folded(r); }
   INLINE static Vec gather(const T* table, const Vec& index) {
     return each([table](Register i) INLINE_LAMBDA { return Register::gather(table, i); }, index.r);
   }
-  // The same of a table of table_size(n), which short tables fill up to what registers hold.
+  // gather for a table with n entries and room for table_size(n): a short table is read into registers as a whole.
   static constexpr int64_t table_size(int64_t n) { return n < Register::table ? Register::table : n; }
   INLINE static Vec lookup(const T* table, const Vec& index, int64_t n) {
     if constexpr (Register::table > 0) {
@@ -128,7 +129,7 @@ SEGFUSE_BINARY(operator+, x + y)
 SEGFUSE_BINARY(operator-, x - y)
 SEGFUSE_BINARY(operator*, x* y)
 SEGFUSE_BINARY(operator/, x / y)
-// Of two operands the second where either is NaN, so write max(constant, x).
+// If either operand is NaN, the result is the second one: so write max(constant, x).
 SEGFUSE_BINARY(min, min(x, y))
 SEGFUSE_BINARY(max, max(x, y))
 #undef SEGFUSE_BINARY
@@ -181,7 +182,7 @@ INLINE Vec<T, K> add_where(const typename Vec<T, K>::Mask& m, const Vec<T, K>& a
 }
 
 // ------------------------------------------------------------------------------------------------ elementary functions
-// Minimax polynomials (Chebyshev fits); the error left by each, beside its table, is below that of the arithmetic.
+// Minimax polynomials (Chebyshev fits). The error of each is noted at its table; it is below that of the arithmetic.
 
 template <class T>
 struct Tables;
@@ -247,7 +248,7 @@ INLINE Vec<T, K> exp_nonpositive(const Vec<T, K>& x) {
   return scaled_exp(n, r);
 }
 
-// 2^x for x up to a few; results below the smallest normal number are 0, 2^NaN is NaN.
+// 2^x for x of at most a few; results below the smallest normal number are 0, 2^NaN is NaN.
 template <class T, int K>
 INLINE Vec<T, K> fast_exp2(const Vec<T, K>& x) {
   return each(
@@ -284,7 +285,7 @@ INLINE Vec<T, K> log_from_one(const Vec<T, K>& x) {
   return fma(e, Vec<T, K>(C::ln2_high), fma(e, Vec<T, K>(C::ln2_low), log_mantissa(m)));
 }
 
-// log2(x) for normal x > 0; some number for 0 and for NaN.
+// log2(x) for normal x > 0. For 0 and NaN the result is not specified.
 template <class T, int K>
 INLINE Vec<T, K> fast_log2(const Vec<T, K>& x) {
   Vec<T, K> e;
@@ -300,7 +301,7 @@ INLINE void divide_shares(const Vec<T, K>& small, const Vec<T, K>& large, Vec<T,
   ratio = small * (reciprocal * sum);
 }
 
-// To a tenth.
+// log2(x) to a tenth.
 template <class T, int K>
 INLINE Vec<T, K> rough_log2(const Vec<T, K>& x) {
   Vec<T, K> e;
@@ -308,7 +309,7 @@ INLINE Vec<T, K> rough_log2(const Vec<T, K>& x) {
   return fma(m - Vec<T, K>(1), Vec<T, K>(Base2<T>::log2_e), e);
 }
 
-// log(x), out of line; below the smallest normal number -inf, of negative numbers and NaN NaN, of inf inf.
+// log(x), not inlined. It is -inf below the smallest normal number, NaN for negative numbers and NaN, inf for inf.
 template <class T, int K>
 __attribute__((noinline)) Vec<T, K> log(const Vec<T, K>& x) {
   using C = Tables<T>;
@@ -319,7 +320,7 @@ __attribute__((noinline)) Vec<T, K> log(const Vec<T, K>& x) {
   return select(x != x, x, y);
 }
 
-// log(1 + x) for x >= 0: the rounding of 1 + x is put back.
+// log(1 + x) for x >= 0. The second term puts back the rounding of 1 + x.
 template <class T, int K>
 INLINE Vec<T, K> log1p(const Vec<T, K>& x) {
   Vec<T, K> u = Vec<T, K>(1) + x;
@@ -335,8 +336,8 @@ INLINE Vec<double, K> log1p_unit(const Vec<double, K>& x) {
   return log1p(x);
 }
 
-// base^exponent for base in [0, 1] and exponent >= 0, as 2^(exponent e) m^exponent, so that the error does not grow
-// with the logarithm of the base. Below the smallest normal number the base counts as 0; 0^0 = 1. Out of line.
+// base^exponent for base = m 2^e in [0, 1] and exponent >= 0, as 2^(exponent e) m^exponent: so the error does not grow
+// with the logarithm of the base. A base below the smallest normal number counts as 0; 0^0 = 1. Not inlined.
 template <class T, int K>
 __attribute__((noinline)) Vec<T, K> pow(const Vec<T, K>& base, T exponent) {
   using C = Tables<T>;
@@ -345,7 +346,7 @@ __attribute__((noinline)) Vec<T, K> pow(const Vec<T, K>& base, T exponent) {
   Vec<T, K> m = split_exponent(base, e);
   Vec<T, K> n = round(g * e);
   Vec<T, K> rest = product_minus(g, e, n);  // exact
-  // Within (1 + exponent) ln2 / 2 of 0, and of either sign: folded once more.
+  // The argument is within (1 + exponent) ln2 / 2 of 0, with either sign, so it is folded once more.
   Vec<T, K> k;
   Vec<T, K> r = fold_exponent(fma(rest, Vec<T, K>(C::ln2_high + C::ln2_low), g * log_mantissa(m)), k);
   Vec<T, K> out = scaled_exp(max(Vec<T, K>(C::zero_exponent), n + k), r);
