@@ -1,4 +1,4 @@
-"""``python -m segfuse``: what is installed and what it runs on, for bug reports."""
+"""``python -m segfuse`` prints what is installed and what it runs on. Put it into bug reports."""
 
 from segfuse import build_info
 

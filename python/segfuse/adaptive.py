@@ -21,17 +21,17 @@ __all__ = [
 
 
 class AdaptiveLogLoss(SingleLoss):
-    """Adaptive logarithmic loss (Kaul, Pears & Manandhar 2021) around a region loss, row by row.
+    """Adaptive logarithmic loss (Kaul, Pears & Manandhar 2021) of a region loss.
 
-    omega ln(1 + L / epsilon) where L < gamma, else L - C, with L the row's loss and C = gamma - omega ln(1 + gamma /
-    epsilon): small errors get a steep slope, omega / (epsilon + L), large ones 1. The value is continuous at gamma; the
-    slope is not, unless omega = epsilon + gamma (the paper says smooth).
+    A row with loss L has omega ln(1 + L / epsilon) where L < gamma, else L - C, with C = gamma - omega ln(1 + gamma /
+    epsilon). So a small loss has a steep slope, omega / (epsilon + L), and a large one has slope 1. At gamma the value
+    is continuous. The slope jumps there, unless omega = epsilon + gamma (the paper calls it smooth).
 
     Args:
-        base: a region loss, of which rows, options and reduction are taken.
-        omega: height of the logarithm, > 0 (this and the others: defaults of the paper).
+        base: a region loss. Rows, options and reduction are those of the base.
+        omega: height of the logarithm, > 0. The defaults of omega, gamma and epsilon are those of the paper.
         gamma: where the logarithm ends, > 0.
-        epsilon: the logarithm's slope at 0 is omega / epsilon, > 0.
+        epsilon: the slope at 0 is omega / epsilon, > 0.
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.AdaptiveLogLoss(segfuse.DiceLoss("multiclass"), omega=8)(logits, target)
@@ -68,7 +68,7 @@ class AdaptiveLogLoss(SingleLoss):
         return replace(base, adaptive=True, **numbers)
 
     def extra_repr(self) -> str:
-        """The base, and the options that are not as by default."""
+        """The base, and the options that differ from their defaults."""
         signature = self._own_signature()
         own = {k: self.options[k] for k in ("omega", "gamma", "epsilon")}
         return ", ".join([self._base, *(f"{k}={v:g}" for k, v in own.items() if v != signature[k].default)])

@@ -1,4 +1,4 @@
-"""Losses as modules that add and scale: ``0.5 * DiceLoss("multiclass") + CrossEntropyLoss()`` is one fused loss."""
+"""Losses as modules that add and scale. ``0.5 * DiceLoss("multiclass") + CrossEntropyLoss()`` is one fused loss."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from segfuse._core.transfer import bring, may_stay
 
 
 class Loss(nn.Module):
-    """What every loss is: terms over the same two passes.
+    """Base class of all losses. A loss has one term or more, all computed in the same two passes.
 
-    ``loss(logits, target, weight=None)`` gives the loss; with ``return_terms=True`` also a dict of its detached,
-    unscaled terms, for logging.
+    ``loss(logits, target, weight=None)`` gives the loss. With ``return_terms=True`` it also gives a dict of its terms,
+    detached and unscaled, for logging.
 
     >>> criterion = 0.5 * segfuse.DiceLoss("binary") + segfuse.BCEWithLogitsLoss("binary")
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
@@ -30,42 +30,45 @@ class Loss(nn.Module):
     >>> list(terms)
     ['dice', 'bce_with_logits']
 
-    Losses add (``+``, ``-``, ``sum``) and scale (``*``, ``/``, unary ``-``) by numbers, or by tensors and Parameters of
-    one element (shape ``()`` or ``(1,)``), which are read at each call and get their gradient. (What mypy takes for no
-    loss, since torch and Python say so: ``tensor * loss``, better ``loss * tensor``; ``sum(losses)``, better
-    ``sum(losses[1:], losses[0])``.) Class weights and coefficients may lie on the host while the logits are on a GPU:
-    no call waits for that, but the gradient of a coefficient on the host is copied there, which does. A compound holds
-    at most 4 pointwise and 8 region losses. It computes them together: a term that overrides ``forward`` or has hooks
-    is a TypeError when it is added, scaled or tiled, and hooks that a term is given later are not called. Tables that
-    you give (``class_weight``, ``pos_weight``, ``alpha``) are persistent buffers: they are in the state_dict, and
-    ``half()`` rounds them.
+    Losses can be added (``+``, ``-``, ``sum``) and scaled (``*``, ``/``, unary ``-``). A factor is a number, or a
+    tensor or Parameter of one element (shape ``()`` or ``(1,)``), which is read at each call and gets its gradient.
+    mypy does not see a loss in ``tensor * loss`` and ``sum(losses)``: write ``loss * tensor`` and
+    ``sum(losses[1:], losses[0])``.
 
-    A data option (``mode``, ``from_logits``, ``ignore_index``, ``reduction``) that a term was not given takes the value
-    that another term was given; two given values that differ are a ValueError.
+    A compound holds at most 4 pointwise and 8 region losses, and computes them together. So a term that overrides
+    ``forward`` or has hooks is a TypeError when it is added, scaled or tiled. Hooks that a term gets later are not
+    called.
+
+    Class weights and coefficients may be on the host while the logits are on a GPU. No call waits for them. But the
+    gradient of a coefficient on the host is copied to the host, which waits. Tables that you give (``class_weight``,
+    ``pos_weight``, ``alpha``) are persistent buffers: they are in the state_dict, and ``half()`` rounds them.
+
+    The terms of a compound share the data options (``mode``, ``from_logits``, ``ignore_index``, ``reduction``). If only
+    some terms were given an option, the others take that value. Two given values that differ are a ValueError.
     """
 
     _terms: list[Term]
     _takes: ClassVar[type] = DataOptions  # the set of options that the constructor takes as **options
-    _data_defaults: ClassVar[Mapping[str, Any]] = {}  # those that are not as in other losses
+    _data_defaults: ClassVar[Mapping[str, Any]] = {}  # defaults that differ from those of other losses
     _hidden_defaults: ClassVar[Mapping[str, Any]] = {}
     _symbols: ClassVar[str] = ""  # what the letters of the formula mean
-    _written_doc: ClassVar[str] = ""  # of the sources
+    _written_doc: ClassVar[str] = ""  # the docstring in the sources
 
-    # A number of numpy times a loss is for __rmul__, not an array of objects.
+    # So that numpy leaves `number * loss` to __rmul__, and does not make an array of objects.
     __array_ufunc__ = None
 
     def __init_subclass__(cls) -> None:
-        """Completes the signature and the documentation of a loss class."""
+        """Adds the shared options to the signature and the documentation of a loss class."""
         super().__init_subclass__()
         cls._hidden_defaults = {**defaults_of(cls._takes), **cls._data_defaults}
         cls.__signature__ = full_signature(cls)  # type: ignore[attr-defined]
         doc = cls.__dict__.get("__doc__") or ""
-        if ">>>" in doc and in_package(cls):  # those for users
+        if ">>>" in doc and in_package(cls):  # only the classes for users
             cls._written_doc = doc
             cls.__doc__ = class_doc(cls, doc)
 
     def _build(self, terms: list[Term]) -> None:
-        """Called last by constructors: the plan of the terms, with their data options made one."""
+        """Makes the plan of the terms, which then share their data options. Constructors call it last."""
         data = shared_data([term.loss for term in terms])
         unreduced = data["reduction"] == "none"
         if unreduced and len(terms) > 1:
@@ -78,7 +81,7 @@ class Loss(nn.Module):
             for name in term.loss.class_options:
                 options[name] = {"class_values": self._class_value_rows}
                 self._class_value_rows += 1
-            # Without a reduction there is one term, and it is scaled outside.
+            # Without a reduction there is one term. `forward` scales its loss.
             constant = 1.0 if unreduced else term.constant
             content.append({"name": term.loss.name, "coefficient": constant, "options": options})
         self._scales_outside = unreduced and (terms[0].constant != 1.0 or bool(terms[0].tensors))
@@ -103,7 +106,7 @@ class Loss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The loss; with ``return_terms=True`` also a dict of its detached, unscaled terms."""
+        """The loss; with ``return_terms=True`` also a dict of its terms, detached and unscaled."""
         check_tensor("logits", logits)
         class_values, coefficients = self._class_values(logits, target, weight), self._coefficients(logits.device)
         loss, terms = apply(self.plan, logits, target, weight, class_values, coefficients)
@@ -116,37 +119,37 @@ class Loss(nn.Module):
         return loss, dict(zip(self.term_names(), values.to(loss.dtype).unbind(0), strict=True))
 
     if TYPE_CHECKING:
-        __call__ = forward  # nn.Module has Any
+        __call__ = forward  # in nn.Module its type is Any
 
     def _require_plain(self) -> None:
-        """Whoever computes the terms by itself must not lose, without a word, what else a call would do."""
-        name, unseen = type(self).__name__, "which a sum, a multiple or tiles of losses would not call"
+        """A TypeError if a call does more than to compute the terms: a sum, a multiple or tiles would skip that."""
+        name, unseen = type(self).__name__, "but sums, multiples and tiles of losses do not call"
         if type(self).forward is not Loss.forward:
-            raise TypeError(f"{name} overrides forward, {unseen}: call it by itself and add the values")
+            raise TypeError(f"{name} overrides forward, {unseen} it: call the loss alone and add the values")
         if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
-            raise TypeError(f"{name} has hooks, {unseen}: register them on the whole")
+            raise TypeError(f"{name} has hooks, {unseen} them: register the hooks on the sum")
         for term in self._terms:
             if term.loss is not self:
                 term.loss._require_plain()
 
     def terms(self) -> list[Term]:
-        """The terms, with the tensors of their coefficients as they are now."""
+        """The terms, with the current tensors of their coefficients."""
         self._require_plain()
         return [term.resolved(self) for term in self._terms]
 
     def term_names(self) -> list[str]:
-        """Names of the terms, as ``return_terms`` gives them: dice, cross_entropy, dice_2 ..."""
+        """Names of the terms, as in the dict of ``return_terms``: dice, cross_entropy, dice_2 ..."""
         names = [loss.name.removesuffix("_loss") for loss, *_ in self._terms]
-        before = [len([n for n in names[:i] if n == name]) for i, name in enumerate(names)]  # for Dynamo, not count()
+        before = [len([n for n in names[:i] if n == name]) for i, name in enumerate(names)]  # for Dynamo, no count()
         return [name if count == 0 else f"{name}_{count + 1}" for name, count in zip(names, before, strict=True)]
 
     def _coefficients(self, device: torch.device) -> Tensor | None:
-        """One number per term, with the graph of its tensors; None if the plan has them all."""
+        """One number per term, with the graph of its tensors. None if all coefficients are constants of the plan."""
         if not self._reads_coefficients:
             return None
         dtype = number_dtype(device)
         values = [term.coefficient(self, dtype) for term in self._terms]
-        # On the device or, if all tensors are there, on the host; so are class_values.
+        # They are on the host if all tensors are there, else on the device. So are the class values.
         on_host = may_stay([v for v in values if isinstance(v, Tensor)], device)
         place = torch.device("cpu") if on_host else device
         return torch.stack(
@@ -154,7 +157,7 @@ class Loss(nn.Module):
         )
 
     def _class_values(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | None:
-        """The rows of values per class that the plan's terms name, of the widest type."""
+        """The rows of class weights that the terms of the plan name by number, in the widest type."""
         if not self._class_value_rows:
             return None
         classes = 1 if self.plan.mode == "binary" else logits.shape[1] if logits.dim() > 1 else 0
@@ -164,7 +167,7 @@ class Loss(nn.Module):
                 table = getattr(loss, name)
                 table = table.expand(classes) if table.dim() == 0 else table
                 if table.shape[0] != classes:
-                    check_inputs(self.plan, logits, target, weight)  # what is wrong with the tensors comes first
+                    check_inputs(self.plan, logits, target, weight)  # an error of the tensors comes first
                     raise ValueError(
                         f"{name} of {type(loss).__name__} has {table.shape[0]} values, "
                         f"but the logits have {classes} class(es)"
@@ -207,13 +210,13 @@ class Loss(nn.Module):
 
 
 class CompoundLoss(Loss):
-    """A weighted sum of losses, computed in one statistics pass and one gradient pass: what ``+`` and ``*`` make.
+    """A weighted sum of losses, made by ``+`` and ``*``, computed in one statistics pass and one gradient pass.
 
     >>> 0.5 * segfuse.DiceLoss("multiclass") + segfuse.CrossEntropyLoss()
     0.5 * DiceLoss('multiclass') + CrossEntropyLoss()
 
     Args:
-        terms: losses with their coefficients, as ``loss.terms()`` gives them.
+        terms: losses with their coefficients, from ``loss.terms()``.
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
@@ -237,7 +240,7 @@ class CompoundLoss(Loss):
             value, unknown = term.constant, ""
             for tensor, power in term.resolved(self).tensors:
                 assert isinstance(tensor, Tensor)
-                found = numbers_of(tensor.detach())  # a part of it may lie on another rank: no reshape
+                found = numbers_of(tensor.detach())  # no reshape: a part of it may be on another rank
                 number = found[0] if isinstance(found, list) else found
                 if isinstance(number, (int, float)):
                     value *= number**power

@@ -1,4 +1,4 @@
-"""Named compounds: the sums that everybody writes. Any other is written with ``+`` and ``*``."""
+"""Compounds with a name of their own. Write any other sum of losses with ``+`` and ``*``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-DICE = f"Dice loss of a row: 1 - (2 I + nr) / (2 I + FP + FN + dr), smooth = (nr, dr). {RegionLoss._symbols}"
+DICE = f"The Dice loss of a row is 1 - (2 I + nr) / (2 I + FP + FN + dr), smooth = (nr, dr). {RegionLoss._symbols}"
 
 
 def _data(options: Any) -> Any:
@@ -54,7 +54,7 @@ def _scaled(factor: Coefficient, loss: Loss) -> list[Term]:
 
 
 def _focal(alpha: list[float], gamma: float, data: Any) -> Loss:
-    """With weights that follow from the compound's numbers, and so are no state of it."""
+    """A focal loss. Its weights follow from the options of the compound, so they are not in its state_dict."""
     return FocalLoss("multiclass", alpha=alpha, gamma=gamma, **data)._with_fixed(alpha=alpha)
 
 
@@ -65,7 +65,7 @@ class DiceBCELoss(CompoundLoss):
         dice_weight: coefficient of the Dice loss.
         bce_weight: coefficient of the BCE.
         pos_weight: weight of positives in the BCE, a number or one per channel, >= 0.
-        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+        reduction: used for each part: "mean", "sum", or "sample" (the loss of each sample, shape (N,)).
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.DiceBCELoss("binary", bce_weight=0.5)(logits, target)
@@ -95,9 +95,9 @@ class DiceCELoss(CompoundLoss):
     Args:
         dice_weight: coefficient of the Dice loss.
         ce_weight: coefficient of the cross-entropy.
-        ce_class_weight: C weights of the cross-entropy, >= 0; class_weight weighs the rows of the Dice loss.
-        label_smoothing: e in [0, 1] of the cross-entropy; its label becomes t (1 - e) + e/C.
-        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+        ce_class_weight: C weights of the cross-entropy, >= 0. (class_weight has the weights of the Dice loss.)
+        label_smoothing: e in [0, 1], for the cross-entropy; its label becomes t (1 - e) + e/C.
+        reduction: used for each part: "mean", "sum", or "sample" (the loss of each sample, shape (N,)).
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.DiceCELoss(ignore_index=255, label_smoothing=0.1)(logits, target)
@@ -128,9 +128,9 @@ class DiceFocalLoss(CompoundLoss):
     Args:
         dice_weight: coefficient of the Dice loss.
         focal_weight: coefficient of the focal loss.
-        alpha: weight of positives in the focal loss, 1 - alpha of negatives; in "multiclass" C values.
+        alpha: weight of positives in the focal loss; negatives have 1 - alpha. In "multiclass" C values.
         gamma: exponent of the focal loss, >= 0.
-        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+        reduction: used for each part: "mean", "sum", or "sample" (the loss of each sample, shape (N,)).
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.DiceFocalLoss("multiclass", gamma=1.0)(logits, target)
@@ -156,16 +156,16 @@ class DiceFocalLoss(CompoundLoss):
 
 
 class ComboLoss(CompoundLoss):
-    """Combo loss (Taghanaki et al. 2019), one fused loss, shifted so that its minimum is 0.
+    """Combo loss (Taghanaki et al. 2019), one fused loss. Its minimum is 0.
 
     alpha · mean(beta t softplus(-z) + (1 - beta) (1 - t) softplus(z)) + (1 - alpha) · Dice loss. The paper subtracts
-    the Dice coefficient instead of adding 1 - it: the same gradient.
+    the Dice coefficient where this adds the Dice loss, 1 - coefficient. The gradient is the same.
 
     Args:
         alpha: share of the cross-entropy, in [0, 1].
-        beta: weight of positives in it, in [0, 1]: > 1/2 against false negatives.
-        smooth: added to numerator and denominator of the Dice loss (a pair: to each), >= 0.
-        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+        beta: weight of positives in the cross-entropy, in [0, 1]. More than 1/2 works against false negatives.
+        smooth: a number >= 0, added to numerator and denominator of the Dice loss; or a pair, one number for each.
+        reduction: used for each part: "mean", "sum", or "sample" (the loss of each sample, shape (N,)).
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.ComboLoss("binary", beta=0.7)(logits, target)
@@ -212,24 +212,26 @@ def combo_loss(
 class UnifiedFocalLoss(CompoundLoss):
     """Unified focal loss (Yeung et al. 2022): focal_weight · focal + (1 - focal_weight) · focal Tversky, fused.
 
-    With mTI_c = (I + s) / (I + delta FN + (1 - delta) FP + s) of a row and class, the background being class 0 of
-    ``"multiclass"``, or 1 - p of ``"binary"`` and ``"multilabel"``:
+    A row of class c has mTI_c = (I + s) / (I + delta FN + (1 - delta) FP + s). The background is class 0 in
+    ``"multiclass"``; in ``"binary"`` and ``"multilabel"`` its probability is 1 - p.
 
-    - symmetric: mean over pixels of Σ_c d_c t_c (1 - p_c)^gamma (-log p_c), d = delta for foreground and 1 - delta for
-      the background; mean over rows and classes of (1 - mTI_c)^(1 - gamma).
-    - asymmetric: the factor (1 - p)^gamma is the background's alone, the exponent 1 - gamma the foreground's.
+    - symmetric: the focal part is the mean over pixels of Σ_c d_c t_c (1 - p_c)^gamma (-log p_c), with d = delta for
+      the foreground and 1 - delta for the background. The focal Tversky part is the mean over rows and classes of
+      (1 - mTI_c)^(1 - gamma).
+    - asymmetric: only the background has the factor (1 - p)^gamma, and only the foreground the exponent 1 - gamma.
 
-    Where the paper and its authors' code differ: exponents of the symmetric form as in the code (the paper has
-    1 - gamma and gamma; at 1/2 they agree), rows averaged as in the code, the weight on the focal part as in the paper.
+    The paper and its authors' code differ. The exponents of the symmetric form are those of the code (the paper has
+    1 - gamma and gamma; at 1/2 they agree). Rows are averaged as in the code. focal_weight is on the focal part, as in
+    the paper.
 
     Args:
-        num_classes: C, needed in "multiclass" and only there.
+        num_classes: C. Give it in "multiclass", and only there.
         focal_weight: share of the focal part, in [0, 1] (the paper's lambda).
-        delta: weight of false negatives against false positives, in [0, 1].
-        gamma: how much easy pixels and rows count less, in [0, 1).
-        asymmetric: the asymmetric form.
+        delta: weight of false negatives, in [0, 1]; false positives have 1 - delta.
+        gamma: in [0, 1). The larger it is, the less easy pixels and rows count.
+        asymmetric: True: the asymmetric form. False: the symmetric form.
         smooth: s, >= 0.
-        reduction: of each part: "mean", "sum", or "sample", the loss of each sample, shape (N,).
+        reduction: used for each part: "mean", "sum", or "sample" (the loss of each sample, shape (N,)).
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.UnifiedFocalLoss("multiclass", num_classes=2)(logits, target)
@@ -264,9 +266,9 @@ class UnifiedFocalLoss(CompoundLoss):
         if multiclass == (num_classes is None) or (num_classes is not None and num_classes < 2):
             wanted = "at least 2" if multiclass else "None: there are two, background and foreground"
             raise ValueError(f'num_classes with mode="{mode}" must be {wanted}; got {num_classes!r}')
-        data.setdefault("reduction", "mean")  # given, for the shares of the rows depend on it
+        data.setdefault("reduction", "mean")  # as if given: the shares of the rows below depend on it
         options: Any = {"alpha": 1 - delta, "beta": delta, "smooth": smooth, **data}
-        # Rows of a mean are shared out among the classes; in a sum each counts.
+        # A mean divides by the number of classes, a sum does not.
         total = 1 if data["reduction"] == "sum" else 2 if num_classes is None else num_classes
         focal: Loss
         tversky: Loss

@@ -1,4 +1,4 @@
-"""What to call when something is off, and before a graph is captured."""
+"""Functions to call when a loss is NaN, and before you capture a CUDA graph."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from segfuse.pointwise import BCEWithLogitsLoss, CrossEntropyLoss
 def warmup(device: torch.device | str | int | None = None) -> None:
     """Load every kernel onto a CUDA device (default: the current one).
 
-    Kernels are loaded when they first run, which is not allowed while a CUDA graph is captured. Call this, and run the
-    loss once, before the capture. Nothing to do for other devices.
+    CUDA loads a kernel when it first runs. This is not allowed while a CUDA graph is captured. So call this, and run
+    the loss once, before the capture. On other devices it does nothing.
 
     Args:
         device (device | str | int | None, default None): the device; None is the current CUDA device.
@@ -47,20 +47,20 @@ def check_target(
 ) -> None:
     """Check the values of a target on any device, and wait for the result.
 
-    On a GPU a label out of range makes loss and gradient NaN: to say more, the kernels would have to make the host
-    wait. This does wait, and says which value, how many, and where.
+    On a GPU a label out of range makes loss and gradient NaN. An error would need the host to wait for the kernels.
+    This function waits. Its error says which value is wrong, how many there are, and where the first one is.
 
     Args:
-        logits (Tensor): (N, C, *), or (N, *) in "binary"; their values are read with ``from_logits=False`` only.
-        target (Tensor): as a loss of that mode takes it.
-        mode ("binary" | "multilabel" | "multiclass"): of the loss.
-        ignore_index (int | None, default None): the label that is allowed beside those in range.
-        weight (Tensor | None, default None): of the call, if there is one: where it is 0 nothing is read.
-        from_logits (bool, default True): False: the "logits" are probabilities, and are checked, too.
+        logits (Tensor): (N, C, *), or (N, *) in "binary". Their values are read only with ``from_logits=False``.
+        target (Tensor): the target that you pass to the loss.
+        mode ("binary" | "multilabel" | "multiclass"): the mode of the loss.
+        ignore_index (int | None, default None): a label that is allowed although it is out of range.
+        weight (Tensor | None, default None): the weight that you pass to the loss. Pixels of weight 0 are not checked.
+        from_logits (bool, default True): False: the "logits" are probabilities, which are checked too.
 
     Raises:
         IndexError: an integer label is neither in range nor ignored; a float label or a probability is not in [0, 1].
-        ValueError, TypeError: shape, dtype or device are not what the mode wants.
+        ValueError, TypeError: shape, dtype or device do not fit the mode.
 
     >>> segfuse.check_target(torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 255.0], [0.0, 0.0]]]]), mode="binary")
     Traceback (most recent call last):

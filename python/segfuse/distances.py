@@ -1,4 +1,4 @@
-"""Pointwise losses that are a distance between probability and label."""
+"""Pointwise losses that measure the distance between probability and label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class MSELoss(SingleLoss):
-    """Squared error of the probability (Brier score): ℓ = (p - t)², torch's convention (no 1/2).
+    """Squared error of the probability (Brier score): ℓ = (p - t)², without a factor 1/2, as in torch.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.MSELoss("binary")(logits, target)
@@ -51,7 +51,7 @@ def mse_loss(
 
 
 class L1Loss(SingleLoss):
-    """Absolute error of the probability: ℓ = |p - t|; derivative 0 at p = t.
+    """Absolute error of the probability: ℓ = |p - t|. At p = t the derivative is 0.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.L1Loss("binary", ignore_index=255)(logits, target)
@@ -82,7 +82,7 @@ class HuberLoss(SingleLoss):
     """Huber loss (1964) of e = p - t: ℓ = e²/2 where |e| <= delta, else delta (|e| - delta/2).
 
     Args:
-        delta: > 0; |e| is at most 1.
+        delta: where the square ends, > 0. |e| is at most 1.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.HuberLoss("binary", delta=0.2)(logits, target)

@@ -1,4 +1,4 @@
-"""Pointwise losses that decide where gradients are large: by powers of p, by margins of the logit."""
+"""Pointwise losses that decide where gradients are large, by powers of p or by margins of the logit."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ __all__ = [
 class PolynomialLoss(SingleLoss):
     """Polynomial loss (Le Bich Phuong & Nguyen Tien Zung): ℓ = c t Σ_k (1 - p)^k + (1 - t) Σ_k p^k.
 
-    More focal than the cross-entropy: errors below 1/2 weigh little. ``exponents=(2, 4)`` is the authors' ℓ24, ``(6,)``
-    their ℓ6.
+    It is more focal than the cross-entropy: errors below 1/2 weigh little. ``exponents=(2, 4)`` is the authors' ℓ24,
+    ``(6,)`` is their ℓ6.
 
     Args:
         exponents: one to four integers k from 1 to 64.
-        asymmetry: c, >= 0, the weight of positives; > 1 where they are rare.
+        asymmetry: c, the weight of positives, >= 0. Give more than 1 if positives are rare.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.PolynomialLoss("binary", exponents=[6])(logits, target)
@@ -89,9 +89,9 @@ def polynomial_loss(
 class SigmoidFreeLoss(SingleLoss):
     """Loss on logits without a sigmoid (Le Bich Phuong & Nguyen Tien Zung).
 
-    ℓ = c (1 + s) l(z) + (1 - s) l(-z) with s = 2 t - 1 and l(r) = max(-r, 0) / 2 + clamp(1/2 - r, 0, 1/2)^4: linear on
-    the wrong side, flat beyond a margin of 1/2, once differentiable (slope -1/2 at 0). The factor 2 in 1 ± s is the
-    authors'.
+    ℓ = c (1 + s) l(z) + (1 - s) l(-z) with s = 2 t - 1 and l(r) = max(-r, 0) / 2 + clamp(1/2 - r, 0, 1/2)^4. l is
+    linear on the wrong side, flat beyond a margin of 1/2, and once differentiable (slope -1/2 at 0). With hard labels
+    1 ± s is 0 or 2; this factor 2 is the authors'.
 
     Args:
         asymmetry: c, >= 0, the weight of positives.
@@ -131,9 +131,10 @@ def sigmoid_free_loss(
 class BrokenLoss(SingleLoss):
     """A loss whose slope jumps at p = 1/2 (Le Bich Phuong & Nguyen Tien Zung): a study object, not to train with.
 
-    ℓ = c (1 - t) l(p) + t l(1 - p), l(y) = y^4 for y <= 1/2 and y - 7/16 above: slope 1/2 below, 1 above. The jump at
-    the threshold is a stochastic trap: noisy gradients hold predictions near 1/2, where decisions are made (see the
-    gallery). The paper's constant 3/16 would make the value jump too; 7/16 does not. Here c weighs negatives.
+    ℓ = c (1 - t) l(p) + t l(1 - p), with l(y) = y^4 for y <= 1/2 and y - 7/16 above. At y = 1/2 the slope jumps from
+    1/2 to 1. This jump is a trap: noisy gradients hold predictions near 1/2, where decisions are made (see the
+    gallery). With the paper's constant 3/16 the value would jump too; with 7/16 it does not. Here c is the weight of
+    negatives.
 
     Args:
         asymmetry: c, >= 0, the weight of negatives.
@@ -170,7 +171,7 @@ def broken_loss(
 
 
 class HingeLoss(SingleLoss):
-    """Hinge loss: ℓ = max(0, 1 - s z) with s = 2 t - 1; derivative 0 at the kink.
+    """Hinge loss: ℓ = max(0, 1 - s z) with s = 2 t - 1. At the kink the derivative is 0.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.HingeLoss("binary", reduction="sum")(logits, target)

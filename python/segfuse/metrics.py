@@ -1,8 +1,9 @@
-"""Metrics of hard predictions, from exact counts that add over batches and ranks.
+"""Metrics of hard predictions, from exact counts. Counts can be added over batches and ranks.
 
-Each function takes counts ``(tp, fp, fn, tn)`` of any shape, as :func:`segfuse.region_stats` with ``hard=True`` gives
-them, and returns a ratio per entry, float64 (float32 on a device without float64, such as Apple's MPS). 0/0 gives
-``zero_division`` (default 0, as in scikit-learn; NaN leaves an average). :class:`SegmentationMetrics` streams them.
+Each function takes counts ``(tp, fp, fn, tn)`` of any shape, for example from :func:`segfuse.region_stats` with
+``hard=True``. It returns one ratio per entry, in float64 (float32 on a device without float64, such as Apple's MPS).
+0/0 gives ``zero_division`` (default 0, as in scikit-learn; a NaN is left out of averages). :class:`SegmentationMetrics`
+adds up the counts of many batches.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def iou(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0
 
 
 def dice(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """Dice coefficient, which is F1: 2 tp / (2 tp + fp + fn).
+    """Dice coefficient, the same as F1: 2 tp / (2 tp + fp + fn).
 
     >>> segfuse.metrics.dice(*torch.tensor([3, 1, 2, 4]))
     tensor(0.6667, dtype=torch.float64)
@@ -88,7 +89,7 @@ def precision(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: flo
 
 
 def balanced_accuracy(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """(recall + specificity) / 2, of a class against the rest.
+    """Balanced accuracy of a class against the rest: (recall + specificity) / 2.
 
     >>> segfuse.metrics.balanced_accuracy(*torch.tensor([3, 1, 2, 4]))
     tensor(0.7000, dtype=torch.float64)
@@ -97,7 +98,7 @@ def balanced_accuracy(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_divis
 
 
 def error_rate(tp: Tensor, fp: Tensor, fn: Tensor, tn: Tensor, zero_division: float = 0.0) -> Tensor:
-    """The 0-1 loss, of a class against the rest: (fp + fn) / (tp + fp + fn + tn).
+    """Error rate (0-1 loss) of a class against the rest: (fp + fn) / (tp + fp + fn + tn).
 
     >>> segfuse.metrics.error_rate(*torch.tensor([3, 1, 2, 4]))
     tensor(0.3000, dtype=torch.float64)
@@ -117,7 +118,7 @@ METRICS: dict[str, Metric] = {
 
 
 class SegmentationMetrics:
-    """All metrics over a stream of batches, exact over ranks.
+    """All metrics over many batches, exact over ranks.
 
     >>> metrics = segfuse.metrics.SegmentationMetrics("multiclass", ignore_index=255)
     >>> for _ in range(2):
@@ -127,11 +128,11 @@ class SegmentationMetrics:
     tensor(0.2500, dtype=torch.float64)
 
     Args:
-        mode ("binary" | "multilabel" | "multiclass"): a class is predicted where its probability is > threshold, in
-            "multiclass" where it is the largest (ties: the lowest index).
+        mode ("binary" | "multilabel" | "multiclass"): a class is predicted where its probability is > threshold. In
+            "multiclass" it is predicted where its probability is the largest (if equal, the lowest index).
         ignore_index (int | None, default None): pixels with this label do not count.
-        from_logits (bool, default True): False: the logits are probabilities already, in [0, 1].
-        threshold (float, default 0.5): in (0, 1).
+        from_logits (bool, default True): False: the logits are already probabilities, in [0, 1].
+        threshold (float, default 0.5): in (0, 1). Not used in "multiclass".
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class SegmentationMetrics:
         self._counts: Tensor | None = None
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-        """Add a batch; ``weight`` is a mask."""
+        """Add a batch. ``weight`` is a mask: pixels where it is 0 do not count."""
         stats = region_stats(logits, target, mode=self.mode, weight=weight, hard=True, **self.options)
         batch = torch.stack(stats).sum(1)
         if self._counts is not None and self._counts.shape != batch.shape:
@@ -159,7 +160,7 @@ class SegmentationMetrics:
         self._counts = batch if self._counts is None else self._counts + batch.to(self._counts.device)
 
     def counts(self, process_group: distributed.ProcessGroup | None = None) -> RegionStats:
-        """Counts per class so far, each (C,); with a process group those of all its ranks (one all-reduce)."""
+        """Counts per class so far, each (C,). With a process group, those of all its ranks (one all-reduce)."""
         if self._counts is None:
             raise RuntimeError("nothing was counted: call update first")
         counts = self._counts
@@ -178,10 +179,10 @@ class SegmentationMetrics:
         """Every metric of :data:`METRICS`, float64.
 
         Args:
-            average: ``"macro"`` the mean over classes (a NaN, by ``zero_division``, leaves it), ``"micro"`` of the
-                classes' counts added, None: one value per class.
+            average: ``"macro"``: the mean over classes, without those that are NaN (by ``zero_division``).
+                ``"micro"``: the metric of the sum of all classes' counts. None: one value per class.
             zero_division: the value of 0/0.
-            process_group: add the counts of its ranks first.
+            process_group: first add the counts of all its ranks.
         """
         if average is not None:
             check_choice("average", average, ("macro", "micro"))

@@ -1,7 +1,7 @@
-"""Pointwise losses: a sum over pixels of a function of the logit z and the label t, with p = link(z), q = 1 - p.
+"""Pointwise losses: a sum over pixels of a function ℓ of the logit z and the label t, with p = link(z), q = 1 - p.
 
-Weights w may be negative: Σ w ℓ is what it says, means divide by Σ w (0 where that is 0), and region losses follow
-their formulas. NaN and infinity reach the loss.
+Weights w may be negative. A sum is Σ w ℓ; a mean is Σ w ℓ / Σ w, and 0 where Σ w is 0. Region losses follow their
+formulas. Weights of NaN and infinity reach the loss.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class BCEWithLogitsLoss(SingleLoss):
     """Binary cross-entropy of logits: ℓ = pos_weight t softplus(-z) + (1 - t) softplus(z).
 
     Args:
-        pos_weight: weight of positives, a number or one per channel, >= 0 (None: 1).
-        balanced: weight positives by beta = 1 - Σ w t / Σ w over the valid pixels of their sample and channel, and
-            negatives by 1 - beta (balanced BCE, Xie & Tu 2015); no gradient flows into beta. Excludes ``pos_weight``.
+        pos_weight: weight of positives, a number or one per channel, >= 0; None is 1.
+        balanced: True gives positives the weight beta = 1 - Σ w t / Σ w and negatives 1 - beta (balanced BCE, Xie & Tu
+            2015). The sums run over the valid pixels of a sample and channel. No gradient flows into beta. Not with
+            ``pos_weight``.
         label_smoothing: e in [0, 1]; the label becomes t (1 - e) + e/2.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
@@ -95,7 +96,7 @@ class BCEWithLogitsLoss(SingleLoss):
     ) -> None:
         check_choice("mode", mode, TWO_SIDED)
         if check_bool("balanced", balanced) and pos_weight is not None:
-            raise ValueError("balanced=True and pos_weight exclude each other")
+            raise ValueError("balanced=True and pos_weight cannot be combined")
         options = {
             "pos_weight": None if pos_weight is None else scalar_or_table("pos_weight", pos_weight),
             "balanced": check_bool("balanced", balanced),
@@ -129,12 +130,12 @@ def bce_with_logits_loss(
 
 
 class CrossEntropyLoss(SingleLoss):
-    """Softmax cross-entropy, always multiclass, as torch's: ℓ = class_weight[y] (logsumexp(z) - z_y).
+    """Softmax cross-entropy, always multiclass, the same as torch's: ℓ = class_weight[y] (logsumexp(z) - z_y).
 
-    Soft labels (N, C, *): ℓ = -Σ_c class_weight[c] t_c log p_c.
+    For soft labels (N, C, *): ℓ = -Σ_c class_weight[c] t_c log p_c.
 
     Args:
-        class_weight: C values >= 0; for label maps they count in the denominator of the mean too, as in torch.
+        class_weight: C values >= 0. With a label map the denominator of the mean has them too, as in torch.
         label_smoothing: e in [0, 1]; the label becomes t (1 - e) + e/C.
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
@@ -190,12 +191,12 @@ def cross_entropy_loss(
 class FocalLoss(SingleLoss):
     """Focal loss (Lin et al. 2017): ℓ = -alpha_t (1 - p_t)^gamma log p_t.
 
-    With soft labels ℓ = alpha t q^gamma (-log p) + (1 - alpha) (1 - t) p^gamma (-log q), and in ``"multiclass"``
-    Σ_c alpha_c t_c (1 - p_c)^gamma (-log p_c). Gradients are finite for every gamma >= 0.
+    With soft labels: ℓ = alpha t q^gamma (-log p) + (1 - alpha) (1 - t) p^gamma (-log q). In ``"multiclass"``:
+    ℓ = Σ_c alpha_c t_c (1 - p_c)^gamma (-log p_c). Gradients are finite for every gamma >= 0.
 
     Args:
-        alpha: weight of positives, 1 - alpha of negatives: a number >= 0 or one per channel; in ``"multiclass"`` C
-            values. It does not count in the denominator of the mean (None: no weighting).
+        alpha: weight of positives; negatives have 1 - alpha. A number >= 0 or one per channel; in ``"multiclass"`` C
+            values. None: no weights. The denominator of the mean does not have them.
         gamma: exponent, >= 0.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
@@ -239,11 +240,11 @@ def focal_loss(
 
 
 class KLDivLoss(SingleLoss):
-    """Kullback-Leibler divergence of soft labels: ℓ = Σ t log(t / p), 0 log 0 = 0; with hard labels the cross-entropy.
+    """Kullback-Leibler divergence: ℓ = Σ t log(t / p), 0 log 0 = 0. With hard labels it is the cross-entropy.
 
-    The sum runs over both outcomes in ``"binary"`` and ``"multilabel"``, over the classes in ``"multiclass"``. It is
-    the cross-entropy less the label's own entropy, in float32: where p is nearly t its error is 1e-7, not 1e-7 of
-    itself.
+    The sum runs over both outcomes in ``"binary"`` and ``"multilabel"``, and over the classes in ``"multiclass"``. It
+    is the cross-entropy minus the entropy of the label, computed in float32. So where p is nearly t its absolute error
+    is 1e-7; its relative error may be large.
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.KLDivLoss("multiclass")(logits, target)

@@ -1,9 +1,9 @@
-"""Region losses: a function of the sums of a row, by default one row per sample and class.
+"""Region losses: a function of the sums over a row. By default there is one row per sample and class.
 
 With labels t, probabilities p and weights w, over the valid pixels of a row:
     I = Σ w t p,   FP = Σ w (1 - t) p,   FN = Σ w t (1 - p).
 
-A row that is 0/0 scores 1. If nothing in the whole call is valid the loss is 0.
+If the ratio of a row is 0/0, its score is 1. If no pixel of the call is valid, the loss is 0.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
 
 
 class DiceLoss(RegionLoss):
-    """Dice loss (Milletari et al. 2016), of a row: 1 - (2 I + nr) / (2 I + FP + FN + dr), smooth = (nr, dr).
+    """Dice loss (Milletari et al. 2016). A row has 1 - (2 I + nr) / (2 I + FP + FN + dr), with smooth = (nr, dr).
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.DiceLoss("multiclass", smooth=1.0)(logits, target)
@@ -84,7 +84,7 @@ def dice_loss(
 
 
 class JaccardLoss(RegionLoss):
-    """Jaccard (soft IoU) loss, of a row: 1 - (I + nr) / (I + FP + FN + dr), smooth = (nr, dr).
+    """Jaccard (soft IoU) loss. A row has 1 - (I + nr) / (I + FP + FN + dr), with smooth = (nr, dr).
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.JaccardLoss("multiclass", pool_batch=True)(logits, target)
@@ -111,14 +111,14 @@ def jaccard_loss(
 
 
 class SensitivitySpecificityLoss(RegionLoss):
-    """Sensitivity and specificity, of a row: 1 - (a sens + (1 - a) spec).
+    """Sensitivity-specificity loss. A row has 1 - (a sens + (1 - a) spec).
 
-    sens = (I + nr) / (I + FN + dr), spec = (TN + nr) / (TN + FP + dr), smooth = (nr, dr). With ``squared_error=True``
-    the form of Brosch et al. 2015: FN = Σ w t (p - t)² and FP = Σ w (1 - t) (p - t)², over the same weights of labels.
+    sens = (I + nr) / (I + FN + dr), spec = (TN + nr) / (TN + FP + dr), smooth = (nr, dr). ``squared_error=True`` is the
+    form of Brosch et al. 2015: FN = Σ w t (p - t)² and FP = Σ w (1 - t) (p - t)², with the same I + FN and TN + FP.
 
     Args:
         sensitivity_weight: a in [0, 1].
-        squared_error: the form of Brosch et al.
+        squared_error: True: the form of Brosch et al.
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.SensitivitySpecificityLoss("multiclass", sensitivity_weight=0.05)(logits, target)
@@ -175,16 +175,18 @@ def sensitivity_specificity_loss(
 
 
 class GeneralizedDiceLoss(RegionLoss):
-    """Generalized Dice loss (Sudre et al. 2017), of a sample: 1 - (2 Σ_c v_c I_c + nr) / (Σ_c v_c (P_c + T_c) + dr).
+    """Generalized Dice loss (Sudre et al. 2017). A sample has 1 - (2 Σ_c v_c I_c + nr) / (Σ_c v_c (P_c + T_c) + dr).
 
-    v_c = class_weight[c] / T_c², T_c the labelled weight of class c in the sample (in the batch with ``pool_batch``). A
-    class with T_c = 0 takes the largest 1 / T² of the others, 0 if there is none. Rows are samples: ``"none"`` is (N,).
-    Soft labels that leave a class almost nothing (T_c of 1e-6) make its weight so large that gradients lose digits.
+    v_c = class_weight[c] / T_c², with P_c = Σ w p and T_c = Σ w t of class c in the sample (in the batch with
+    ``pool_batch``). A class with T_c = 0 takes the largest 1 / T² of the other classes, or 0 if there is none. A row is
+    a sample, so ``"none"`` has shape (N,). If soft labels give a class almost nothing (T_c of 1e-6), its weight is so
+    large that gradients lose digits.
 
     Args:
-        weight_type: 1/T², 1/T ("simple") or 1 ("uniform").
-        class_weight: C factors of v, >= 0.
-        reduction: "mean" over samples, "sum", "sample" or "none": one value per sample, shape (N,); () with pool_batch.
+        weight_type: "square" is 1/T², "simple" is 1/T, "uniform" is 1.
+        class_weight: one factor of v per class, >= 0.
+        reduction: "mean" over samples, or "sum". "sample" and "none" give one value per sample, shape (N,); with
+            pool_batch "none" has shape ().
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.GeneralizedDiceLoss("multiclass", weight_type="simple")(logits, target)

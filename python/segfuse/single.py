@@ -1,4 +1,4 @@
-"""One loss: what pointwise and region losses have in common."""
+"""A single loss: the common base of pointwise and region losses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from segfuse.algebra import Loss
 
 
 class SingleLoss(Loss):
-    """One loss. Subclasses give ``name``, check their options, and lower them to the kernels' term."""
+    """A single loss. A subclass has a ``name``, checks its options, and turns them into a term of the kernels."""
 
     name: ClassVar[str] = ""
     _symbols = "z is the logit, p its probability, q = 1 - p, t the label, w the weight."
@@ -45,19 +45,19 @@ class SingleLoss(Loss):
             self.register_buffer(name, options[name])
         self._fixed: dict[str, list[float]] = {}
         if data.get("reduction") == "sample" and options.get("pool_batch"):
-            raise ValueError('reduction="sample" and pool_batch=True exclude each other: one row holds the whole batch')
+            raise ValueError('reduction="sample" and pool_batch=True cannot be combined: a row holds the whole batch')
         self._build([Term(self)])
 
     def __init_subclass__(cls) -> None:
-        """Makes the loss known by its name."""
+        """Registers the loss under its name."""
         super().__init_subclass__()
         if "name" in cls.__dict__:
             LOWER[cls.name] = cls.lower
         elif "lower" in cls.__dict__:
-            raise TypeError(f"{cls.__name__} has a lower() of its own, so it must have a name of its own, too")
+            raise TypeError(f"{cls.__name__} has a lower() of its own, so it must also have a name of its own")
 
     def _with_fixed(self, **class_values: list[float]) -> Self:
-        """Tables that follow from numbers of somebody else: no state, and the same after any conversion."""
+        """Sets tables that follow from options of a compound. They are no state; conversions do not round them."""
         self._fixed = class_values
         self._make_fixed_tables()
         return self
@@ -88,17 +88,17 @@ class SingleLoss(Loss):
 
     @classmethod
     def _own_signature(cls) -> Mapping[str, inspect.Parameter]:
-        """Of the class that named the loss; subclasses may hide options in theirs."""
+        """The signature of the class that gave the loss its name; a subclass may take its options in another way."""
         return inspect.signature(next(base for base in cls.__mro__ if "name" in base.__dict__)).parameters
 
     def extra_repr(self) -> str:
-        """The options that are not as by default."""
+        """The options that differ from their defaults."""
         shown = {**self.options, **{name: numbers_of(getattr(self, name)) for name in self.class_options}, **self.data}
         signature = self._own_signature()
         given = [f"{name}={value!r}" for name, value in shown.items() if signature[name].default != value]
         return ", ".join([repr(self.mode), *given] if "mode" in signature else given)
 
-    # A loss is its own only term; it must not hold itself as a submodule, nor copy itself twice.
+    # A single loss is its own only term. So it must not hold itself as a submodule, and a copy must not copy it twice.
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_terms"}
 
@@ -108,12 +108,12 @@ class SingleLoss(Loss):
 
 
 class RegionLoss(SingleLoss):
-    """What region losses share: their options, checked and lowered."""
+    """Base of region losses: checks their common options and turns them into a term of the kernels."""
 
     name = "region_loss"
     _symbols = (
         "I = Σ w t p, FP = Σ w (1 - t) p and FN = Σ w t (1 - p), with probabilities p, labels t and weights w, over "
-        "the valid pixels of a row: one class of one sample, unless pooled."
+        "the valid pixels of a row. A row is one class of one sample, or what you pool."
     )
     _takes: ClassVar[type] = RegionOptions
 
@@ -123,10 +123,10 @@ class RegionLoss(SingleLoss):
         region = {k: v for k, v in options.items() if k in REGION_DEFAULTS}
         for option in region:
             if option not in self._hidden_defaults:
-                raise ValueError(f"{option} cannot be given: {type(self).__name__} has its own")
+                raise ValueError(f"{type(self).__name__} has no option {option}: its definition fixes it")
         checked = {k: v for k, v in check_region(region).items() if k in self._hidden_defaults}
         if mode == "binary" and checked["classes"] is not None:
-            raise ValueError('classes has no meaning with mode="binary": there is one class')
+            raise ValueError('classes cannot be used with mode="binary": there is only one class')
         super().__init__(mode, {**own, **checked}, data)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The sums behind the region losses, for losses and metrics of your own."""
+"""The sums behind the region losses, to write your own losses and metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class RegionStats(NamedTuple):
-    """Weights of the four cases, each (N, C), or counts of them.
+    """Sums of weights, or counts, of true and false positives and negatives, each (N, C).
 
     >>> segfuse.RegionStats(*torch.tensor([3, 1, 2, 4])).fp
     tensor(1)
@@ -60,16 +60,17 @@ def region_stats(
     hard: bool = False,
     threshold: float = 0.5,
 ) -> RegionStats:
-    """True and false positives and negatives of each sample and class: one pass, and one for the gradient.
+    """True and false positives and negatives of each sample and class, in one pass; the gradient takes one more.
 
     tp = Σ w t p, fp = Σ w (1 - t) p, fn = Σ w t (1 - p), tn = Σ w (1 - t) (1 - p) over the valid pixels, with labels t,
-    probabilities p and weights w; float32 (float64 for float64 logits), differentiable.
+    probabilities p and weights w. They are float32 (float64 for float64 logits) and differentiable.
 
     Args:
-        hard: exact int64 counts without a gradient instead: p is 1 where it is > threshold, in ``"multiclass"`` for the
-            largest class (ties: the lowest index). The target must hold labels, and ``weight`` is a mask: pixels count
-            where it is not 0. Labels are checked, which waits for a GPU.
-        threshold: of hard, in (0, 1), except in "multiclass".
+        hard: True gives exact int64 counts of hard predictions, without a gradient. p becomes 1 where p > threshold,
+            else 0; in ``"multiclass"`` 1 for the class of the largest p (if equal, the lowest index). The target must
+            be integer or bool labels. ``weight`` is a mask: pixels where it is not 0 count. The labels are checked;
+            on a GPU this waits.
+        threshold: for hard, in (0, 1). Not used in "multiclass".
 
     Returns:
         (tp, fp, fn, tn), each (N, C); C = 1 in "binary".
@@ -98,16 +99,16 @@ def region_loss(
     from_logits: bool = True,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """A region loss of your own: ``head(tp, fp, fn, tn)`` of :func:`region_stats`, in PyTorch.
+    """Your own region loss: ``head(tp, fp, fn, tn)`` of the results of :func:`region_stats`, in PyTorch.
 
-    The statistics and the gradient in the logits are fused, a pass each; the head works on (N, C) numbers. Mind 0/0:
-    rows without a label, or with nothing predicted.
+    The statistics and the gradient in the logits are fused and take one pass each. The head works on (N, C) numbers.
+    Avoid 0/0 in the head: it occurs in rows without a label, or where nothing is predicted.
 
     Args:
-        head: the loss, of four tensors (N, C), C = 1 in "binary".
+        head: a function of four tensors (N, C), with C = 1 in "binary"; gives the loss.
 
     Returns:
-        What the head gives.
+        The result of the head.
 
     >>> def kappa(tp, fp, fn, tn):
     ...     return 1 - (2 * (tp * tn - fn * fp) / ((tp + fp) * (fp + tn) + (tp + fn) * (fn + tn) + 1e-5)).mean()
@@ -129,12 +130,12 @@ def pointwise_loss(
     weight: Tensor | None = None,
     **data: Unpack[DataOptions],
 ) -> Tensor:
-    """A pointwise loss of your own. Not fused: plain PyTorch.
+    """Your own pointwise loss. It is not fused: it runs in plain PyTorch.
 
     Args:
-        fn: fn(z, t) on tensors (N, C, M), the logits in float32 (float64 for float64 logits) and the labels as
-            numbers (one-hot in ``"multiclass"``), gives the loss of each element, or of each pixel as (N, 1, M). At
-            ignored pixels it gets zeros, and what it gives there is not used.
+        fn: a function fn(z, t) of two tensors (N, C, M): the logits in float32 (float64 for float64 logits) and the
+            labels as numbers (one-hot in ``"multiclass"``). It gives the loss of each element (N, C, M), or of each
+            pixel (N, 1, M). At ignored pixels it gets zeros, and its result there is not used.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])
     >>> segfuse.pointwise_loss(logits, target, lambda z, t: (z - t) ** 2, mode="binary")

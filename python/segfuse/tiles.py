@@ -1,4 +1,4 @@
-"""Losses of images that do not fit: statistics tile by tile, then the gradient tile by tile."""
+"""Losses of images that do not fit in memory: first the statistics of all tiles, then the gradient of each tile."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["TiledLoss"]
 
 
 class TiledLoss:
-    """The loss of whole images, given as tiles: equal to the loss of the tiles put together.
+    """The loss of whole images, given tile by tile. Its value is that of the whole images.
 
-    The network runs twice over the tiles, first without a gradient:
+    The network runs over the tiles twice, the first time without a gradient:
 
     >>> network, image = torch.nn.Conv2d(3, 2, 1), torch.rand(1, 3, 8, 8)
     >>> tiles = [(half, (half[:, 0] > 0.5).long()) for half in image.chunk(2, 2)]
@@ -31,23 +31,24 @@ class TiledLoss:
     ...     logits = network(image)
     ...     logits.backward(tiled.gradient(logits, target))
 
-    All tiles have the same number of samples, sample n of one belonging to the same image as sample n of the others;
-    their sizes may differ, and each pixel must be in one tile. With a ``process_group`` the loss is over the tiles of
-    all ranks. The criterion's coefficients get no gradient here.
+    All tiles have the same number of samples: sample n of every tile belongs to image n. The sizes of tiles may differ.
+    Each pixel must be in exactly one tile. With a ``process_group`` the loss is over the tiles of all ranks. The
+    coefficients of the criterion get no gradient here.
 
     Args:
-        criterion (Loss): any loss of segfuse but ``reduction="none"`` of a pointwise one.
+        criterion (Loss): any loss of segfuse, except a pointwise loss with ``reduction="none"``.
 
     Raises:
-        ValueError: the criterion is such a loss, or a tile is not like those before.
-        RuntimeError: a tile is added after the loss was read, or the loss is read before.
+        ValueError: the criterion is a pointwise loss with ``reduction="none"``, or a tile does not match the earlier
+            ones.
+        RuntimeError: ``add`` was called after ``loss`` or ``gradient``, or these were called before any ``add``.
     """
 
     def __init__(self, criterion: Loss) -> None:
         criterion._require_plain()
         if criterion.plan.unreduced:
             raise ValueError(
-                'reduction="none" has no meaning for tiles: a pointwise loss per pixel needs no other tile'
+                'reduction="none" has no meaning for tiles: the loss of a pixel does not depend on other tiles'
             )
         self.criterion = criterion
         self._sums: Tensor | None = None
@@ -65,7 +66,7 @@ class TiledLoss:
         self._sums = sums if self._sums is None else self._sums.add_(sums)
 
     def loss(self) -> Tensor:
-        """The loss of all tiles added, without a graph."""
+        """The loss over all tiles that were added, without a graph."""
         return self._whole().loss.clone()
 
     def _whole(self) -> Results:
@@ -79,18 +80,18 @@ class TiledLoss:
         return self._results
 
     def gradient(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The gradient of the loss in the logits of a tile; the tile must be as it was added."""
+        """The gradient of the loss in the logits of a tile. Pass the same values as to ``add``."""
         whole = self._whole()
         data = self._checked(logits, target, weight)
         one = torch.ones_like(whole.loss)
         return steps.backward(self.criterion.plan, one, data, self._class_values, whole.slopes)
 
     def _checked(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Data:
-        """A tile as the kernels take it; it must be one like those before."""
+        """The data of a tile for the kernels. It must match the earlier tiles."""
         plan = self.criterion.plan
         data = check_inputs(plan, logits, target, weight)
         rows = logits.shape[:1] if plan.mode == "binary" else logits.shape[:2]
-        # No pixels: sums and slopes do not depend on their number.
+        # The shape has 0 pixels: sums and slopes do not depend on the number of pixels.
         own = torch.Size([*rows, 0]), plan.loss_dtype(logits), logits.device, data.soft
         if self._read is None:
             self._read = own

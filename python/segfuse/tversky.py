@@ -1,4 +1,4 @@
-"""Region losses that weigh false positives against false negatives: Tversky, its power, and that of the background."""
+"""Region losses with one weight for false positives and one for false negatives: Tversky and its powers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class TverskyLoss(RegionLoss):
-    """Tversky loss (Salehi et al. 2017), of a row: 1 - (I + nr) / (I + alpha FP + beta FN + dr), smooth = (nr, dr).
+    """Tversky loss (Salehi et al. 2017). A row has 1 - (I + nr) / (I + alpha FP + beta FN + dr), smooth = (nr, dr).
 
     Args:
         alpha: weight of false positives, >= 0.
@@ -59,12 +59,12 @@ def tversky_loss(
 
 
 class FocalTverskyLoss(RegionLoss):
-    """Focal Tversky loss (Abraham & Khan 2019), of a row: u^gamma with u = max(0, Tversky loss); gradient 0 at u = 0.
+    """Focal Tversky loss (Abraham & Khan 2019). A row has u^gamma, u = max(0, Tversky loss); gradient 0 at u = 0.
 
     Args:
         alpha: weight of false positives, >= 0.
         beta: weight of false negatives, >= 0.
-        gamma: exponent, >= 0 (the paper writes it 1/gamma).
+        gamma: exponent, >= 0 (the paper writes 1/gamma for it).
 
     >>> logits, target = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]])
     >>> segfuse.FocalTverskyLoss("multiclass", alpha=0.3, beta=0.7)(logits, target)
@@ -113,14 +113,14 @@ def focal_tversky_loss(
 
 
 class BackgroundTverskyLoss(FocalTverskyLoss):
-    """Focal Tversky loss of the background of each row, that is of 1 - p and 1 - t (``gamma=1``: Tversky loss).
+    """Focal Tversky loss of the background: 1 - p and 1 - t take the place of p and t (``gamma=1``: Tversky loss).
 
-    A binary loss of two classes, background and foreground, is this beside the loss of the foreground, as in
-    UnifiedFocalLoss.
+    Add it to the loss of the foreground for a binary loss of two classes, background and foreground; UnifiedFocalLoss
+    does so.
 
     Args:
-        alpha: weight of the background's false positives, which are the row's false negatives, >= 0.
-        beta: weight of the background's false negatives, >= 0.
+        alpha: weight of the background's false positives (FN of the row), >= 0.
+        beta: weight of the background's false negatives (FP of the row), >= 0.
         gamma: exponent, >= 0.
 
     >>> logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 0]])

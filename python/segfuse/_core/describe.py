@@ -1,7 +1,7 @@
-"""Signatures and documentation of the losses, with the options that they share written out.
+"""Writes the shared options into the signatures and the documentation of the losses.
 
-A docstring in the sources has the formula, ``Args:`` with the options of that loss alone, and an example. What each
-option means is said once, in `options`; types and defaults are those of the signature.
+A docstring in the sources has the formula, ``Args:`` with the options of that loss alone, and an example. `options` has
+the meaning of each shared option, once. Types and defaults come from the signature.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from segfuse._core.options import MODES, TWO_SIDED
 
 WIDTH = 112
 CALL = {
-    "logits": '(N, C, *), or (N, *) in "binary"; floats. The first dimension is the batch, always: in "binary" a mask '
-    "(H, W) is H samples of W pixels.",
-    "target": 'labels 0 and 1, or floats in [0, 1], of the logits\' shape; in "multiclass" a label map of integers '
-    "(N, *), or soft labels (N, C, *).",
-    "weight": "of each pixel, (N, *) or what broadcasts to it: (N, 1, 1) is one per sample, (1, H, W) one per "
-    "position. Where it is 0 the pixel is left out, and nothing there is read; it may be negative.",
+    "logits": 'floats of shape (N, C, *), or (N, *) in "binary". The first dimension is always the batch: in "binary" '
+    "a mask (H, W) is H samples of W pixels.",
+    "target": 'labels 0 and 1, or floats in [0, 1], of the same shape as the logits. In "multiclass" a label map of '
+    "integers (N, *), or soft labels (N, C, *).",
+    "weight": "one number per pixel, of shape (N, *) or a shape that broadcasts to it: (N, 1, 1) is one per sample, "
+    "(1, H, W) one per position. A pixel of weight 0 is left out, even if it holds NaN. Weights may be negative.",
 }
 CALL_TYPES = {"logits": "Tensor", "target": "Tensor", "weight": "Tensor | None, default None"}
 RETURNS = 'The loss, float32 (float64 for float64 logits), of shape () with reduction "mean" or "sum".'
-TERMS = "With return_terms=True a pair: the loss, and a dict of its detached, unscaled terms."
+TERMS = "With return_terms=True a pair: the loss, and a dict of its terms, detached and unscaled."
 RAISES = """Raises:
-    TypeError: an option that there is not, or a value of the wrong type.
+    TypeError: an unknown option, or a value of the wrong type.
     ValueError: a value out of its range, or shapes that do not fit; the message names the argument.
-    IndexError: a label out of range that is not ignore_index, or a float label or probability outside [0, 1] by
-        more than 1e-4, on the CPU. On a GPU loss and gradient are NaN, and segfuse.check_target says why."""
+    IndexError: on the CPU, a label that is out of range and not ignore_index, or a float label or probability that
+        is outside [0, 1] by more than 1e-4. On a GPU loss and gradient are NaN; segfuse.check_target says why."""
 MODE_TEXTS = {
-    TWO_SIDED: "a sigmoid each: one class, or C classes that may overlap.",
-    MODES: "a sigmoid each (one class, or C that may overlap), or a softmax over C.",
+    TWO_SIDED: "one class with a sigmoid, or C classes with a sigmoid each, which may overlap.",
+    MODES: "one class with a sigmoid; C classes with a sigmoid each, which may overlap; C classes with one softmax.",
 }
 
 
 def in_package(cls: type) -> bool:
-    """Not a subclass of a user's, whose hints may not resolve and whose documentation is its own."""
+    """False for a subclass of a user: its hints may not resolve, and its documentation stays as it is."""
     return cls.__module__.startswith("segfuse.")
 
 
 def spelled_out(signature: inspect.Signature, taken: type, defaults: Mapping[str, Any]) -> inspect.Signature:
-    """A signature with the set of options that it takes as ``**options`` written out."""
+    """The signature with each option of its ``**options`` as a parameter."""
     given = list(signature.parameters.values())
     own = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
     if len(own) == len(given):
@@ -58,18 +58,18 @@ def spelled_out(signature: inspect.Signature, taken: type, defaults: Mapping[str
 
 
 def full_signature(cls: Any) -> inspect.Signature:
-    """The signature of a loss class, with the options that it takes as ``**options`` written out."""
+    """The signature of a loss class, with each option of its ``**options`` as a parameter."""
     constructor = inspect.signature(cls.__init__, eval_str=in_package(cls))
     own = list(constructor.parameters.values())[1:]
     return spelled_out(inspect.Signature(own), cls._takes, cls._hidden_defaults)
 
 
 def type_text(hint: Any) -> str:
-    """A type as it is written."""
+    """The text of a type, as a user writes it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is type(None):
         return "None"
-    if isinstance(hint, list):  # what a Callable takes
+    if isinstance(hint, list):  # the arguments of a Callable
         return f"[{', '.join(map(type_text, hint))}]"
     if origin is Literal:
         return " | ".join(f'"{value}"' for value in arguments)
@@ -86,7 +86,7 @@ def _entry(name: str, text: str) -> str:
 
 
 def _arguments(signature: inspect.Signature, taken: type, own: Mapping[str, str]) -> str:
-    """The text of ``Args:``: type, default and meaning of each parameter, as the docstring says or else the tables."""
+    """The text of ``Args:``: type, default and meaning of each parameter. The docstring wins over the tables."""
     hints = get_type_hints(taken, include_extras=True)
     meanings = {**{name: hint.__metadata__[0] for name, hint in hints.items()}, **CALL, **own}
     if "mode" in signature.parameters:
@@ -101,7 +101,7 @@ def _arguments(signature: inspect.Signature, taken: type, own: Mapping[str, str]
 
 
 def _parts(doc: str) -> tuple[str, dict[str, str], dict[str, str], str]:
-    """Of a docstring of the sources: what stands first, the texts of ``Args:``, the other sections, the example."""
+    """The parts of a docstring in the sources: its head, the texts of ``Args:``, other sections, and the example."""
     before, mark, example = ("\n" + inspect.cleandoc(doc)).partition("\n>>> ")
     head: list[str] = []
     sections: dict[str, str] = {}
@@ -121,7 +121,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def class_doc(cls: Any, doc: str) -> str:
-    """The documentation of a loss class, from its docstring in the sources."""
+    """The full documentation of a loss class, from its docstring in the sources."""
     head, meanings, _, example = _parts(doc)
     arguments = _arguments(cls.__signature__, cls._takes, meanings)
     call = "Args of a call:\n" + "\n".join(
@@ -133,7 +133,7 @@ def class_doc(cls: Any, doc: str) -> str:
 
 
 def describe(function: Any, taken: type, defaults: Mapping[str, Any], doc: str, symbols: str = "") -> None:
-    """Gives a function its signature, with all options, and its documentation, from a docstring of the sources."""
+    """Gives a function its full signature and documentation, from a docstring in the sources."""
     signature = inspect.signature(function, eval_str=True)
     function.__signature__ = spelled_out(signature, taken, defaults)
     head, meanings, others, example = _parts(doc)

@@ -1,4 +1,4 @@
-"""The options that losses share, and their checks: a wrong value is an error that names the option and the value."""
+"""The options that losses share, and their checks. A wrong value is an error that names the option and the value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segfuse._core.native import functorch_active, number_dtype
 
 if TYPE_CHECKING or distributed.is_available():
     from torch.distributed import ProcessGroup
-else:  # a torch that was built without it: hints must resolve
+else:  # torch was built without it, but type hints must still resolve
     ProcessGroup = object
 
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
@@ -31,29 +31,30 @@ Coefficient: TypeAlias = float | Tensor
 MODES, TWO_SIDED, REDUCTIONS, SHARDS = map(get_args, (Mode, TwoSided, Reduction, Shard))
 ABSENTS, ROW_SHAPES = get_args(Absent), get_args(RowShape)
 
-# The options that losses share: name, type and meaning, which their documentation repeats. Each loss takes one of these
-# sets, beside options of its own.
+# The options that losses share: name, type and meaning. `describe` copies the meaning into the documentation of each
+# loss. A loss takes one of these sets, and options of its own.
 
 SoftLabel: TypeAlias = Annotated[
-    bool, "I = Σ w min(p, t), FP = Σ w max(p - t, 0), FN = Σ w max(t - p, 0): the minimum is at p = t."
+    bool, "I = Σ w min(p, t), FP = Σ w max(p - t, 0), FN = Σ w max(t - p, 0), so the minimum is at p = t."
 ]
 Shape: TypeAlias = Annotated[
     RowShape,
-    'of the loss L of a row: L, "log" is -log max(1 - L, 1e-12), "log_cosh" is log cosh L.',
+    'what is made of the loss L of a row: "linear" is L, "log" is -log max(1 - L, 1e-12), "log_cosh" is log cosh L.',
 ]
 
 
 class AnyOptions(TypedDict, total=False):
-    """How the data is read; terms of a compound share these."""
+    """How the data is read. The terms of a compound share these options."""
 
-    from_logits: Annotated[bool, "False: the logits are probabilities already, in [0, 1]."]
+    from_logits: Annotated[bool, "False: the logits are already probabilities, in [0, 1]."]
     ignore_index: Annotated[int | None, "pixels with this label do not count."]
     process_group: Annotated[
-        ProcessGroup | str | None, "the ranks whose data makes one loss: a group of torch.distributed, or its name."
+        ProcessGroup | str | None,
+        "a group of torch.distributed, or its name. The loss is that of the data of all its ranks together.",
     ]
     shard: Annotated[
         Shard,
-        'what the ranks hold: other samples, or other parts of the same samples ("space").',
+        'what each rank holds: "batch" means other samples, "space" means other parts of the same samples.',
     ]
 
 
@@ -62,62 +63,65 @@ class DataOptions(AnyOptions, total=False):
 
     reduction: Annotated[
         Reduction,
-        '"mean" is the weighted mean over the valid elements (0 where their weights add to 0), "sum" the weighted sum, '
-        '"sample" the mean of each sample, shape (N,), "none" the weighted loss of each element; in "multiclass" an '
-        "element is a pixel (of MSE, L1 and Huber a class of a pixel).",
+        '"mean" is the weighted mean over the valid elements (0 where their weights add to 0). "sum" is the weighted '
+        'sum. "sample" is the mean of each sample, shape (N,). "none" is the weighted loss of each element. In '
+        '"multiclass" an element is a pixel (for MSE, L1 and Huber it is one class of a pixel).',
     ]
 
 
 class RowOptions(AnyOptions, total=False):
     """Options of every region loss."""
 
-    smooth: Annotated[float | tuple[float, float], "added to numerator and denominator (a pair: to each), >= 0."]
-    eps: Annotated[float, "floor of the denominator, >= 0."]
+    smooth: Annotated[
+        float | tuple[float, float],
+        "a number >= 0, added to numerator and denominator; or a pair, one number for each.",
+    ]
+    eps: Annotated[float, "smallest value of the denominator, >= 0."]
     pool_batch: Annotated[bool, "sum over the batch before the ratio."]
-    class_weight: Annotated[Table | None, "C weights of the rows, >= 0; not with pool_classes."]
+    class_weight: Annotated[Table | None, "weights of the rows, one per class, >= 0. Not with pool_classes."]
     classes: Annotated[
-        Sequence[int] | None, 'indices of the scored classes; the softmax still runs over all. Not in "binary".'
+        Sequence[int] | None, 'indices of the classes that count; the softmax still runs over all. Not in "binary".'
     ]
     reduction: Annotated[
         Reduction,
-        'a row weighs class_weight: "mean" is the weighted mean over rows, "sum" the weighted sum, "sample" the mean '
-        'over the rows of each sample, shape (N,), "none" the rows: (N, C); (C,) with pool_batch, (N,) with '
-        "pool_classes, () with both.",
+        'class_weight gives each row its weight. "mean" is the weighted mean over rows. "sum" is the weighted sum. '
+        '"sample" is the mean over the rows of each sample, shape (N,). "none" is the weighted loss of each row, shape '
+        "(N, C); (C,) with pool_batch, (N,) with pool_classes, () with both.",
     ]
 
 
 class GeneralizedDiceOptions(RowOptions, total=False):
-    """Of the generalized Dice loss, whose classes make one row."""
+    """Options of the generalized Dice loss. All its classes make one row."""
 
     soft_label: SoftLabel
 
 
 class ScoredOptions(RowOptions, total=False):
-    """Of losses that score each row."""
+    """Options of losses that score each row."""
 
     pool_classes: Annotated[bool, "sum over the classes before the ratio."]
     absent: Annotated[
         Absent,
-        "what a class without a labelled pixel in its row counts: its formula (0/0 scores 1), 0 "
-        '("zero"), or nothing ("skip": it leaves the mean).',
+        'what a row counts if none of its pixels has its class as label: "score" is the formula (0/0 scores 1), '
+        '"zero" is a loss of 0, "skip" leaves the row out of the mean.',
     ]
 
 
 class ShapedOptions(ScoredOptions, total=False):
-    """Of the sensitivity-specificity loss."""
+    """Options of the sensitivity-specificity loss."""
 
     shape: Shape
 
 
 class OverlapOptions(ScoredOptions, total=False):
-    """Of the focal Tversky loss."""
+    """Options of the focal Tversky loss."""
 
-    squared: Annotated[bool, "P = Σ w p², T = Σ w t², FP = P - I, FN = T - I."]
+    squared: Annotated[bool, "sums of squares: P = Σ w p², T = Σ w t², FP = P - I, FN = T - I."]
     soft_label: SoftLabel
 
 
 class RegionOptions(OverlapOptions, total=False):
-    """Of the others: every option that there is."""
+    """Options of the other region losses: all of them."""
 
     shape: Shape
 
@@ -144,12 +148,12 @@ REGION_DEFAULTS: RegionOptions = {
 
 
 def defaults_of(taken: type) -> dict[str, Any]:
-    """The defaults of a set of options."""
+    """Name and default of each option in a set."""
     every = {**REGION_DEFAULTS, **DATA_DEFAULTS}
     return {name: value for name, value in every.items() if name in taken.__annotations__}
 
 
-# What other libraries call an option, and how it is said here.
+# The name of an option in other libraries, and what to write here.
 ELSEWHERE = {
     "act": "from_logits=False takes probabilities of any activation",
     "apply_nonlin": "from_logits=False takes probabilities",
@@ -184,7 +188,7 @@ ELSEWHERE = {
 
 
 def refuse_unknown(loss: Any, options: Collection[str]) -> None:
-    """A TypeError in the name of the class that the user wrote, for options that its signature does not hide either."""
+    """A TypeError if the class of the loss does not have the option. The message names that class and its options."""
     for option in options:
         if option not in loss._hidden_defaults:
             hint = f" (here: {ELSEWHERE[option]})" if option in ELSEWHERE else ""
@@ -199,7 +203,7 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy, or an array without dimensions, as a number of Python."""
+    """A numpy number, or an array without dimensions, becomes a Python number. Other values stay."""
     is_number = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
     return value.item() if is_number else value
 
@@ -225,7 +229,7 @@ def check_int(name: str, value: object, low: int = -(2**63), high: int = 2**63 -
 
 
 def check_ints(name: str, values: object, low: int, high: int = 2**63 - 1) -> list[int]:
-    """Integers of a list, a tuple, a range, an array or a tensor."""
+    """The integers in a list, a tuple, a range, an array or a tensor."""
     found = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values
     if not isinstance(found, (list, tuple, range)) or len(found) == 0:
         raise ValueError(f"{name} must be integers, at least one; got {values!r}")
@@ -243,12 +247,15 @@ def check_bool(name: str, value: object) -> bool:
 
 
 def check_table(name: str, value: object) -> Tensor:
-    """One weight per class, as a float tensor of its own. Values that only a GPU or a tracer holds are not looked at:
-    what is not finite there reaches the loss."""
+    """One weight per class, as a new float tensor.
+
+    Values on a GPU or in a tracer are not checked, because reading them would wait. If they are not finite, they reach
+    the loss.
+    """
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} must not require grad: a loss gives it no gradient")
     try:
-        # Dynamo knows no default device.
+        # Dynamo cannot read the default device.
         dtype = torch.float64 if torch.compiler.is_compiling() else number_dtype(torch.get_default_device())
         table = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -263,7 +270,7 @@ def check_table(name: str, value: object) -> Tensor:
 
 
 def scalar_or_table(name: str, value: object) -> float | Tensor:
-    """A weight for all classes, or one per class. A number that lies on a GPU stays there: to read it would wait."""
+    """One weight for all classes, or one per class. A number on a GPU stays there: reading it would wait."""
     if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad:
         if not value.is_cpu:
             return check_table(name, value.reshape(1)).reshape(())
@@ -275,7 +282,7 @@ def scalar_or_table(name: str, value: object) -> float | Tensor:
 
 
 def named_group(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with a process group under its name, which a plan can hold."""
+    """The options, with the name of the process group in place of the group: a plan holds text only."""
     group = options.get("process_group")
     if distributed.is_available() and isinstance(group, distributed.ProcessGroup):
         return {**options, "process_group": group.group_name}
@@ -284,11 +291,11 @@ def named_group(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_reads_logits(name: str, data: DataOptions) -> None:
     if not data.get("from_logits", True):
-        raise ValueError(f"{name} reads logits: from_logits=False has no meaning")
+        raise ValueError(f"{name} needs logits: it cannot be used with from_logits=False")
 
 
 def check_data(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The data options that were given, numbers as those of Python."""
+    """The data options that the user gave, with Python numbers."""
     given = named_group(options)
     if "from_logits" in options:
         given["from_logits"] = check_bool("from_logits", options["from_logits"])
@@ -305,7 +312,7 @@ def check_data(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_region(options: Mapping[str, Any]) -> dict[str, Any]:
-    """All region options, defaults filled in."""
+    """All region options, with defaults for those not given."""
     given: dict[str, Any] = {**REGION_DEFAULTS, **options}
     smooth = given["smooth"]
     smooth = smooth.tolist() if isinstance(smooth, np.ndarray) else smooth
@@ -318,10 +325,10 @@ def check_region(options: Mapping[str, Any]) -> dict[str, Any]:
     check_choice("absent", given["absent"], ABSENTS)
     check_choice("shape", given["shape"], ROW_SHAPES)
     if given["squared"] and given["soft_label"]:
-        raise ValueError("squared=True and soft_label=True exclude each other")
+        raise ValueError("squared=True and soft_label=True cannot be combined")
     if given["class_weight"] is not None:
         if given["pool_classes"]:
-            raise ValueError("class_weight has no meaning with pool_classes=True: all classes make one row")
+            raise ValueError("class_weight cannot be combined with pool_classes=True: all classes make one row")
         given["class_weight"] = check_table("class_weight", given["class_weight"])
     if given["classes"] is not None:
         classes = check_ints("classes", given["classes"], 0)
