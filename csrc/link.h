@@ -8,7 +8,7 @@
 // Local variables that may be vectors are not const, here and in the engines: GCC 12 would leave const ones in memory.
 #pragma once
 
-#include "math.h"
+#include "dual.h"
 
 namespace segfuse {
 namespace {

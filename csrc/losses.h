@@ -11,8 +11,8 @@
 // To add a loss: write its struct, and add a line to the list at the end of its section.
 #pragma once
 
+#include "dual.h"
 #include "link.h"
-#include "math.h"
 
 namespace segfuse {
 namespace {

@@ -2,9 +2,9 @@
 // cuda/ load the pixels, call these functions, and add up.
 #pragma once
 
+#include "dual.h"
 #include "link.h"
 #include "losses.h"
-#include "math.h"
 #include "problem.h"
 
 namespace segfuse {

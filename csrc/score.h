@@ -2,8 +2,8 @@
 // adaptive logarithm around them. Dual numbers differentiate this very expression, in double.
 #pragma once
 
+#include "dual.h"
 #include "losses.h"
-#include "math.h"
 #include "problem.h"
 
 namespace segfuse {

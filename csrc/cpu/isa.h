@@ -6,7 +6,7 @@
 #include "label_map.h"
 #include "sigmoid.h"
 #include "softmax_general.h"
-#include "vec.h"
+#include "vec_math.h"
 
 namespace segfuse {
 namespace {

@@ -15,7 +15,7 @@
 #include "any_pointwise.h"
 #include "source.h"
 #include "sum.h"
-#include "vec.h"
+#include "vec_math.h"
 
 namespace segfuse {
 namespace {

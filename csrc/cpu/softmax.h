@@ -7,7 +7,7 @@
 #include "scratch.h"
 #include "source.h"
 #include "sum.h"
-#include "vec.h"
+#include "vec_math.h"
 
 namespace segfuse {
 namespace {

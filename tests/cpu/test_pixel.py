@@ -1,4 +1,4 @@
-"""Dual numbers and the losses of a pixel (csrc/math.h, link.h, losses.h, pixel.h), without an engine, in double.
+"""Dual numbers and the losses of a pixel (csrc/dual.h, link.h, losses.h, pixel.h), without an engine, in double.
 
 What pixel.cpp prints is held against segfuse.reference, which is written from the formulas and differentiated by
 autograd.
