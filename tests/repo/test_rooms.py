@@ -51,6 +51,14 @@ def test_files_have_names_of_their_own() -> None:
     assert sorted(set(names)) == names
 
 
+def test_no_file_is_long() -> None:
+    """At most 350 lines. losses.h is the list of every loss, the pages in results are written by a program."""
+    sources = [path for path in FILES if path.suffix in {".py", ".pyi", ".h", ".cpp", ".cu", ".sh", ".md"}]
+    lines = {path: path.read_text().count("\n") for path in sources if "results" not in path.parts}
+    assert lines.pop(ROOT / "csrc" / "losses.h") < 400
+    assert {path: count for path, count in lines.items() if count > 350} == {}
+
+
 def test_no_test_is_imported() -> None:
     tests = {"conftest", *(path.stem for path in TESTS)}
     found = {path.name: tests & set(imported(tree)) for path, tree in TREES.items()}
