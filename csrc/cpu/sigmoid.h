@@ -3,9 +3,8 @@
 // Given:   a job and a chunk of one row.
 // Assumes: nothing about strides, types, weights or terms. `Pointwise` are the job's terms.
 // Writes:  statistics: the chunk's sums, in the order of Layout. values, gradient, from_cache: its pixels of the
-// output.
-//          fused: both sums and gradient. cache: the sums, and Link::cached in the gradient's place. Bad labels and
-//          probabilities go to the report.
+//          output. fused: both sums and gradient. cache: the sums, and Link::cached in the gradient's place. Bad labels
+//          and probabilities go to the report.
 // Called:  by steps.cpp, a chunk per task, through find_sigmoid (isa.h).
 #pragma once
 

@@ -1,4 +1,4 @@
-// Planes that are arrays: a chunk of one of them, some neighbours at a time, 16 bytes of logits per load.
+// Planes that are arrays. A chunk of a plane is read some neighbours at a time, 16 bytes of logits per load.
 #pragma once
 
 #include "source.h"
@@ -28,7 +28,7 @@ struct Dense {
     pack.load(at<const T>(v, c, i));
     return pack;
   }
-  // 1, or the weights of channel c.
+  // The weights of channel c, or 1 if there are no weights.
   __device__ void load_weights(int64_t c, int64_t i, float (&w)[kVector]) const {
     const View& v = job.problem.weight;
     if (!job.problem.has_weight) {

@@ -1,5 +1,5 @@
-// What the kernels ask of the machine: shared memory, sums over a block, 16-byte loads and stores, half precision.
-// Every instruction that is not C++ stands here, with its meaning in C++ beside it for the host (and for tests/shim).
+// What kernels need of the machine: shared memory, sums over a block, 16-byte loads and stores, half precision. What is
+// not C++ is here (and in ../math.h), each with the same in C++ for the host (and for tests/shim).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;
 
-// The dynamic shared memory of the block; a kernel lays it out by itself.
+// The dynamic shared memory of the block. Each kernel has a layout of its own.
 __device__ inline unsigned char* shared_memory() {
 #ifdef __CUDACC__
   extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
@@ -30,7 +30,7 @@ __device__ inline T warp_sum(T v) {
   return v;
 }
 
-// A barrier for `threads` threads of the block, whole warps, that give the same id, 1 to 15.
+// A barrier for `threads` threads of the block that pass the same id, 1 to 15. They must be whole warps.
 __device__ inline void sync_part(int id, int threads) {
 #ifdef __CUDACC__
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -39,7 +39,7 @@ __device__ inline void sync_part(int id, int threads) {
 #endif
 }
 
-// x, which the compiler keeps: it does not see how to compute it again in each turn of a loop.
+// Returns x, but hides where it comes from: the compiler keeps x, and does not compute it again in each turn of a loop.
 template <class T>
 __device__ inline T kept(T x) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a register, or two");
@@ -52,7 +52,7 @@ __device__ inline T kept(T x) {
   return x;
 }
 
-// float(x), in a way that the compiler does not see through.
+// float(x), but the compiler does not know that: see find_gradient in label_map.h.
 __device__ inline float opaque_float(int x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -118,7 +118,8 @@ struct Word<16> {
   using type = uint4;
 };
 
-// kCount consecutive elements, in loads as wide as their number allows; p is aligned to all of them (at most to 16).
+// kCount consecutive elements, loaded and stored in the widest words possible. p is aligned to all of them, at most to
+// 16 bytes.
 template <class Element, int kCount>
 struct Pack {
   static constexpr int kBytes = int(sizeof(Element)) * kCount, kWide = kBytes < 16 ? kBytes : 16;
@@ -126,7 +127,7 @@ struct Pack {
   union {
     W word[kBytes / kWide];
     Element element[kCount];
-    uint32_t pair[(kBytes + 3) / 4];  // of 16-bit elements, or four bytes
+    uint32_t pair[(kBytes + 3) / 4];  // two 16-bit elements, or four bytes
   };
   __device__ Pack() {}
   __device__ void clear() {
@@ -135,13 +136,13 @@ struct Pack {
   __device__ void load(const Element* p) {
     for (int i = 0; i < kBytes / kWide; ++i) word[i] = __ldg(reinterpret_cast<const W*>(p) + i);
   }
-  // Past the caches' interest: the gradient must not push out what is still to be read.
+  // A streaming store: the gradient must not push out of the caches what is still to be read.
   __device__ void store(Element* p) const {
     for (int i = 0; i < kBytes / kWide; ++i) __stcs(reinterpret_cast<W*>(p) + i, word[i]);
   }
 };
 
-// Two at once, the first of them in the lower half.
+// Narrows two numbers at once. The first goes to the lower half.
 __device__ inline uint32_t narrow_to_halves(float first, float second) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   uint32_t bits;
@@ -161,8 +162,9 @@ __device__ inline uint32_t narrow_to_bfloat16s(float first, float second) {
 #endif
 }
 
-// An element and the type that it is computed in; kNarrow: of fewer digits than that. Of a pack, element k, and two
-// neighbours from an even k on: half precision by words, for each half of a word would cost an instruction more.
+// Conversions of an element to and from the type that it is computed in. kNarrow: the element has fewer digits. In a
+// pack, widened() takes element k, and narrow() sets elements k and k + 1, k even. Both read and write half precision
+// by words: each half of a word would cost an instruction more.
 template <class Element>
 struct Number {
   using Real = float;
@@ -219,7 +221,7 @@ struct Number<Bfloat16> {
 
 // ------------------------------------------------------------------------------------------- labels
 
-// Whether all are in [0, kLimit), kLimit at most 128.
+// Whether all labels are in [0, kLimit), kLimit at most 128.
 template <int kLimit, class T, int kCount>
 __device__ inline bool all_below(const Pack<T, kCount>& labels) {
   bool all = true;
@@ -227,8 +229,8 @@ __device__ inline bool all_below(const Pack<T, kCount>& labels) {
   for (int k = 0; k < kCount; ++k) all = all && uint64_t(int64_t(labels.element[k])) < uint64_t(kLimit);
   return all;
 }
-// Four at a time, where there are as many: the highest bit of each byte that is as large, or becomes so when 128 -
-// kLimit is added.
+// Four labels at a time, if there are four. A label is too large if the highest bit of its byte is set, or if adding
+// 128 - kLimit sets it.
 template <int kLimit, int kCount>
 __device__ inline bool all_below(const Pack<uint8_t, kCount>& labels) {
   uint32_t large = 0;
@@ -252,12 +254,11 @@ __device__ inline int byte_of(const Pack<uint8_t, kCount>& bytes, int k) {
 
 // -------------------------------------------------------------------------------------------- sums of blocks
 
-// Sums of a block in double. A thread adds at most kAddsPerFlush floats to a value before all threads bring theirs
-// here.
+// Sums of a block in double. A thread adds at most kAddsPerFlush floats to a value before add_over_block is called.
 constexpr int kAddsPerFlush = 64;
 
-// totals[i] += the sum over the block's threads of value[i], for i < kCount (constant), of which `count` are wanted.
-// staging: kWarps * kCount floats; all threads call it. Ends with a barrier.
+// totals[i] += the sum of value[i] over the block's threads, for the first `count` of kCount values (a constant).
+// staging: kWarps * kCount doubles. All threads call it. Ends with a barrier.
 template <int kCount, class Real>
 __device__ inline void add_over_block(const Real (&value)[kCount], int count, double* totals, double* staging) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

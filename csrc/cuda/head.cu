@@ -1,4 +1,4 @@
-// The sums of the chunks added, and the head (csrc/head.h) on the device: in one block, or in the phases of many.
+// Adds the sums of the chunks, and runs the head (csrc/head.h): in one block, or in phases of many blocks.
 #include "kernels.h"
 
 namespace segfuse {
@@ -39,7 +39,7 @@ struct Blocks {
   }
 };
 
-// The sum of every domain from those of its chunks: a warp for each where they are few, else a block.
+// The sums of every domain from those of its chunks. A warp makes each sum if the chunks are few, else a block.
 struct AddChunks {
   static constexpr int kBlock = kThreads, kBlocks = 4, kSharedBytes = int(sizeof(double)) * kWarps;
 

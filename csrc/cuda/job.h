@@ -1,4 +1,4 @@
-// A call, as every kernel takes it: one struct by value, in the constant bank.
+// A call as kernels take it: one struct by value, in the constant bank.
 #pragma once
 
 #include "../chunks.h"
@@ -13,12 +13,12 @@ constexpr int kScore = 1, kTotal = 2, kPool = 4, kReduce = 8, kSlopes = 16;
 
 // How tile.h goes through a job.
 struct TilePlan {
-  int pixels;        // of a tile; 0: there is none
+  int pixels;        // of a tile; 0: tile.h cannot run the job
   bool staged;       // the logits come through a stage (slice.h)
   bool plain;        // see is_plain (tile.cu)
-  int fewest, most;  // classes of a thread
-  uint32_t gaps;     // i * gaps >> 32: how many 16 bytes stay free in the stage before the i-th
-  // Of plain jobs. Labels are read as numbers without a sign: label_limit is the first that is no class.
+  int fewest, most;  // how many classes a thread has
+  uint32_t gaps;     // i * gaps >> 32: how often 16 bytes stay free in the stage before the i-th 16 bytes
+  // For plain jobs. Labels are read as numbers without a sign: label_limit is the first that is no class.
   int label_bytes;
   uint32_t label_limit;
   uint64_t ignored;
@@ -39,9 +39,9 @@ struct Job {
   double* head_workspace;
   double* vector;        // between the halves of the head
   double* block_totals;  // per block of kScore: what it adds to the vector
-  int score_blocks;      // how many that are
+  int score_blocks;      // how many blocks kScore has
   int head_phases;
-  // Of a gradient written in the forward: the factor of the mean that was assumed (0: none is written).
+  // For a gradient that the forward writes: the factor of the mean that it assumes (0: it writes none).
   double assumed;
   void* loss;  // of the loss's type; null: unreduced
   double* terms;
@@ -51,8 +51,8 @@ struct Job {
 
 namespace {
 
-// Where a chunk leaves the sums of its domain. They lie as [domain][sum][chunk]: who adds the chunks reads neighbours,
-// and of a domain of one chunk they are its sums.
+// Where a chunk writes its sums. They lie as [domain][sum][chunk]: the kernel that adds the chunks reads neighbours,
+// and if a domain is one chunk, these are its sums already.
 struct ChunkSums {
   double* first;
   int64_t stride;
@@ -65,7 +65,7 @@ __device__ inline ChunkSums sums_of_chunk(const Job& job, int64_t index) {
   return {job.partial + domain * job.layout.domain_sums() * job.chunks.per_domain + rank, job.chunks.per_domain};
 }
 
-// The slopes of domain u's pointwise term, with the mean's factor as assumed: what the head would leave.
+// The slopes of domain u's pointwise term with the assumed factor of the mean: the head writes these if it is right.
 __device__ inline void assume_slopes(const Job& job, int64_t u, float* slopes) {
   if (int(threadIdx.x) >= job.plan.term_count) return;
   const Term& term = job.plan.terms[threadIdx.x];
@@ -79,7 +79,7 @@ __device__ inline void assume_slopes(const Job& job, int64_t u, float* slopes) {
   slopes[2 * term.index + 1] = float(factor * negative);
 }
 
-// The gradient of the loss that row (n, c) belongs to.
+// The upstream gradient of the element of the loss that row (n, c) belongs to.
 template <class Real>
 __device__ inline Real upstream_of(const Job& job, int64_t n, int64_t c) {
   if (!job.upstream) return Real(1);

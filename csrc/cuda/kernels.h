@@ -1,4 +1,4 @@
-// The kernels as data: each has a key, and a launch looks its kernel up. What is not in the tables does not run.
+// The kernels as data: each has a key, and a launch looks its kernel up. A kernel that is in no table does not run.
 #pragma once
 
 #include <cstddef>
@@ -7,23 +7,24 @@
 
 namespace segfuse {
 
-// add: the chunks of a domain; fused: statistics and gradient in one read; rescale: that gradient, in place.
+// add: adds the chunks of a domain. fused: statistics and gradient in one read. rescale: multiplies that gradient in
+// place.
 enum class Step : int { statistics, add, head, values, gradient, fused, rescale };
-// sigmoid: planes that are arrays; strided_sigmoid: any; softmax_general: any multiclass plan; label_map: softmax and
-// class indices, planes that are arrays and a number of classes that is known at compile time; tile: any number and any
-// strides; staged_tile: channels_last.
+// sigmoid: planes that are arrays. strided_sigmoid: any planes. softmax_general: any multiclass plan. label_map:
+// softmax and class indices, planes that are arrays, a number of classes that is known at compile time. tile: the same
+// for any number of classes and any strides. staged_tile: for channels_last.
 enum class Engine : int { head, sigmoid, strided_sigmoid, softmax_general, label_map, tile, staged_tile, rescale };
-// cross_entropy: that or none; of tiles, plain jobs (tile.cu).
+// cross_entropy: cross-entropy, or no term; for tiles: plain jobs (tile.cu).
 enum class PointwiseSet : int { none, bce, cross_entropy, focal_square, any };
 
 struct Key {
   Step step;
   Engine engine;
-  Dtype dtype;  // of the logits, or f32/f64 where the kernel takes every type that is computed so
+  Dtype dtype;  // of the logits; f32 or f64 if the kernel takes every type that is computed in it
   LinkKind link;
   PointwiseSet pointwise;
   bool extra;   // squared and L1 statistics
-  int classes;  // of label_map; of tiles, those of a thread at most; else 0
+  int classes;  // label_map: how many; tiles: the most that a thread has; others: 0
 
   bool operator==(const Key& o) const {
     return step == o.step && engine == o.engine && dtype == o.dtype && link == o.link && pointwise == o.pointwise &&
@@ -38,7 +39,7 @@ struct Kernel {
   Key key;
   const char* name;
   Function function;
-  int threads, shared_bytes;  // of tiles 0: see tile_bytes
+  int threads, shared_bytes;  // shared_bytes: 0 for tiles, see tile_bytes
 };
 
 struct KernelTable {
@@ -46,9 +47,9 @@ struct KernelTable {
   size_t count;
 };
 
-constexpr int64_t kFewChunks = 256;  // of a domain, which a warp adds; more than those a block
+constexpr int64_t kFewChunks = 256;  // of a domain: a warp adds up to so many, a block adds more
 
-// sigmoid.cu, softmax_general.cu, head.cu, ...
+// Each is in the .cu file of its name.
 KernelTable sigmoid_kernels();
 KernelTable softmax_general_kernels();
 KernelTable label_map_kernels();
@@ -56,17 +57,17 @@ KernelTable tile_kernels();
 KernelTable head_kernels();
 KernelTable rescale_kernels();
 
-// Sets Job::tile_pixels and tile_staged: the largest tile (tile.h) that `shared_bytes` hold, the same for all passes.
+// Sets Job::tile to the largest tile (tile.h) that `shared_bytes` hold, the same for all passes.
 constexpr int kFewestTilePixels = 8;
 void choose_tile(Job& job, int64_t shared_bytes);
 Engine tile_engine(const Job& job, Step step);
-int tile_slots(const Job& job, Engine engine);  // how many classes a thread has at most in its kernel
-// Shared memory of a tile; 0 of other kernels.
+int tile_slots(const Job& job, Engine engine);  // the most classes that a thread of its kernel can have
+// Shared memory of a kernel for tiles; 0 for other kernels.
 int64_t tile_bytes(const Kernel& kernel, const Job& job);
 
 namespace {
 
-// Blocks of a processor that must fit, so that loads are on their way while others compute.
+// Blocks that must fit on a multiprocessor, so that some load while others compute.
 template <class E, Step kStep>
 constexpr int resident_blocks() {
   if constexpr (kStep == Step::fused)

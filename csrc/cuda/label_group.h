@@ -1,5 +1,5 @@
-// What label_map.h reads at a time: 16 bytes of logits of every class, 8 of many classes, and labels and weights of
-// their pixels.
+// What a thread of label_map.h reads at a time: 16 bytes of logits of every class (8 bytes if there are many classes),
+// and labels and weights of these pixels.
 #pragma once
 
 #include "dense.h"
@@ -7,20 +7,20 @@
 namespace segfuse {
 namespace {
 
-// Far from infinity, so that no sum or product of some is infinite.
+// Whether a slope is far from infinity, so that sums and products of some of them are finite.
 __device__ inline bool is_moderate(float slope) { return abs(slope) < 1e12f; }
 
-// Where a chunk begins, kept: the compiler would compute all of this from the start, for every vector.
+// Where a chunk begins. The addresses are kept(): the compiler would compute them anew for every vector.
 template <class Element, int kClasses>
 struct LabelPlanes {
-  // Of many classes half as much: two blocks per processor, code that its cache for instructions holds.
+  // With many classes half as much: two blocks fit on a multiprocessor, and the code fits into its instruction cache.
   static constexpr int kVector = (kClasses < 16 ? 16 : 8) / int(sizeof(Element));
 
   Dense<kVector> dense;
   const Element* logits;
   const void* target;
   int count;      // no chunk of a tensor that fits into memory has more pixels: policy.cu
-  int all_count;  // whether all pixels do if their labels are classes
+  int all_count;  // whether every pixel counts whose label is a class
 
   __device__ LabelPlanes(const Job& job, const Chunk& chunk)
       : dense{job, chunk.domain, chunk.first, chunk.count}, count(int(chunk.count)) {
@@ -84,7 +84,8 @@ struct LabelGroup {
     else
       f(planes.template labels<int32_t>(i));
   }
-  // Weights, and labels as in load_class of source.h. Logits that do not count become 0, so that nobody need ask.
+  // Loads weights, and labels as load_class (source.h). Logits of pixels that do not count become 0: no other code has
+  // to test for them.
   __device__ void weigh(float& sum_of_weights) {
     const Job& job = planes.dense.job;
     planes.dense.load_weights(0, i, w);
@@ -121,12 +122,12 @@ struct LabelGroup {
   }
   __device__ int label(int k) const { return byte_of(labels, k); }
   __device__ float logit(int c, int k) const { return Number<Element>::widened(logits[c], k); }
-  // One more read, from the first cache: with many classes it costs less than comparing with every one.
+  // It is read again, from the first cache: with many classes this costs less than comparing with every one.
   __device__ float label_logit(int k) const {
     if (w[k] == 0.0f) return 0.0f;
     return Number<Element>::widened(planes.logits[label(k) * planes.dense.job.problem.logits.class_stride + i + k]);
   }
-  // The gradient, which has taken the logits' place. finite: 0 times the slopes is 0.
+  // Stores the gradient, which has replaced the logits. finite: 0 times a slope is 0.
   __device__ void store(Element* output, bool finite) {
     store(output);
     if (finite || !ignored) return;

@@ -21,7 +21,7 @@ namespace {
 #define SEGFUSE_ALL_FUSED(classes) \
   SEGFUSE_FUSED(float, "float32", Dtype::f32, classes), SEGFUSE_FUSED(Bfloat16, "bfloat16", Dtype::bf16, classes)
 
-// The numbers of classes that are met most: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC.
+// The most usual numbers of classes: small anatomies, BraTS, nnU-Net tasks, Cityscapes, Pascal VOC.
 constexpr Kernel kKernels[] = {
     SEGFUSE_ELEMENTS(2),  SEGFUSE_ELEMENTS(3),  SEGFUSE_ELEMENTS(4),   SEGFUSE_ELEMENTS(5),   SEGFUSE_ELEMENTS(6),
     SEGFUSE_ELEMENTS(7),  SEGFUSE_ELEMENTS(8),  SEGFUSE_ELEMENTS(16),  SEGFUSE_ELEMENTS(19),  SEGFUSE_ELEMENTS(21),

@@ -1,6 +1,6 @@
 // The CUDA engine for softmax, class indices and sums of products, with all classes of a pixel in registers: one read
-// of each logit per pass, no scratch memory. One kernel per number of classes of a list (label_map.cu); tile.h takes
-// the rest.
+// of each logit per pass, no scratch memory. label_map.cu lists the numbers of classes that have a kernel; tile.h takes
+// the others.
 //
 // Given:   a job, by value; the block's index is the chunk's (in reverse for the gradient).
 // Assumes: Plan::fits_label_map; kClasses classes; cross-entropy or no pointwise term; planes that are arrays
@@ -22,7 +22,7 @@ struct LabelMap {
   using Planes = LabelPlanes<Element, kClasses>;
   using Group = LabelGroup<Element, kClasses>;
   static constexpr bool kNarrow = Number<Element>::kNarrow;
-  // Of two classes, what one has too much the other lacks. (float32 keeps the sums that it has: the same to a
+  // With two classes the FP of one is the FN of the other, and is not summed. (float32 sums it: the same up to a
   // rounding.)
   static constexpr bool kMirrors = kNarrow && kClasses == 2;
   static constexpr int kVector = Group::kVector;
@@ -30,13 +30,13 @@ struct LabelMap {
   static constexpr int kFusedBlocks = kBlocks - 1;
   static constexpr int kGroup = kThreads * kVector;
   static constexpr int kGroupSums = 1 + 2 * Pointwise::kCount;
-  // Statistics: sums of the block, what warps hand over, and per thread two columns of one value per class.
+  // Statistics: sums of the block, staging for its warps, and per thread two columns with one value per class.
   static constexpr int kSharedBytes = int(sizeof(double)) * (kGroupSums * (1 + kWarps) + 3 * kClasses) +
                                       int(sizeof(float)) * ((kClasses + 1) / 2 * 2 + 2 * kClasses * kThreads);
 
-  // A pixel: its powers (Exponents), 0 in the label's class.
+  // A pixel: the powers (Exponents) of its classes, and 0 for the label's class.
   struct At {
-    static constexpr bool kCompares = kClasses <= 8;  // and reads nothing twice
+    static constexpr bool kCompares = kClasses <= 8;  // compares to find the label's logit; else reads it again
     float e[kClasses], at_peak, at_label, inverse;
     Pixel<float> x;  // of the label's class
 
@@ -49,8 +49,8 @@ struct LabelMap {
       float peak = e[0];
 #pragma unroll
       for (int c = 1; c < kClasses; ++c) peak = max(peak, e[c]);
-      // The difference of two bfloat16 loses nothing that counts, and costs no more than to ask whether it is needed;
-      // float16 has no logit as large.
+      // bfloat16 always subtracts: that loses nothing that counts, and costs no more than the test. float16 has no
+      // logit as large.
       if (std::is_same_v<Element, Bfloat16> || (!kNarrow && abs(peak) > Base2<float>::largest)) {
 #pragma unroll
         for (int c = 0; c < kClasses; ++c) e[c] -= peak;
@@ -72,9 +72,9 @@ struct LabelMap {
       at_label = fast_exp2(log2_label);
       x = Softmax::of_label<float, kNarrow>(at_label, rest, log2_label, inverse);
     }
-    // What softmax_pull_back asks for: the slope of the class that reaches the peak. With half precision the mean of
-    // all slopes, which lies as near to it where that class has nearly everything, and costs no search; that the
-    // powers do not add up to 1 is off the mean by 1e-7, and the mean of what is left by 1e-7 of that.
+    // The reference of softmax_pull_back: the slope of the class that reaches the peak. Half precision takes the mean
+    // of all slopes: it is as near where that class has nearly all of the probability, and needs no search. The powers
+    // do not add up to 1 exactly: the mean is off by 1e-7, and the mean of the differences by 1e-7 of that.
     __device__ float reference(float at_positive, const float* at_negative) const {
       if constexpr (kNarrow) {
         float others = 0.0f;
@@ -95,8 +95,8 @@ struct LabelMap {
   __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
   __device__ static void fused(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
-  // f(pixel, which of the group, where to leave its gradient) for each pixel of a group; kWrites: the gradients take
-  // their logits' place. Two at a time, which half precision rounds at once.
+  // Calls f(pixel, its number in the group, where to write its gradient) for each pixel of a group. kWrites: the
+  // gradients replace the logits. It takes two pixels at a time, because half precision rounds two numbers at once.
   template <bool kWrites, class F>
   __device__ static void visit(Group& group, const F& f) {
 #pragma unroll
@@ -110,14 +110,14 @@ struct LabelMap {
     }
   }
 
-  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is assumed.
+  // Adds up a chunk. kWrites: also writes the gradient of pointwise losses, with the assumed factor of the mean.
   template <bool kWrites>
   __device__ static void add_chunk(const Job& job, int64_t index) {
     double* totals = reinterpret_cast<double*>(shared_memory());
     double* staging = totals + kGroupSums;
-    double* of_class = staging + kGroupSums * kWarps;  // I, FN of all classes, then FP
+    double* of_class = staging + kGroupSums * kWarps;  // [class][TP, FN], then FP of all classes
     float* scales = reinterpret_cast<float*>(of_class + 3 * kClasses);
-    float* columns = scales + kClasses;  // [class][I, FN][thread]
+    float* columns = scales + kClasses;  // [class][TP, FN][thread]
     if (threadIdx.x < kGroupSums) totals[threadIdx.x] = 0;
     for (int s = threadIdx.x; s < 3 * kClasses; s += kThreads) of_class[s] = 0;
     for (int c = threadIdx.x; c < kClasses; c += kThreads)
@@ -192,12 +192,12 @@ struct LabelMap {
       row[kTp] = of_class[2 * c];
       row[kFp] = of_class[kMirrors ? 3 - 2 * c : 2 * kClasses + c];
       row[kFn] = of_class[2 * c + 1];
-      if (job.layout.region_sums > kRegionSums) row[kTn] = 0;  // a label map needs no sum of negatives: head.h
+      if (job.layout.region_sums > kRegionSums) row[kTn] = 0;  // a label map needs no sum of negatives: row_scores.h
     }
   }
 
-  // totals[r] += the sum of column r over the threads, for r < rows; the columns become 0. A barrier stands before and
-  // after.
+  // totals[r] += the sum of column r over the threads, for r < rows; the columns become 0. It needs a barrier before,
+  // and ends with one.
   __device__ static void add_columns(float* columns, int rows, double* totals) {
     const int lane = threadIdx.x % kWarp;
     for (int r = threadIdx.x / kWarp; r < rows; r += kWarps) {
@@ -213,13 +213,13 @@ struct LabelMap {
     __syncthreads();
   }
 
-  // slope: of the pointwise term; at_positive, at_negative: by class, of the regions if there are some.
+  // slope: of the pointwise term. at_positive, at_negative: slopes of the regions by class, if there are regions.
   __device__ static void find_gradient(const Job& job, const At& at, int label, float w, float slope, bool regions,
                                        const float* at_positive, const float* at_negative, float* gradient) {
     LabelSlope<float> label_slope(at.x);
     Pointwise::template for_each<float>(job.plan, [&](const auto& loss, int) { label_slope.add(loss, slope); });
-    // Compared as a float, for a second time: of a comparison that it has made already the compiler would carry the
-    // outcome along, class by class, at three instructions.
+    // The label is compared a second time, as a float that the compiler does not recognise. Otherwise it would carry
+    // the results of the first comparison along, for three instructions per class.
     const float y = opaque_float(label);
     if (!regions) {
       const PointwiseGradient<float> dz(w, at.x, at.inverse, label_slope.sum);
@@ -237,7 +237,7 @@ struct LabelMap {
   }
 
   __device__ static void gradient(const Job& job) {
-    // The chunks that the statistics read last are those that the second cache still holds.
+    // In reverse: the second cache still holds the chunks that the statistics read last.
     const Chunk chunk = job.chunks.at(int64_t(gridDim.x) - 1 - blockIdx.x);
     const float* slopes = static_cast<const float*>(job.slopes) + chunk.domain * job.layout.domain_slopes();
     float* scales = reinterpret_cast<float*>(shared_memory());

@@ -1,7 +1,7 @@
-// The pointwise terms that kernels are compiled for, and what these need to know: kCount, how many terms there are at
-// most; kBlocks, how many blocks of a processor shall fit; kBalanced, whether the labels may balance a term. Of hard
-// labels in half precision (sigmoid.h), where kMirrored: of_label_1(f) calls f(loss) for a loss that knows the label 1
-// only; can_mirror(job) is whether that is the job's.
+// The pointwise terms that kernels are compiled for. kCount: how many terms there are at most. kBlocks: how many blocks
+// shall fit on a multiprocessor. kBalanced: whether the labels may balance a term. kMirrored: hard labels in half
+// precision may be mirrored (sigmoid.h). Then of_label_1(f) calls f(loss), with a loss that is right for the label 1
+// only, and can_mirror(job) says whether the job's terms allow it.
 #pragma once
 
 #include "../pointwise.h"
@@ -13,13 +13,13 @@ namespace {
 struct NoTerm : NoPointwise {
   static constexpr int kCount = 0, kBlocks = 3;
   static constexpr bool kBalanced = false, kMirrored = true;
-  using Log = AbsoluteLog;  // which nobody reads
+  using Log = AbsoluteLog;  // not used
   __device__ static bool can_mirror(const Job&) { return true; }
   template <class Real, class F>
   __device__ static void of_label_1(const F&) {}
 };
 
-// policy.cu brings no term that is balanced where kBalanced_ is false.
+// If kBalanced_ is false, policy.cu sends no balanced term here.
 template <template <class> class Loss, bool kBalanced_>
 struct OneTerm : OnePointwise<Loss> {
   static constexpr int kCount = 1, kBlocks = 3;

@@ -55,7 +55,8 @@ PointwiseSet pointwise_of(const Plan& plan) {
   }
 }
 
-// Shared memory of a tile: what two blocks of an sm_80 and one of an sm_86 or sm_120 have; less where there is less.
+// Shared memory of a tile: what two blocks of an sm_80, or one of an sm_86 or sm_120, can have; less if the device has
+// less.
 int64_t tile_memory() {
   int device = 0, most = 0;
   check(cudaGetDevice(&device), "device");
@@ -63,7 +64,7 @@ int64_t tile_memory() {
   return most < 81920 ? most : 81920;
 }
 
-// Whether the gradient can be written before the mean is known: one factor is left for all pixels.
+// Whether the gradient can be written before the mean is known: it then lacks one factor, the same in all pixels.
 bool has_one_factor(const Plan& plan, const Problem& p) {
   for (int k = 0; k < plan.pointwise_count; ++k)
     if (plan.pointwise[k].balance == Balance::balanced || plan.pointwise[k].weight_in_denominator) return false;
@@ -78,7 +79,7 @@ bool is_likely(const Job& job) {
   return !job.problem.has_weight && !soft_ignore && (!job.can_ignore || job.plan.ignore_index == -100);
 }
 
-// What a call reports of kernels that were launched before it. It stays until the process ends.
+// Errors of kernels that were launched before the call. They stay until the process ends.
 bool is_fault(cudaError_t status) {
   switch (status) {
     case cudaErrorECCUncorrectable:
@@ -97,7 +98,7 @@ bool is_fault(cudaError_t status) {
   }
 }
 
-// What will be so for as long as the process runs: no code for the device, or no driver that takes it.
+// Errors that last as long as the process: no code for the device, or no driver that takes the code.
 bool is_lasting(cudaError_t status) {
   switch (status) {
     case cudaErrorInsufficientDriver:
@@ -141,9 +142,9 @@ std::string unusable() {
   return reason;
 }
 
-// Larger chunks where there are many, for what a block does beside its pixels costs as much as 1,000 of them. Partial
-// sums of all chunks together stay below 0.9 MB less what else there is for every domain (sums, slopes, the head), or
-// half a megabyte; a chunk is at most a domain. domain_sums: 0 if the kernel makes none.
+// Chunks are larger if there are many of them: what a block does beside its pixels costs as much as 1,000 pixels. The
+// partial sums of all chunks together stay below half a megabyte, or below 0.9 MB less the other memory of the domains
+// (sums, slopes, the head) if that is more. A chunk is at most a domain. domain_sums: 0 if the kernel makes no sums.
 Chunks chunks_of(int64_t domains, int64_t domain_sums, int64_t pixels) {
   constexpr int64_t kSmallest = 4096, kLargest = 16384, kMany = 1024;
   constexpr int64_t kStep = 256, kFewestPartials = 65536, kPartials = 114688;

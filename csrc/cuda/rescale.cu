@@ -1,5 +1,5 @@
-// A gradient that the forward wrote, times what could not be known then: the upstream gradient, and the factor of the
-// mean where not every pixel counted. Both are mostly 1: then a small grid reads one number and leaves.
+// Multiplies a gradient that the forward wrote by what was not known then: the upstream gradient, and the factor of the
+// mean if not every pixel counted. Both are mostly 1: then a small grid reads one number and ends.
 #include "kernels.h"
 #include "source.h"
 
@@ -9,7 +9,7 @@ namespace {
 template <class Element>
 struct Rescale {
   static constexpr int kBlock = kThreads, kBlocks = 4, kSharedBytes = 0;
-  // Per turn of a thread: elements of a vector, and vectors, so that 64 bytes are on their way at once.
+  // Per turn of a thread: elements of a vector, and vectors, so that 64 bytes are in flight at once.
   static constexpr int kVector = 16 / int(sizeof(Element)), kUnroll = 4;
 
   __device__ static void run(const Job& job) {
@@ -21,7 +21,7 @@ struct Rescale {
       multiply_valid(job, factor);
   }
 
-  // The gradient is dense, in whatever order its dimensions lie: a tensor of the forward's own.
+  // The gradient is dense, with its dimensions in any order: the forward made the tensor.
   __device__ static void multiply(const Job& job, float factor) {
     const Problem& p = job.problem;
     const int64_t count = p.samples * p.classes * p.pixels, vectors = count / kVector;
@@ -33,7 +33,7 @@ struct Rescale {
     }
     uint4* data = static_cast<uint4*>(p.output.data);
     for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += kUnroll * step) {
-      Pack<Element, kVector> group[kUnroll];  // not its load(): that is for what the kernel does not write
+      Pack<Element, kVector> group[kUnroll];  // not load(): it is for memory that the kernel does not write
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u)
         if (i + u * step < vectors) group[u].word[0] = data[i + u * step];
@@ -47,7 +47,7 @@ struct Rescale {
     }
   }
 
-  // By infinity or NaN: pixels that do not count keep their 0.
+  // For a factor that is infinite or NaN: pixels that do not count keep their 0.
   __device__ static void multiply_valid(const Job& job, float factor) {
     const Problem& p = job.problem;
     const int64_t count = p.samples * p.classes * p.pixels, step = int64_t(gridDim.x) * kThreads;

@@ -1,4 +1,4 @@
-// Where a row's pixels come from and its gradient goes to (the source and the sink of sigmoid.h).
+// Loads the pixels of a row and stores its gradient, for sigmoid.h.
 #pragma once
 
 #include "dense.h"
@@ -12,7 +12,7 @@ struct HardLabels {
   __device__ bool operator[](int k) const { return (word[k / 4] & (0xffu << k % 4 * 8)) != 0; }
   __device__ bool valid() const { return ((word[0] | word[1]) & 0xfefefefeu) == 0; }
 };
-// Many of them: how many are 1, in four parts of a byte, and whether all are 0 or 1.
+// The sum of many HardLabels: how many labels are 1, in four parts of a byte, and whether all are 0 or 1.
 struct HardLabelSum {
   uint32_t parts, bits;
   __device__ void clear() { parts = bits = 0; }
@@ -24,9 +24,8 @@ struct HardLabelSum {
   __device__ bool valid() const { return (bits & 0xfefefefeu) == 0; }
 };
 
-// A source brings kUnroll vectors of kVector neighbours at once, so that many loads are on their way before the first
-// is used; a sink takes the results. kWeighted: there may be weights other than 1; positions at and past `count` have
-// weight 0. Else `w` is not touched.
+// A source loads kUnroll vectors of kVector neighbours at once: many loads are in flight before the first is used. It
+// also stores results. kWeighted: weights may differ from 1, and are 0 at and past `count`. Else `w` is not touched.
 
 // Any strides and types, an element at a time.
 template <class Real_>
@@ -37,7 +36,7 @@ struct StridedRow {
   const Job& job;
   int64_t n, c, first, count;
 
-  // Whether weights are other than 1 in the group that starts at `base`.
+  // Whether weights may differ from 1 in the group that starts at `base`.
   __device__ bool weighted(int64_t) const { return true; }
 
   template <bool kWeighted>
@@ -105,12 +104,12 @@ struct DenseRow {
     return job.problem.has_weight || job.can_ignore || (job.plan.has_ignore && !job.problem.hard_target) ||
            base + kThreads * kVector * kUnroll > count;
   }
-  // Whether all labels are bytes, and all weights 1, but past the end.
+  // Whether all labels are bytes, and all weights are 1, except past the end.
   __device__ bool plain_bytes() const {
     const Dtype labels = job.problem.target.dtype;
     return (labels == Dtype::u8 || labels == Dtype::boolean) && !job.problem.has_weight && !job.can_ignore;
   }
-  // kChecks: where a label is neither 0 nor 1, its 8 neighbours become NaN.
+  // kChecks: a label that is neither 0 nor 1 makes the 8 logits of its vector NaN.
   template <bool kChecks>
   __device__ void load_hard(int64_t base, Real (&z)[kVector], HardLabels& labels) const {
     Pack<Element, kVector> pack;
@@ -134,7 +133,7 @@ struct DenseRow {
   __device__ const T* labels() const {
     return reinterpret_cast<const T*>(target);
   }
-  // f(pack, u) for each vector of a tensor, all loads ahead of the first call.
+  // Calls f(pack, u) for each vector of a tensor. All loads come before the first call.
   template <bool kWeighted, class T, class F>
   __device__ void load_all(const T* from, int64_t base, const F& f) const {
     Pack<T, kVector> pack[kUnroll];

@@ -31,8 +31,8 @@ using FocalSquareTerm = OneTerm<FocalSquare, false>;
       SEGFUSE_ENTRY(gradient, "strided " #Real ", " #link, SEGFUSE_ROWS(StridedRow<Real>, Link, AnyTerms, true), \
                     strided_sigmoid, dtype, link, any, true)
 
-// float16 is not among them: a gradient divided by the number of pixels would underflow before it is scaled up. Nor is
-// the focal loss: it would spill.
+// No float16: a gradient divided by the number of pixels would underflow before it is scaled up. No focal loss: it
+// would spill registers.
 #define SEGFUSE_FUSED(Element, name, dtype)                                                                         \
   SEGFUSE_ENTRY(fused, name ", bce", SEGFUSE_ROWS(DenseRow<Element>, Sigmoid, Bce, false), sigmoid, dtype, sigmoid, \
                 bce, false)

@@ -2,12 +2,10 @@
 //
 // Given:   a job, by value; the block's index is the chunk's (the gradient takes them in reverse: what was read last is
 //          still in the second cache).
-// Assumes: what `Source` does: DenseRow planes that are arrays (all_arrays in policy.cu), StridedRow nothing.
-// `Pointwise`
-//          are the job's terms, or AnyTerms.
+// Assumes: what `Source` assumes. DenseRow: planes that are arrays (all_arrays in policy.cu). StridedRow: nothing.
+//          `Pointwise` are the job's terms, or AnyTerms.
 // Writes:  statistics: the chunk's sums to Job::partial. values, gradient: the chunk's pixels of the output. fused:
-// both
-//          sums and gradient, with the assumed factor. A bad label: NaN in the sums.
+//          both, the gradient with the assumed factor. A bad label: NaN in the sums.
 // Called:  by kernel<> (kernels.h), as sigmoid.cu lists it; policy.cu chooses.
 #pragma once
 
@@ -18,7 +16,8 @@
 namespace segfuse {
 namespace {
 
-// Of a group of pixels: there may be weights other than 1; there are none; and labels are hard, logits half precision.
+// Kinds of groups of pixels. weighted: weights may differ from 1. plain: all are 1. mirrored: plain, hard labels, and
+// half precision.
 enum class Kind { weighted, plain, mirrored };
 
 template <class T, T kValue>
@@ -32,9 +31,8 @@ struct RowTotals {
   static constexpr int kRegion = kExtra ? kExtraSums : kNegativeSums, kPointwise = 2 + kRegion,
                        kCount = kPointwise + 2 * Pointwise::kCount;
   Real value[kCount];
-  // Of groups of hard labels, what `value` lacks of them until finish(). `product`: whose logarithm that is, of both
-  // parts of a pointwise term. It has a factor of at most 2 per pixel, so it stays finite, and rounding takes 6e-8 of
-  // it.
+  // Sums of mirrored groups, which finish() adds to `value`. It adds the logarithm of `product`, for both parts of a
+  // pointwise term. A pixel multiplies a product by at most 2, so it stays finite; rounding takes 6e-8 of it.
   HardLabelSum hard;
   Real product[2];
   static_assert(kAddsPerFlush < 128);
@@ -75,15 +73,14 @@ struct SigmoidRows {
   static constexpr int kSharedBytes =
       int(sizeof(double)) * Totals::kCount * (kWarps + 1) + int(sizeof(Real)) * 2 * kMaxPointwise;
 
-  // Pixels of weight 0 are selected out before the link: what stands there is not read into anything.
+  // Pixels of weight 0 get 0 before the link, so that what they hold has no effect, even NaN.
   template <bool kWeighted>
   __device__ static Pixel<Real> pixel(Real w, Real& z, Real& t) {
     if (kWeighted && w == Real(0)) z = t = Real(0);
     return Link::pixel(z);
   }
 
-  // f(kind of the group, as a type). For any pointwise terms only the weighted kind is compiled: the code of two would
-  // be too large.
+  // Calls f(kind of the group, as a type). With AnyTerms all are weighted: the code of two kinds would be too large.
   template <class F>
   __device__ static void with_kind(const Source& source, int64_t last_mirrored, int64_t base, const F& f) {
     if constexpr (kMirrors)
@@ -94,8 +91,8 @@ struct SigmoidRows {
       f(Constant<Kind, Kind::plain>());
   }
 
-  // Groups of hard labels without weights, in half precision. The pixel of a label 0 is that of -z with a label 1: what
-  // is computed knows one label, and only sums and slopes are chosen by it.
+  // Mirrored groups: hard labels without weights, in half precision. A pixel with label 0 is that of -z with label 1.
+  // So all is computed for label 1; the real label only selects sums and slopes.
   static constexpr bool kMirrors = Source::kNarrow && Pointwise::kMirrored && !kExtra;
   // Where the last such group may start; -1: there is none.
   __device__ static int64_t last_mirrored(const Job& job, const Source& source) {
@@ -146,7 +143,7 @@ struct SigmoidRows {
       source.template store<false>(base, out);
     }
   }
-  // f(whether the plan has region terms, as a type). Where both steps are one, it has none.
+  // Calls f(whether the plan has region terms, as a type). kNone: the plan of a fused step has none.
   template <bool kNone, class F>
   __device__ static void with_regions(const Job& job, const F& f) {
     if constexpr (kNone)
@@ -157,7 +154,7 @@ struct SigmoidRows {
       f(Constant<bool, false>());
   }
 
-  // kRegions: there may be region terms. Of one pointwise term, or none, their sums are added without a look at the
+  // kRegions: there may be region terms. Kernels for one pointwise term or none then add region sums without asking the
   // plan.
   template <bool kWeighted, bool kRegions>
   __device__ static void add_group(const Job& job, Real (&z)[kUnroll][kVector], Real (&t)[kUnroll][kVector],
@@ -185,7 +182,7 @@ struct SigmoidRows {
   __device__ static void statistics(const Job& job) { add_chunk<false>(job, blockIdx.x); }
   __device__ static void fused(const Job& job) { add_chunk<true>(job, blockIdx.x); }
 
-  // kWrites: and, of pointwise losses, the gradient with the factor of the mean that is assumed.
+  // Adds up a chunk. kWrites: also writes the gradient of pointwise losses, with the assumed factor of the mean.
   template <bool kWrites>
   __device__ static void add_chunk(const Job& job, int64_t index) {
     double* totals = reinterpret_cast<double*>(shared_memory());
@@ -275,7 +272,7 @@ struct SigmoidRows {
 
   template <bool kGradient>
   __device__ static void write(const Job& job) {
-    // The chunks that the statistics read last are those that the second cache still holds.
+    // In reverse: the second cache still holds the chunks that the statistics read last.
     const Chunk chunk = job.chunks.at(int64_t(gridDim.x) - 1 - blockIdx.x);
     const int64_t classes = job.problem.classes;
     const Real upstream = kGradient ? upstream_of<Real>(job, chunk.domain / classes, chunk.domain % classes) : Real(1);

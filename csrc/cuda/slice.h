@@ -1,4 +1,4 @@
-// How tile.h shares out a tile: each thread has some classes of one pixel. It loads their logits and stores their
+// How tile.h divides a tile: each thread has some classes of one pixel. It loads their logits and stores their
 // gradients.
 #pragma once
 
@@ -8,13 +8,13 @@
 namespace segfuse {
 namespace {
 
-// The classes of a pixel that a thread has: `count` of them, from `first` on, in an array of kSlots registers.
-// kStaged: the tile is a run, which comes and goes 16 bytes at a time and is handed out through shared memory. Else any
-// strides: each thread reads and writes its own.
+// The classes of a pixel that a thread has: `count` of them, from `first` on, in an array of kSlots registers. kStaged:
+// the tile is a run of memory. It is loaded and stored 16 bytes at a time, and threads exchange its elements through
+// shared memory. Else any strides: each thread reads and writes its own classes.
 template <class Element, int kSlots, bool kStaged, bool kPlain, bool kAlone>
 struct Slice {
   static constexpr int kVector = 16 / int(sizeof(Element));
-  // Loads of a thread on their way to the stage. float16: the registers of a fourth would spill.
+  // Loads of a thread in flight to the stage. float16: the registers of a fourth load would spill.
   static constexpr int kBatch = kAlone ? 2 : std::is_same_v<Element, Half> ? 3 : 4;
   static constexpr int kGroup = 4;
   using Vector = Pack<Element, kVector>;
@@ -23,12 +23,12 @@ struct Slice {
   const TileShape shape;
   const int64_t domain;
   const uint32_t begin, pixels;  // of the chunk
-  const int stage;               // where it is in shared memory
+  const int stage;               // its place in shared memory
   const int lane, team, first, count;
   // Where logits, labels and gradient of the chunk begin, if it is plain.
   const unsigned char *logits = nullptr, *labels = nullptr;
   unsigned char* output = nullptr;
-  const Element* here = nullptr;  // the pixel of the last load(), not staged
+  const Element* here = nullptr;  // the pixel of the last load(), if not staged
 
   __device__ Slice(const Job& j, const Chunk& chunk, int stage_at)
       : job(j),
@@ -48,12 +48,12 @@ struct Slice {
     }
   }
 
-  // Bounds on `count`. Of all threads, if plain: then threads need no place where they meet again after a branch.
+  // Bounds on `count`. In plain jobs they are the same for all threads: then no branch divides the threads of a warp.
   __device__ int fewest() const { return kPlain ? job.tile.fewest : count; }
   __device__ int most() const { return kPlain ? job.tile.most : count; }
 
-  // f(slot) for every slot in use, and for a few more. (A loop that is left in the middle would cost 40 registers
-  // where its ends meet.)
+  // Calls f(slot) for every slot in use, and for a few more. (An exit in the middle of the loop would cost 40 registers
+  // where exits meet.)
   template <class F>
   __device__ void each(const F& f) const {
 #pragma unroll
@@ -65,7 +65,7 @@ struct Slice {
     }
   }
 
-  // f(slot, whether it holds a class) for the same slots.
+  // Calls f(slot, whether it holds a class) for the same slots.
   template <class F>
   __device__ void each_held(const F& f) const {
 #pragma unroll
@@ -80,7 +80,7 @@ struct Slice {
     }
   }
 
-  // f(slot, its value), values being in shared memory, aligned to 16 bytes, one for each of the kSlots.
+  // Calls f(slot, its value). `values` are kSlots values in shared memory, aligned to 16 bytes.
   template <class F>
   __device__ void each(const float* values, const F& f) const {
 #pragma unroll
@@ -96,7 +96,8 @@ struct Slice {
   }
 
   __device__ bool holds(uint32_t base) const { return base + lane < pixels; }
-  // In the chunk, and in the domain: of the pixel at `base` + lane, or of the last one, whose weight is 0 there.
+  // The pixel at `base` + lane: its place in the chunk, its position in the domain. Past the end: of the last pixel,
+  // with weight 0.
   __device__ uint32_t place(uint32_t base) const { return holds(base) ? base + lane : pixels - 1; }
   __device__ uint32_t position(uint32_t base) const { return begin + place(base); }
 
@@ -112,8 +113,8 @@ struct Slice {
     return bytes == 1 ? __ldg(p) : __ldg(reinterpret_cast<const unsigned short*>(p));
   }
 
-  // The logits of the tile at `base`. Slots past the last class get some class's: the next thread's first, or the last.
-  // (The last thread has as many classes as any.) All threads call it.
+  // Loads the logits of the tile at `base`. Slots past the thread's last class get a logit of its classes. All threads
+  // call it.
   __device__ void load(uint32_t base, float (&z)[kSlots]) {
     if constexpr (kStaged) {
       fill_stage(base);
@@ -140,7 +141,7 @@ struct Slice {
         each([&](int j) { z[j] = Number<Element>::widened({uint16_t(bits_of(z[j]))}); });
     }
   }
-  // Of any class, after load(): of the stage, or of the first cache.
+  // The logit of any class, after load(): from the stage, or from memory again (the first cache has it).
   __device__ float logit(int c) const {
     Pack<Element, 1> pack;
     if constexpr (kStaged)
@@ -149,7 +150,7 @@ struct Slice {
       pack.load(class_of(c));
     return Number<Element>::widened(pack.element[0]);
   }
-  // The gradient of the tile that was loaded. All threads call it.
+  // Stores the gradient of the tile that was loaded. All threads call it.
   __device__ void store(uint32_t base, const float (&g)[kSlots]) const {
     if constexpr (kStaged) {
       Element* element = staged_pixel() + first;
@@ -172,7 +173,7 @@ struct Slice {
   }
 
  private:
-  // The bits of an element, in the register of what it will be: a conversion here would wait for the load.
+  // The bits of an element, in the register that its number will have. A conversion here would wait for the load.
   __device__ static float unread(const Element* p) {
     Pack<Element, 1> pack;
     pack.load(p);
@@ -192,7 +193,7 @@ struct Slice {
     else
       return v.class_stride;
   }
-  // Of the pixel that was loaded.
+  // Where class c of the pixel that was loaded is.
   __device__ const Element* class_of(int c) const {
     if constexpr (kPlain)
       return here + uint64_t(uint32_t(c)) * job.tile.logits_class;
@@ -223,7 +224,7 @@ struct Slice {
     const Element* const tile = run(job.problem.logits, logits, job.tile.logits_step, base);
     const int size = elements(base), whole = size / kVector, rest = whole * kVector + int(threadIdx.x);
     const Element* from = tile + threadIdx.x * kVector;
-    __syncthreads();  // everyone has done with the tile before
+    __syncthreads();  // all threads are done with the tile before
 #pragma unroll 1
     for (int i = threadIdx.x; i < whole; i += kBatch * kThreads, from += kBatch * kThreads * kVector) {
       Vector vector[kBatch];

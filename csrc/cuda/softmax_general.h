@@ -1,9 +1,8 @@
 // The CUDA engine for every multiclass plan: any strides, types and number of classes, soft labels, smoothing, squared
-// and L1 statistics, probabilities. It reads each logit a few times; the plans that are common have engines of their
-// own.
+// and L1 statistics, probabilities. It reads each logit a few times; common plans have engines of their own.
 //
 // Given:   a job, by value; the block's index is the chunk's (in reverse for the gradient).
-// Assumes: nothing but that the plan is multiclass.
+// Assumes: only that the plan is multiclass.
 // Writes:  statistics: the chunk's sums to Job::partial; values, gradient: the chunk's pixels of the output. A bad
 // label
 //          or probability: NaN in the sums.
@@ -38,7 +37,7 @@ struct SoftmaxGeneral {
     __device__ void load() {
       w = load_weight<Real>(job, n, 0, i);
       y = job.problem.label_map ? load_class<Real>(job, n, i, w) : 0;
-      if constexpr (!kSoftmax) {  // also of a class that no term reads; NaN goes its log_slope way
+      if constexpr (!kSoftmax) {  // also for a class that no term reads; NaN reaches the loss by itself
         for (int64_t c = 0; c < job.problem.classes; ++c) {
           const Real p = logit(c);
           if (!is_probability(p) && p == p) w = not_a_number<Real>();
@@ -56,7 +55,7 @@ struct SoftmaxGeneral {
         double rest = 0;
         for (int64_t c = 0; c < job.problem.classes; ++c) {
           const Real d = logit(c) - shared.peak;
-          // Of the peak class only its difference is added: 0, or the NaN of inf - inf.
+          // The peak class adds its difference, not its exponential: 0, or the NaN of inf - inf.
           rest += double(shared.peak_class == Real(c) ? d : exp_nonpositive(d));
         }
         shared.rest = Real(rest);
@@ -172,7 +171,7 @@ struct SoftmaxGeneral {
       if (job.problem.has_upstream && !per_class)
         w = masked_product(w, load_number<Real>(v, offset_of(v, at.n, 0, at.i)));
       const Real upstream = upstream_of<Real>(job, at.n, 0);
-      // dL/dp and dL/dlog p (see softmax_pull_back; of probabilities both are dL/dp) in class c.
+      // The slopes in class c: dL/dp and dL/dlog p (see softmax_pull_back). With probabilities both are dL/dp.
       const auto slope = [&](int64_t c, const Pixel<Real>& x, Real& region, Real& log_slope) {
         const Real t = at.label(c);
         region = log_slope = Real(0);
@@ -214,7 +213,7 @@ struct SoftmaxGeneral {
     });
   }
 
-  // The loss of each pixel, its classes added, or of each class.
+  // The loss of each pixel, as the sum over its classes, or the loss of each class.
   __device__ static void values(const Job& job) {
     const View& output = job.problem.output;
     const bool per_class = job.plan.unreduced_classes();

@@ -1,4 +1,4 @@
-// Elements of tensors by (sample, class, position): any strides, any type.
+// Loads and stores elements of tensors by (sample, class, position): any strides, any type.
 #pragma once
 
 #include "job.h"
@@ -6,7 +6,7 @@
 namespace segfuse {
 namespace {
 
-// Index: int64_t, or uint32_t where positions fit: a division of 64 bits is a call, and costs 80 instructions.
+// Index: uint32_t if positions fit, else int64_t: a division of 64 bits is a call, and costs 80 instructions.
 template <class Index>
 __device__ inline int64_t offset_of(const View& v, int64_t n, int64_t c, Index i) {
   int64_t offset = n * v.sample_stride + c * v.class_stride;
@@ -83,7 +83,7 @@ __device__ inline int64_t load_integer(const View& v, int64_t offset) {
       return static_cast<const uint16_t*>(v.data)[offset];
     case Dtype::u32:
       return static_cast<const uint32_t*>(v.data)[offset];
-    default:  // of uint64, what does not fit is negative: out of range, as it should be
+    default:  // a uint64 that does not fit becomes negative: out of range, as it should be
       return static_cast<const int64_t*>(v.data)[offset];
   }
 }
@@ -93,8 +93,9 @@ __device__ inline Real not_a_number() {
   return Real(NAN);
 }
 
-// The label map at a position: 0 and weight 0 where it is ignored. A label out of range makes the weight NaN, so loss
-// and gradient are NaN, and its class 0: no address depends on it, nobody waits for the device.
+// The label map at a position. An ignored label gets class 0 and weight 0. A label out of range gets class 0, so that
+// no address depends on it, and weight NaN, so that loss and gradient are NaN: an error would make the host wait for
+// the device.
 template <class Real, class Index>
 __device__ inline int load_class(const Job& job, int64_t n, Index i, Real& weight) {
   const Problem& p = job.problem;
@@ -114,7 +115,7 @@ template <class Real>
 __device__ inline Real load_label(const Job& job, int64_t n, int64_t c, int64_t i, Real& weight) {
   const Problem& p = job.problem;
   const int64_t offset = offset_of(p.target, n, c, i);
-  const bool row = !job.plan.multiclass;  // class probabilities know no ignored label
+  const bool row = !job.plan.multiclass;  // class probabilities have no ignored label
   if (p.hard_target) {
     const int64_t y = load_integer(p.target, offset);
     if (row && job.can_ignore && y == job.plan.ignore_index) weight = Real(0);

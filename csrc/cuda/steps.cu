@@ -10,8 +10,8 @@
 namespace segfuse {
 namespace {
 
-// A kernel may have more than 48 KB of shared memory once it is told so. Once per device, and all that a block can
-// have: if each call set the size that it needs, one thread could lower it between another's setting and launch.
+// Lets a kernel have more than 48 KB of shared memory. It is done once per device, for all that a block can have: if
+// each call set the size that it needs, one host thread could lower it between another's setting and launch.
 void allow_shared_memory(const Kernel& kernel) {
   static std::mutex mutex;
   static std::set<std::pair<int, const Kernel*>> allowed;
@@ -38,7 +38,7 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = stream;
   check(cudaLaunchKernelEx(&config, kernel.function, job), kernel.name);
-  if (step == Step::rescale) {  // if there is anything to multiply by
+  if (step == Step::rescale) {  // these bytes only if there is a factor to multiply by
     const int64_t bytes = Trace::output_bytes(job.plan, job.problem);
     return trace().event(kernel.name, "cuda", bytes, bytes);
   }
@@ -47,7 +47,7 @@ void launch(Step step, const Job& job, int64_t blocks, cudaStream_t stream) {
 }
 
 void add_chunks(const Job& job, cudaStream_t stream) {
-  if (job.chunks.per_domain == 1) return;  // the chunks' sums are the domains'; those of no chunks are to be 0
+  if (job.chunks.per_domain == 1) return;  // chunk sums are domain sums (no chunk: they become 0 below)
   const int64_t sums = job.layout.sums();
   launch(Step::add, job, job.chunks.per_domain > kFewChunks ? sums : (sums + kWarps - 1) / kWarps, stream);
 }
@@ -95,14 +95,14 @@ void set_head(Job& job, const Buffers& buffers) {
   job.status = buffers.status;
 }
 
-// The sums of all domains, by way of those of the chunks.
+// The sums of all domains, from the sums of their chunks.
 void run_statistics(Step step, Job& job, double* partial, cudaStream_t stream) {
   job.partial = job.chunks.per_domain > 1 ? partial : job.sums;
   launch(step, job, job.chunks.count, stream);
   add_chunks(job, stream);
 }
 
-// A few blocks per processor, which take turns: mostly there is nothing to do.
+// A few blocks per multiprocessor, each of which takes several parts: mostly there is nothing to do.
 int64_t rescale_blocks(const Problem& p) {
   int device = 0, processors = 0;
   check(cudaGetDevice(&device), "device");

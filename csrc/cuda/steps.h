@@ -16,13 +16,13 @@ Trace& trace();
 
 using Executor = cudaStream_t;
 
-// The steps of csrc/binding.h. Every address is one of the current device's.
+// The steps that csrc/binding.h calls. Every address is on the current device.
 MemorySizes memory_sizes(const Plan& plan, const Sizes& sizes);
 
 void statistics(const Call& call, const Buffers& buffers, Executor stream);
 void head(const Call& call, const Buffers& buffers, int halves, Executor stream);
 
-// problem.output: that of an unreduced loss, or the gradient if one is wanted; true if it has been written.
+// problem.output: the values of an unreduced loss, or the gradient if one is wanted. True if it wrote the gradient.
 bool forward(const Call& call, const Buffers& buffers, Executor stream);
 
 // upstream: the gradient of the loss, in the loss's type (null if problem.has_upstream). prefilled: problem.output
@@ -32,12 +32,12 @@ void backward(const Call& call, const Buffers& buffers, const void* upstream, bo
 // Up to so many rows the head is one launch of one block.
 constexpr int64_t kFewRows = 2048;
 
-// Copies words from the host into device memory, as arguments of a kernel: nobody waits, a graph may be recorded, and
-// the host's memory is free again on return.
+// Copies words from the host into device memory, as arguments of a kernel: the host does not wait, a graph can record
+// it, and the host's memory is free again on return.
 void write_words(uint64_t* to, const uint64_t* from, int64_t count, cudaStream_t stream);
 
-// Why no kernel will ever run on the current device ("" if they can): no code for it, an old driver. Throws what
-// passes, such as the failure of another library's kernel.
+// Why no kernel will ever run on the current device: no code for it, or an old driver. "" if kernels can run. Throws
+// errors that pass, such as the failure of another library's kernel.
 std::string unusable();
 
 // Loads every kernel onto the current device: a first launch inside a graph's capture would be an error.

@@ -33,15 +33,15 @@ int64_t bytes(const Job& job, int pixels, bool staged, bool statistics) {
   return stage_at(job.layout, shape, slots_of(shape, staged), statistics) + stage;
 }
 
-// Whether all offsets in a domain of a view are multiples of two strides, and have 32 bits.
+// Whether an offset in a domain is a multiple of a pixel's stride plus one of a class's, and has 32 bits.
 bool is_flat(const View& v, const Sizes& sizes) {
   const int64_t size = size_of(v.dtype);
   return v.dims == 1 && v.stride[0] >= 0 && v.class_stride >= 0 && v.class_stride * size <= UINT32_MAX &&
          v.stride[0] * size * sizes.pixels <= UINT32_MAX;
 }
 
-// No weights, no pointwise term but cross-entropy without factors, no strides but of pixels and classes: what is usual,
-// and needs a third fewer instructions.
+// No weights, no pointwise term but cross-entropy without factors, and one stride for pixels and one for classes. Such
+// jobs are usual, and need a third fewer instructions.
 bool is_plain(const Job& job) {
   const Problem& p = job.problem;
   const Plan& plan = job.plan;

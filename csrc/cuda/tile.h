@@ -27,7 +27,7 @@ struct Tile {
   const Job& job;
   Slice<Element, kSlots, kStaged, kPlain, kAlone> slice;
   const int teams;                // that share a pixel
-  const bool regions, has_label;  // the last team also sees to the label
+  const bool regions, has_label;  // the last team also loads the label
   float w = 0.0f, rest = 0.0f, label_power = 0.0f, at_peak = 0.0f, log2_label = 0.0f, inverse = 0.0f;
   int y = 0, peak_team = 0;
   Pixel<float> x{};  // of the label's class
@@ -44,7 +44,7 @@ struct Tile {
   __device__ static float* columns() { return reinterpret_cast<float*>(shared_memory() + sizeof(Exchange)); }
   __device__ int row() const { return slice.lane * (teams < 4 ? 4 : teams); }
   __device__ void share(float (&values)[2 * kThreads], float value) const { values[row() + slice.team] = value; }
-  // f(team, the value that it shared) for every team of the pixel.
+  // Calls f(team, the value that it shared) for every team of the pixel.
   template <class F>
   __device__ void for_teams(const float (&values)[2 * kThreads], const F& f) const {
     const float4* of_pixel = reinterpret_cast<const float4*>(values + row());
@@ -62,14 +62,14 @@ struct Tile {
     for_teams(values, [&](int, float v) { sum += v; });
     return sum;
   }
-  // A barrier for the threads that share a pixel, and for those of the pixels of their warps: others go on.
+  // A barrier for the threads that share a pixel, and for the other pixels of their warps. Other warps go on.
   __device__ void sync_teams() const {
     if (kStaged || slice.shape.pixels < kWarp)
       __syncthreads();
     else
       sync_part(1 + slice.lane / kWarp, teams * kWarp);
   }
-  // The values that two teams have too many. Ends with a barrier.
+  // Sets the two extra values of two teams (Exchange). Ends with a barrier.
   __device__ void prepare() const {
     for (int i = threadIdx.x; teams == 2 && i < 2 * kThreads; i += kThreads) {
       exchange().peak[i] = -INFINITY;
@@ -78,11 +78,11 @@ struct Tile {
     __syncthreads();
   }
 
-  // The tile at `base`: weight, label, powers of the logits (Exponents in pixel.h), 0 where a slot holds the label's
-  // class or none; `rest`: their sum over this thread's slots.
+  // Loads the tile at `base`: weight, label, and the logits' powers (Exponents in pixel.h), 0 in a slot with the
+  // label's class or none. `rest` is their sum over this thread's slots.
   template <bool kFindsPeak>
   __device__ void load(uint32_t base, float (&e)[kSlots]) {
-    uint64_t label = 0;  // of plain jobs, asked for ahead of the logits and used behind them
+    uint64_t label = 0;  // of plain jobs: requested before the logits, used after them
     if constexpr (kPlain) {
       if (has_label) label = slice.label(base);
     } else if (has_label) {
@@ -118,7 +118,7 @@ struct Tile {
       });
     }
     float label_logit = slice.logit(y);
-    if constexpr (!std::is_same_v<Element, Half>) {  // which has none of these
+    if constexpr (!std::is_same_v<Element, Half>) {  // float16 has no logit as large
       if (abs(peak) > Base2<float>::largest) {
         slice.each([&](int j) { e[j] -= peak; });
         label_logit -= peak;
@@ -140,14 +140,14 @@ struct Tile {
     label_power = fast_exp2(log2_label);
   }
 
-  // What the loss reads of the pixel, once every team has shared its `rest`.
+  // Makes the pixel that the loss reads, when every team has shared its `rest`.
   __device__ void finish() {
     x = Softmax::of_label<float, Number<Element>::kNarrow>(
         label_power, teams > 1 ? sum_over_teams(exchange().rest) : rest, log2_label, inverse);
   }
 
-  // f(loss, k, the factor of the label's class) for each pointwise term. Cross-entropy without factors, the most usual
-  // of all, need not look for its kind and factor: 70 instructions.
+  // Calls f(loss, k, the factor of the label's class) for each pointwise term. Cross-entropy without factors is the
+  // most usual: not looking for its kind and factor saves 70 instructions.
   template <class F>
   __device__ void for_pointwise(const F& f) const {
     const PointwiseTerm& term = job.plan.pointwise[0];
@@ -160,7 +160,7 @@ struct Tile {
   __device__ static void statistics(const Job& job) { Tile(job, blockIdx.x, true).template add_chunk<false>(); }
   __device__ static void fused(const Job& job) { Tile(job, blockIdx.x, true).template add_chunk<true>(); }
 
-  // kWrites: and, of one pointwise loss, the gradient with the factor of the mean that is assumed.
+  // Adds up a chunk. kWrites: also writes the gradient of one pointwise loss, with the assumed factor of the mean.
   template <bool kWrites>
   __device__ void add_chunk() {
     float weights = 0.0f, losses = 0.0f;  // of plain jobs
@@ -171,21 +171,21 @@ struct Tile {
     prepare();
     float fp[kSlots] = {};
     for (uint32_t base = 0, adds = 1; base < slice.pixels; base += pixels, ++adds) {
-      float e[kSlots];  // of this turn alone: what no slot holds is not kept
+      float e[kSlots];  // declared here, so that unused slots keep nothing from turn to turn
       load<false>(base, e);
       if (teams > 1) {
         share(exchange().rest, rest);
         sync_teams();
       }
       finish();
-      if (w != 0.0f) {  // else not read into anything
+      if (w != 0.0f) {  // a pixel of weight 0 has no effect
         const float scaled = w * inverse;
         if (!kWrites && regions) slice.each([&](int j) { fp[j] += scaled * e[j]; });
         if constexpr (kPlain) {
           weights += w;
           for_pointwise([&](const auto& loss, int, float) { losses += w * loss(x, 1.0f).positive; });
         }
-        if (has_label && !(kWrites && kPlain)) add_label(group);  // then without regions, the rest is added above
+        if (has_label && !(kWrites && kPlain)) add_label(group);  // plain, fused: no regions, all is added above
       }
       if constexpr (kWrites) {
         write_pointwise(w, pointwise_slope(exchange().slopes, 1.0f), e);
@@ -218,7 +218,7 @@ struct Tile {
       add_rows(group, group + classes, first, [&](int r) { return group + (r - group) * step + kFp; });
       __syncthreads();
     }
-    // A label map needs no sum of negatives: head.h.
+    // A label map needs no sum of negatives: row_scores.h.
     for (int c = threadIdx.x; step > kRegionSums && c < classes; c += kThreads)
       sums_of_chunk(job, blockIdx.x)[group + c * step + kTn] = 0;
   }
@@ -262,7 +262,7 @@ struct Tile {
     return slope.sum;
   }
 
-  // The gradient takes the place of the powers. Weight 0: 0, also where slopes are infinite.
+  // The gradient replaces the powers. With weight 0 it is 0, also if slopes are infinite.
   __device__ void write_pointwise(float weight, float slope, float (&e)[kSlots]) {
     const PointwiseGradient<float> dz(weight, x, inverse, slope);
     const int slot = y - slice.first;
@@ -271,7 +271,7 @@ struct Tile {
   }
 
   __device__ static void gradient(const Job& job) {
-    // The chunks that the statistics read last are those that the second cache still holds.
+    // In reverse: the second cache still holds the chunks that the statistics read last.
     Tile(job, int64_t(gridDim.x) - 1 - blockIdx.x, false).write_chunk();
   }
 
@@ -301,8 +301,8 @@ struct Tile {
         const View& v = job.problem.upstream;
         weight = masked_product(w, load_number<float>(v, offset_of(v, slice.domain, 0, slice.position(base))));
       }
-      // All slopes are taken less one of them, the slope of the class at the peak: softmax_pull_back says why. If the
-      // label is not at the peak, a team without that class takes its first slope off instead; the difference is added
+      // The slope of the class at the peak is subtracted from all slopes: softmax_pull_back says why. If the label is
+      // not at the peak, a team without the peak's class subtracts its first slope instead; the difference is added
       // once all teams have shared their sums.
       const bool wrong = label_power < at_peak;
       float s = 0.0f, reference = 0.0f, others = 0.0f;

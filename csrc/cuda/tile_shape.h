@@ -1,4 +1,4 @@
-// How a tile (tile.h) is shared out among the threads of a block, and where it is in shared memory.
+// How a tile (tile.h) is divided among the threads of a block, and where it is in shared memory.
 #pragma once
 
 #include "job.h"
@@ -6,14 +6,14 @@
 namespace segfuse {
 namespace {
 
-// Threads of a block are lanes (pixels of a tile) times teams; the teams share a pixel's classes evenly.
+// A block has lanes times teams threads. A lane is a pixel of the tile; teams divide the classes of each pixel evenly.
 struct TileShape {
   int pixels, classes;
   HD int teams() const { return kThreads / pixels; }
   HD int first_class(int team) const { return team * classes / teams(); }
   HD int most_classes() const { return (classes + teams() - 1) / teams(); }  // of a thread
-  // Bytes from a staged pixel to the next. Where pixels are an even number of 16 bytes, 16 more stay free: so no more
-  // than four lanes of a warp meet in a bank.
+  // Bytes from a staged pixel to the next. If a pixel has an even number of 16 bytes, 16 more stay free: so no more
+  // than four lanes of a warp use the same bank.
   HD bool padded(int size) const { return classes * size % 32 == 0; }
   HD int staged_stride(int size) const { return classes * size + (padded(size) ? 16 : 0); }
 };
@@ -26,7 +26,7 @@ inline bool is_run(const View& v, const Sizes& sizes) {
          (reinterpret_cast<uintptr_t>(v.data) | bytes) % 16 == 0;
 }
 
-// Classes of a thread: the kernel with the fewest registers that holds them. A stage needs registers of its own.
+// Slots of a thread: of the kernel with the fewest registers that holds its classes. A stage needs registers too.
 constexpr int kFewSlots = 8;
 constexpr int most_slots(bool staged) { return staged ? 24 : 32; }
 inline int slots_of(const TileShape& shape, bool staged) {
@@ -34,22 +34,22 @@ inline int slots_of(const TileShape& shape, bool staged) {
   return classes <= kFewSlots && shape.teams() == 1 ? kFewSlots : classes <= 20 && !staged ? 20 : most_slots(staged);
 }
 
-// What the threads of a pixel share with one another; first in shared memory. Per thread: a row for each pixel, of a
-// value per team, read four at a time (of two teams: with two more that change nothing). Per pixel: what one thread
-// knows.
+// What the threads of a pixel exchange; it is first in shared memory. peak, rest, others: a row for each pixel, with
+// one value per team, read four at a time (two teams have two more values, which change nothing). label, weight,
+// reference: one value per pixel, from the thread that knows it.
 struct Exchange {
   float peak[2 * kThreads], rest[2 * kThreads], others[2 * kThreads];
   float label[kThreads], weight[kThreads], reference[kThreads];
   float slopes[2 * kMaxPointwise];  // assumed
 };
-// Behind it. Statistics: a column of sums for each lane, those of a domain, then I and FN of each class. Gradient: the
-// slopes of each team's slots where they are not the label's; then of each class where it is.
+// The floats behind Exchange. Statistics: a column of sums for each lane: those of a domain, then TP and FN of each
+// class. Gradient: the slopes of each team's slots where the class is not the label's, then of each class where it is.
 HD int64_t column_floats(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
   const bool regions = layout.region_sums > 0;
   if (statistics) return (layout.group_sums() + (regions ? 2 * shape.classes : 0)) * shape.pixels;
   return regions ? shape.classes + shape.teams() * slots : 0;
 }
-// Behind that, the stage of slice.h.
+// The stage of slice.h lies behind them.
 HD int64_t stage_at(const Layout& layout, const TileShape& shape, int slots, bool statistics) {
   return int64_t(sizeof(Exchange)) +
          (column_floats(layout, shape, slots, statistics) + 3) / 4 * 4 * int64_t(sizeof(float));

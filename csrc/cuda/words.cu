@@ -1,5 +1,5 @@
-// A few words from the host to the device: class weights, coefficients, lists of classes. A copy of pageable
-// memory would make the host wait for the stream, and cannot be recorded in a graph.
+// Copies a few words from the host to the device: class weights, coefficients, lists of classes. An ordinary copy from
+// pageable memory would make the host wait for the stream, and a graph cannot record it.
 #include <algorithm>
 
 #include "policy.h"
