@@ -1,4 +1,4 @@
-// Checks of a small program: each that fails is printed, and `failed` is what main returns.
+// Checks for a small program: a check that fails is printed, and main returns `failed`.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@ inline void check(bool ok, const std::string& what) {
   std::printf("failed: %s\n", what.c_str());
   failed = 1;
 }
-// To a tolerance relative to the larger of 1 and what is expected.
+// The tolerance is relative to the larger of 1 and the expected value.
 inline void check_near(double found, double expected, double tolerance, const std::string& what) {
   const double error = std::fabs(found - expected), scale = std::fmax(1, std::fabs(expected));
   check(error <= tolerance * scale, what + ": " + std::to_string(found) + ", expected " + std::to_string(expected));

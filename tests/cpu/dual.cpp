@@ -17,7 +17,7 @@ double slope_of(const Function& f, double x, double step = kStep) {
   return (f(x + step) - f(x - step)) / (2 * step);
 }
 
-// One expression on plain numbers and on dual ones.
+// The same expression on plain numbers and on dual numbers.
 struct Rule {
   const char* name;
   double (*plain)(double, double);
@@ -80,7 +80,7 @@ void kinks() {
   }
 }
 
-// The slopes that a link gives to p, q and their logarithms, in the input.
+// The slopes, in the input, that a link gives to p, q and their logarithms.
 template <class Link>
 void link(const char* name, double z, double step) {
   const Pixel<Dual<double>> seeded = Link::seed(Link::pixel(z));
@@ -98,14 +98,14 @@ void link(const char* name, double z, double step) {
 void links() {
   for (double z : {-30.0, -2.5, -0.1, 0.4, 3.0, 25.0}) link<Sigmoid>("sigmoid", z, kStep);
   for (double p : {0.05, 0.5, 0.9}) link<Identity>("identity", p, kStep);
-  for (double z : {-700.0, -40.0, 40.0, 700.0}) {  // both tails with all their digits
+  for (double z : {-700.0, -40.0, 40.0, 700.0}) {  // both tails keep all their digits
     const Pixel<double> x = Sigmoid::pixel(z);
     const double tail = std::exp(-std::fabs(z));
     check_near((z < 0 ? x.p : x.q) / tail, 1, 1e-15, "the small probability of " + std::to_string(z));
     check_near((z < 0 ? x.minus_log_q : x.minus_log_p) / tail, 1, 1e-15, "the small logarithm of " + std::to_string(z));
   }
-  // The label's class beside one other class, in float: own and rest are powers of two of the distances to the peak,
-  // which a product with the float next to log2(e) is.
+  // The label's class beside one other class, in float. Its power and the other's are powers of two of the distances to
+  // the peak; a distance is z times the float next to log2(e).
   for (float distance = -28; distance <= 28; distance += 0.375f) {
     const float peak = max(0.0f, distance), own = distance - peak;
     float inverse;
@@ -119,7 +119,7 @@ void links() {
   }
 }
 
-// region_slope is the derivative of the sums, each times its slope.
+// region_slope is the derivative of the sums, each sum times its slope.
 void region_slopes() {
   const RowSlopes<double> s{0.7, -0.4, 1.3, 0.6, -2.1, 0.9};
   for (double t : {0.0, 0.3, 1.0})

@@ -3,9 +3,9 @@
 //   pointwise kind focal balance alpha balance_value 0.3 coefficient 2
 //   region kind dice pool_batch 1 coefficient 1
 //   values 2 0.2 1.5  scored 1 1  sums 24 ...
-// After `pointwise` or `region` stand the fields of PointwiseTerm or RegionTerm that are not 0; a list begins with its
-// length. The answer has three lines: the loss, the terms, the slopes. A grid of blocks, and ranks with a sample each,
-// must give the same. `kinds` asks for the names of the region losses and of the shapes.
+// `pointwise` or `region` is followed by the fields of PointwiseTerm or RegionTerm that are not 0. A list begins with
+// its length. The answer has three lines: the loss, the terms, the slopes. The program fails if a grid of blocks, or
+// ranks with a sample each, give something else. `kinds` asks for the names of the region losses and of the shapes.
 #include "csrc/head.h"
 
 #include <cstdlib>

@@ -1,9 +1,9 @@
-// The CPU kernels without Python, for a machine that has none: `driver CALLS RESULTS` runs the calls of a file.
+// The CPU kernels without Python, for a machine that has no Python: `driver CALLS RESULTS` runs the calls of a file.
 //
-// A call is a line of text and arrays behind it. Of a loss: its name here, dtype codes (csrc/dtype.h) of logits and
-// target, samples, classes, pixels, the classes of the target (0: it has none), then logits, target and the upstream
-// gradient; the results are loss, terms and gradient. Of an elementary function: "elementary", its number, the dtype
-// code, the count, then the arguments; the results are its values.
+// A call is a line of text, then arrays. The line of a loss: its name here, dtype codes (csrc/dtype.h) of logits and
+// target, samples, classes, pixels, the classes of the target (0: it has none). The arrays: logits, target and the
+// upstream gradient. The results: loss, terms and gradient. The line of an elementary function: "elementary", its
+// number, the dtype code, the count. The array: its arguments. The result: its values.
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -25,7 +25,7 @@ struct Shape {
   Statistics statistics;
 };
 
-// The losses of test_neon.py, by the names it gives them.
+// The losses of test_neon.py, by the names that it uses.
 Shape shape_of(const std::string& name) {
   constexpr auto product = Statistics::product, squared = Statistics::squared;
   constexpr auto mean = Reduction::mean, none = Reduction::none;
@@ -65,7 +65,7 @@ Plan plan_of(const std::string& name) {
   return plan;
 }
 
-// Contiguous; classes: 0 without that axis.
+// A contiguous view. classes: 0 without a class axis.
 View view(void* data, Dtype dtype, int64_t classes, int64_t pixels) {
   View v;
   v.data = data, v.dtype = dtype;
@@ -118,7 +118,7 @@ void run_loss(const std::string& name, std::istream& line, std::istream& in, std
   const Layout layout(plan, p);
   std::vector<char> loss(size_t(values * size)), gradient(logits.size());
   std::vector<char> slopes(size_t(layout.slopes() * size));
-  double status = 0;  // or a float
+  double status = 0;  // room for a float too
   std::vector<char> terms(size_t(plan.term_count) * sizeof(double));
   const Constants constants{};
   p.output = plan.unreduced() ? view(loss.data(), real, p.classes, p.pixels)

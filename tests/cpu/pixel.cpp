@@ -1,6 +1,6 @@
 // Pointwise losses of one pixel in double, without an engine. A line of standard input is
 //   link loss every_class parameter parameter parameter parameter classes z ... t ...
-// and its answer the loss and the gradient in each z. The answer to `losses` is their names.
+// and its answer is the loss and the gradient in each z. The answer to `losses` is the names of all losses.
 #include "csrc/pixel.h"
 
 #include <iostream>
@@ -15,7 +15,7 @@ using Numbers = std::vector<double>;
 
 struct Question {
   std::string loss;
-  bool every_class;  // of a softmax: each class is an element of its own, a function of its p
+  bool every_class;  // for a softmax: each class is an element of its own, a function of its p
   double parameter[kParameters];
   Numbers z, t;
 };
@@ -30,7 +30,7 @@ Parts<T> loss_of(const Question& call, const Pixel<T>& x, double t) {
   std::exit(2);
 }
 
-// Classes that stand alone: both parts of each.
+// Classes that do not share a pixel: the sum of both parts, for each class.
 template <class Link>
 Numbers alone(const Question& call) {
   Numbers out{0};
@@ -44,7 +44,7 @@ Numbers alone(const Question& call) {
   return out;
 }
 
-// Classes that share a softmax: the positive part of each, and the pull-back.
+// Classes that share a softmax: the positive part of each class, and the pull-back.
 Numbers softmax(const Question& call) {
   const size_t classes = call.z.size();
   size_t peak = 0;

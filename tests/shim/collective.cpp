@@ -30,7 +30,7 @@ void exchange(Warp& warp, unsigned mask, Op op, Site site) {
       case Op::shuffle:
         source = base + (argument & (width - 1));
         break;
-      case Op::shuffle_up:  // beyond the segment every lane keeps its own
+      case Op::shuffle_up:  // a source beyond the segment: the lane keeps its own value
         if (unsigned(argument) <= unsigned(lane - base)) source = lane - argument;
         break;
       case Op::shuffle_down:

@@ -6,7 +6,7 @@
 #include <cstdlib>
 
 #if SEGFUSE_SHIM_ASSEMBLY
-// Saves what the System V ABI asks a callee to keep, except the floating-point modes: all fibers share the caller's.
+// Saves what a callee must keep by the System V ABI, except the floating-point modes: all fibers share the caller's.
 asm(R"(
 .pushsection .text
 .p2align 4

@@ -1,5 +1,5 @@
-// Stacks and the switch between them. x86-64 has a switch of its own (a few ns; swapcontext makes a system call for the
-// signal mask), everything else takes ucontext. ASan is told of every switch.
+// Stacks, and the switch between them. x86-64 has its own switch (a few ns; swapcontext makes a system call for the
+// signal mask). Other machines use ucontext. ASan is told of every switch.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 #endif
 #if SEGFUSE_SHIM_ASAN
 #include <sanitizer/common_interface_defs.h>
-// The frames that a dying fiber leaves behind must hold no poison: its stack is used again.
+// The frames that a dying fiber leaves must not be poisoned: its stack is used again.
 #define SEGFUSE_SHIM_PLAIN __attribute__((no_sanitize("address"), noinline))
 #else
 #define SEGFUSE_SHIM_PLAIN
@@ -37,7 +37,7 @@ constexpr size_t stack_bytes = SEGFUSE_SHIM_ASAN ? 256 << 10 : 64 << 10;
 
 class Context {
  public:
-  // A stack from `index`, whose hot end is moved a little so that stacks do not all fall into the same cache sets.
+  // Starts on `stack`. Its hot end is moved a little, by `index`, so that stacks do not all use the same cache sets.
   void start(unsigned char* stack, unsigned index, void (*entry)()) {
     bottom_ = stack;
     size_ = stack_bytes - index % 16 * 256;
@@ -56,7 +56,7 @@ class Context {
 #endif
   }
 
-  // Leaves this context for another, for good if `dying`.
+  // Leaves this context for another; for good, if `dying`.
   SEGFUSE_SHIM_PLAIN void leave_for(Context& other, bool dying = false) {
     previous = this;
 #if SEGFUSE_SHIM_ASAN
@@ -72,13 +72,13 @@ class Context {
     arrive(fake_);
   }
 
-  // First words of a new fiber.
+  // What a new fiber calls first.
   SEGFUSE_SHIM_PLAIN static void arrive(void* fake = nullptr) {
 #if SEGFUSE_SHIM_ASAN
     const void* bottom;
     size_t size;
     __sanitizer_finish_switch_fiber(fake, &bottom, &size);
-    previous->bottom_ = bottom;  // only the launching thread's own stack does not know these yet
+    previous->bottom_ = bottom;  // new information only for the launching thread's own stack
     previous->size_ = size;
 #else
     (void)fake;

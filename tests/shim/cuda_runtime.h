@@ -1,30 +1,29 @@
-// Fiber shim: runs the CUDA sources on a CPU, compiled by a C++17 compiler that finds this header instead of CUDA's:
+// Fiber shim: runs the CUDA sources on a CPU. A C++17 compiler finds this header instead of CUDA's:
 //     g++ -std=c++17 -I tests/shim -fno-strict-aliasing -Wno-unknown-pragmas -x c++ source.cu tests/shim/*.cpp -ldl
 //
-// Every CUDA thread is a fiber with a stack of its own. cudaLaunchKernelEx runs the whole grid before it returns:
-// blocks in shuffled order (one at a time; in one launch of four a few at once),
-// threads in random order. A thread keeps running until a synchronisation point, and nothing but that point
-// synchronises: the lanes of a warp are never in lockstep.
+// Every CUDA thread is a fiber with its own stack. cudaLaunchKernelEx runs the whole grid before it returns: blocks in
+// shuffled order (one at a time; in one launch of four, a few at once), threads in random order. A thread runs until a
+// synchronisation point, and only such a point synchronises: the lanes of a warp are never in lockstep.
 //
-// Checked, with a report and abort(): a barrier that not all threads of the block, or of its part, reach at the same
+// Errors that are reported and abort(): a barrier that not all threads of the block, or of its part, reach at the same
 // line; a warp collective whose mask names a lane that has exited or waits elsewhere, or lanes that disagree on the
 // mask; a shuffle from a lane outside the mask; misaligned __ldg, __ldcs, __ldcg, __stcs, __stcg and atomics;
 // impossible grids and blocks; a spin-wait that nobody ends. Too much dynamic shared memory is an error code, as in
-// CUDA. Shared memory is filled with 0xFF before every block: NaN in every floating type, -1 as an index, so that
-// reading too early shows. ASan and UBSan see every access, shared memory being a heap block of exactly the size asked
+// CUDA. Shared memory is filled with 0xFF before every block: that is NaN in every floating type, and -1 as an index,
+// so reading too early shows. ASan and UBSan see every access: shared memory is a heap block of exactly the size asked
 // for.
 //
 // Stricter than CUDA: a limit of dynamic shared memory may not be lowered; exited threads do not count as arrived at a
 // barrier; a mask may name only lanes that the block has; __activemask() is the caller's own bit; a spin-wait must call
-// __ldcg, __nanosleep or an atomic, else it hangs. A crash without a report is a wild address or a stack over 64 KiB
+// __ldcg, __nanosleep or an atomic, else it hangs. A crash without a report is a wild address, or a stack over 64 KiB
 // (guard page).
 //
-// Not seen: the memory model (a fence orders nothing here), races that no drawn order exposes or that fall between two
-// synchronisation points, accuracy of approximate instructions, occupancy, registers, speed.
+// Not seen: the memory model (a fence orders nothing here), races that no drawn order exposes or that happen between
+// two synchronisation points, accuracy of approximate instructions, occupancy, registers, speed.
 //
 // Environment: SEGFUSE_SHIM_SEED (0; every launch draws a new order from it), SEGFUSE_SHIM_SMS (3 multiprocessors),
-// SEGFUSE_SHIM_PATIENCE (2^26: scheduling points without a thread's end after which a spin-wait is called endless),
-// SEGFUSE_SHIM_FAULT (0: the number of an error that the device reports, without doing what it is asked for).
+// SEGFUSE_SHIM_PATIENCE (2^26: a spin-wait is called endless after so many scheduling points in which no thread ends),
+// SEGFUSE_SHIM_FAULT (0; else the number of an error that the device reports, without doing what is asked).
 #pragma once
 
 #include <tuple>
@@ -188,7 +187,7 @@ inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDAR
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return segfuse_shim::keep(cudaErrorInvalidDevice);
-  switch (attribute) {  // an H200, but for the number of its multiprocessors
+  switch (attribute) {  // an H200, except for the number of multiprocessors
     case cudaDevAttrMaxThreadsPerBlock:
       return *value = 1024, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlock:

@@ -1,7 +1,7 @@
 // The device side of CUDA: qualifiers, vector types, thread coordinates and intrinsics. Included by cuda_runtime.h.
 #pragma once
 
-// Of libstdc++ only <memory> spells an attribute __noinline__; it must be read before the macro exists.
+// In libstdc++ only <memory> uses an attribute __noinline__: it must be read before this file defines the macro.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -26,7 +26,7 @@ template <class T>
 struct Same {
   using type = T;
 };
-// The types for which CUDA overloads __ldg and its kin; any other is an error under nvcc and therefore here.
+// The types for which CUDA overloads __ldg and the like. Any other type is an error under nvcc, so it is one here.
 template <class T>
 constexpr bool loadable = false;
 }  // namespace segfuse_shim
@@ -84,7 +84,7 @@ constexpr int warpSize = 32;
 // ------------------------------------------------------------------------------------------------ loads and stores
 
 namespace segfuse_shim {
-// Copies, since the sources read float planes as uint4 and the like, which C++ forbids and CUDA does not mind.
+// Copies the bytes: the sources read float planes as uint4 and the like, which C++ forbids and CUDA allows.
 template <class T>
 T checked_load(const T* address, Site site) {
   static_assert(loadable<T>, "CUDA has no cached load or store of this type");
@@ -121,7 +121,7 @@ SEGFUSE_SHIM_STORE(__stcg)
 SEGFUSE_SHIM_STORE(__stwb)
 SEGFUSE_SHIM_STORE(__stwt)
 
-// The load that looks past the first-level cache is what a spin-wait is made of.
+// The load that bypasses the first-level cache: spin-waits are made of it.
 template <class T>
 T __ldcg(const T* address, segfuse_shim::Site site = segfuse_shim::Site::here()) {
   segfuse_shim::pause();
@@ -134,7 +134,7 @@ T __ldcv(const T* address, segfuse_shim::Site site = segfuse_shim::Site::here())
 
 // --------------------------------------------------------------------------------------------------------- barriers
 
-// `site` is never given: each default is evaluated at the call.
+// Callers never pass `site`: each default is evaluated at the call.
 inline void __syncthreads(segfuse_shim::Site site = segfuse_shim::Site::here()) {
   segfuse_shim::barrier(segfuse_shim::Op::sync, 0, site);
 }
@@ -148,7 +148,7 @@ inline int __syncthreads_count(int predicate, segfuse_shim::Site site = segfuse_
   return segfuse_shim::barrier(segfuse_shim::Op::sync_count, predicate, site);
 }
 
-// Fences order nothing here (one host thread runs everything, in order); they are places to switch.
+// Fences order nothing here (one host thread runs everything, in order). They are points where another thread may run.
 inline void __threadfence() { segfuse_shim::pause(); }
 inline void __threadfence_block() { segfuse_shim::pause(); }
 inline void __threadfence_system() { segfuse_shim::pause(); }
@@ -168,7 +168,7 @@ inline int __any_sync(unsigned mask, int predicate, segfuse_shim::Site site = se
 inline int __all_sync(unsigned mask, int predicate, segfuse_shim::Site site = segfuse_shim::Site::here()) {
   return int(segfuse_shim::collective(segfuse_shim::Op::all, mask, predicate != 0, 0, warpSize, site));
 }
-// Lanes are never converged here, so that nothing can be built on it: only the own bit, which CUDA permits.
+// Lanes are never converged here, so that no code can depend on it: only the own bit is set, which CUDA permits.
 inline unsigned __activemask() { return segfuse_shim::own_lane_bit(); }
 
 #define SEGFUSE_SHIM_SHUFFLE(T, name, op, kind)                                                 \
@@ -215,7 +215,7 @@ T wrapping_sum(T a, T b) {
 }
 }  // namespace segfuse_shim
 
-// Overloads, not templates: what CUDA lacks (unsigned long, say) must not compile.
+// Overloads, not templates: a type that CUDA lacks (unsigned long, say) must not compile.
 #define SEGFUSE_SHIM_ATOMIC(name, T, ...)                                                    \
   inline T name(T* address, T value, segfuse_shim::Site site = segfuse_shim::Site::here()) { \
     return segfuse_shim::atomic(address, site, [value](T old) -> T {                         \
@@ -285,7 +285,7 @@ SEGFUSE_SHIM_MIN_MAX(long)
 SEGFUSE_SHIM_MIN_MAX(unsigned long)
 SEGFUSE_SHIM_MIN_MAX(long long)
 SEGFUSE_SHIM_MIN_MAX(unsigned long long)
-inline float min(float a, float b) { return std::fmin(a, b); }  // a NaN loses
+inline float min(float a, float b) { return std::fmin(a, b); }  // a NaN is dropped
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline double min(double a, double b) { return std::fmin(a, b); }
 inline double max(double a, double b) { return std::fmax(a, b); }

@@ -1,4 +1,4 @@
-// The scheduler: runs the threads of a grid as fibers, in random order between synchronisation points.
+// The scheduler. It runs the threads of a grid as fibers, in random order between synchronisation points.
 #include "fiber.h"
 
 #include <algorithm>
@@ -80,7 +80,7 @@ SEGFUSE_SHIM_PLAIN void resume(Context& from, Thread* next, bool dying = false) 
   from.leave_for(next->context, dying);
 }
 
-// The current thread has noted what it waits for. Comes back when it is released and drawn.
+// The current thread has noted what it waits for. Returns when the thread is released and drawn.
 void wait() {
   Thread* self = run.current;
   if (self->block->busy == 0) report_stuck(*self->block);
@@ -90,7 +90,7 @@ void wait() {
 
 void work() noexcept { body(body_argument); }
 
-bool leave_block() {  // whether others of the block remain
+bool leave_block() {  // returns whether other threads of the block remain
   Thread* self = run.current;
   Block& block = *self->block;
   block.warps[self->warp].exited |= 1u << self->lane;
@@ -210,7 +210,7 @@ int barrier(Op op, int predicate, Site site) {
     for (Warp& warp : block.warps) enable(warp, warp.lanes);
   }
   wait();
-  return block.verdict;  // stands until all threads have come to the next barrier
+  return block.verdict;  // valid until all threads have come to the next barrier
 }
 
 void part_barrier(int id, unsigned threads, Site site) {

@@ -1,4 +1,4 @@
-// What device.h and cuda_runtime.h ask of the scheduler in fiber.cpp.
+// What device.h and cuda_runtime.h call in the scheduler, fiber.cpp.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@ struct cudaLaunchConfig_st;
 
 namespace segfuse_shim {
 
-// A line of source, taken where the CUDA function is called. Unlike a return address it survives inlining, unrolling
-// and cloning: one line is one site, however often the compiler copies it.
+// A line of source: where the CUDA function is called. Unlike a return address it survives inlining, unrolling and
+// cloning: one line is one site, however often the compiler copies it.
 struct Site {
   const char* file;
   int line;
@@ -22,8 +22,8 @@ enum class Op : uint8_t {
   sync_or,
   sync_and,
   sync_count,
-  sync_part,  // of some of its warps
-  warp_sync,  // from here on collectives of a warp
+  sync_part,  // the barrier of some of its warps
+  warp_sync,  // from here on: collectives of a warp
   shuffle,
   shuffle_up,
   shuffle_down,
@@ -43,7 +43,7 @@ void part_barrier(int id, unsigned threads, Site site = Site::here());
 uint64_t collective(Op op, unsigned mask, uint64_t value, int argument, int width, Site site);
 unsigned own_lane_bit();
 
-// A point where another thread may run, now and then, or always when `sleep`. Counts towards the watchdog.
+// A point where another thread may run: sometimes, or always if `sleep`. The watchdog counts these points.
 void pause(bool sleep = false);
 long long ticks();
 

@@ -26,12 +26,12 @@ struct Warp {
   Thread* threads;
   unsigned lanes, ready, waiting, exited;  // bit sets; waiting: at a collective
   size_t place;                            // in `runnable`, while ready is not empty
-  // Of the first of those that wait, and whether another one waits for something else.
+  // Of the first lane that waits. mixed: another lane waits for something else.
   Op op;
   Site site;
   unsigned mask;
   bool mixed;
-  // By lane. Not in the threads: a collective reads all of them, and would wait for 32 lines of the cache.
+  // By lane. It is not in the threads: a collective reads all lanes, and would wait for 32 lines of the cache.
   uint64_t value[32];  // operand of a collective, then its result
   int argument[32], width[32];
 };
@@ -44,7 +44,7 @@ struct Block {
   unsigned busy, arrived, exited;  // threads neither waiting nor gone; at a barrier; gone
   Op op;                           // of the first thread at the barrier
   Site site;
-  bool mixed;  // not all at that one
+  bool mixed;  // not all threads are at that barrier
   unsigned votes;
   int verdict;
   std::vector<Thread*> part[16];  // at the barrier of a part, by its id
@@ -72,12 +72,12 @@ std::string text(Site site);
 const char* name(Op op);
 std::string name_of(const void* function);
 
-// Prints what happened, in which launch and where, with the states of the block's threads if it is given; aborts.
+// Prints what happened, in which launch and where, and the states of the block's threads if a block is given; aborts.
 [[noreturn]] void give_up(const std::string& what, const Block* block = nullptr);
-// Nobody in the block can run and not everybody has exited. Names the culprit.
+// No thread of the block can run, and not all have exited. Names the culprit.
 [[noreturn]] void report_stuck(const Block& block);
 
-// Completes a collective, at which every lane of the mask has arrived: replaces their operands by their results.
+// Completes a collective that every lane of the mask has reached: replaces the operands by the results.
 void exchange(Warp& warp, unsigned mask, Op op, Site site);
 
 }  // namespace segfuse_shim

@@ -33,7 +33,7 @@ const char* name(Op op) {
   return names[int(op)];
 }
 
-// Kernels are rarely exported, so dladdr alone seldom knows them; addr2line reads the full symbol table.
+// Kernels are rarely exported, so dladdr alone seldom knows their names; addr2line reads the full symbol table.
 std::string name_of(const void* function) {
   Dl_info info;
   if (!dladdr(function, &info) || !info.dli_fname) return text("%p", function);

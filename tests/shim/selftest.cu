@@ -1,4 +1,4 @@
-// Proves what cuda_runtime.h promises: right kernels are right under every order, wrong ones are caught.
+// Tests what cuda_runtime.h promises: correct kernels are correct under every order, wrong kernels are caught.
 #include <cuda_runtime.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,8 +24,7 @@ cudaError_t launch(void (*kernel)(Expected...), dim3 grid, dim3 block, size_t sh
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// ------------------------------------------------------------------------------------------------ a sum in three
-// levels
+// ------------------------------------------------------------------------------------------- a sum in three levels
 
 struct Job {
   const float* input;
@@ -88,11 +87,11 @@ int wrong_sums(int seeds) {
 
 // --------------------------------------------------------------------------------------------------- parts of a block
 
-// Four parts of two warps each: of each part, one warp reads what the other wrote. `omit`: a part that does not wait.
+// Four parts of two warps each. In a part, one warp reads what the other wrote. omit: a part that does not wait.
 __global__ void parts_kernel(int* errors, int omit) {
   int* values = reinterpret_cast<int*>(shared_memory());
   const int part = int(threadIdx.x) / 64, other = int(threadIdx.x) ^ 32;
-  for (int round = 0; round <= part; ++round) {  // some go on while others are still waiting
+  for (int round = 0; round <= part; ++round) {  // some parts go on while others still wait
     values[threadIdx.x] = 1000 * round + int(threadIdx.x);
     if (part != omit) segfuse_shim::part_barrier(1 + part, 64);
     atomicAdd(errors, int(values[other] != 1000 * round + other));
@@ -133,7 +132,7 @@ __global__ void lanes_kernel(int* errors) {
   check(__match_any_sync(~0u, unsigned(lane % 5)) == expected);
   check(__match_any_sync(~0u, (unsigned long long)(lane % 5) << 40) == expected);
   check(__match_any_sync(~0u, -(lane % 5)) == expected);
-  if (lane % 2) {  // half a warp, another half elsewhere
+  if (lane % 2) {  // half of the warp; the other half is at another collective
     check(__shfl_sync(0xaaaaaaaau, lane, 9) == 9);
   } else {
     check(__ballot_sync(0x55555555u, 1) == 0x55555555u);
@@ -214,7 +213,7 @@ void expect_abort(const char* message, Action action) {
 __global__ void poison_kernel(int* clean) {
   const unsigned char* s = shared_memory();
   *clean += !std::isnan(reinterpret_cast<const float*>(s)[0]) + !std::isnan(reinterpret_cast<const double*>(s)[1]);
-  shared_memory()[0] = 0;  // must not be seen by the next block
+  shared_memory()[0] = 0;  // the next block must not see it
 }
 
 __global__ void barriers_kernel(unsigned* x) {
