@@ -113,7 +113,7 @@ class RegionLoss(SingleLoss):
     name = "region_loss"
     _symbols = (
         "I = Σ w t p, FP = Σ w (1 - t) p and FN = Σ w t (1 - p), with probabilities p, labels t and weights w, over "
-        "the valid pixels of a row. A row is one class of one sample, or what you pool."
+        "the valid pixels of a row. A row is one class of one sample, unless you pool."
     )
     _takes: ClassVar[type] = RegionOptions
 
@@ -123,7 +123,7 @@ class RegionLoss(SingleLoss):
         region = {k: v for k, v in options.items() if k in REGION_DEFAULTS}
         for option in region:
             if option not in self._hidden_defaults:
-                raise ValueError(f"{type(self).__name__} has no option {option}: its definition fixes it")
+                raise ValueError(f"{option} cannot be given to {type(self).__name__}: its definition fixes it")
         checked = {k: v for k, v in check_region(region).items() if k in self._hidden_defaults}
         if mode == "binary" and checked["classes"] is not None:
             raise ValueError('classes cannot be used with mode="binary": there is only one class')

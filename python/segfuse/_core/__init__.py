@@ -1,19 +1,19 @@
-"""What stands behind the losses. Each module imports only those after it in this list:
+"""The code behind the losses. Each module imports only modules below it in this list:
 
 functions    losses as functions
-describe     signatures and documentation of both, with shared options written out
-routes       which way a call takes: kernels, operators, reference; eager autograd
+describe     signatures and documentation of losses and functions, with the shared options
+routes       the route of a call: kernels, operators, reference; eager autograd
 dtensor      a call on the parts of a DTensor
 operators    the registered operators, and their twins for torch.func
-steps        statistics, head and gradient, of one process or over ranks
+steps        statistics, head and gradient, in one process or over ranks
 counts       exact counts of hard predictions
-checks       what a call may be given
-transfer     numbers of the host on their way to a device
+checks       checks of the tensors of a call
+transfer     brings numbers from the host to a device
 engines      the kernels of a device: tensors become addresses, sizes and strides
-plan         a loss, ready for kernels and reference
-terms        losses times coefficients, as compounds hold them
+plan         a loss, ready for the kernels and the reference
+terms        losses times coefficients: the terms of a compound
 spec         a loss as data
-calls        what native calls take
+calls        the arguments and results of native calls
 options      the options that losses share
-native       the native modules
+native       the native modules and how they are chosen
 """

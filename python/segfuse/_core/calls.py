@@ -1,4 +1,4 @@
-"""What native calls take and give, as named tuples: csrc/binding.h reads the same fields, in the same order."""
+"""Arguments and results of native calls, as named tuples. csrc/binding.h reads the same fields in the same order."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ NOTHING: Memory = (0, 0)
 
 
 class Call(NamedTuple):
-    """A plan on the data of one call, as csrc/binding.h takes it. Addresses: 0 where there is nothing."""
+    """A plan and the data of one call, for csrc/binding.h. An address of 0 means: there is none."""
 
     plan: _C.Plan
     logits: NativeTensor
-    target: NativeTensor | None  # None for the head alone, which reads sizes only
+    target: NativeTensor | None  # None for the head alone: it reads only sizes
     weight: NativeTensor | None
     soft: bool
     class_values: int
     coefficients: int
-    classes: int  # 0: the plan's own lists, on the host
+    classes: int  # 0: the lists of the plan, on the host
     executor: int  # a number of threads, or a stream
 
 
 class Buffers(NamedTuple):
-    """The memory of a step, as csrc/binding.h takes it."""
+    """The memory of a step, for csrc/binding.h."""
 
     loss: Memory = NOTHING
     terms: Memory = NOTHING
     slopes: Memory = NOTHING
-    output: NativeTensor | None = None  # the gradient, or the values of an unreduced loss
+    output: NativeTensor | None = None  # the gradient, or the loss without reduction
     sums: Memory = NOTHING
     partial: Memory = NOTHING
     workspace: Memory = NOTHING
@@ -43,7 +43,7 @@ class Buffers(NamedTuple):
 
 
 class MemorySizes(NamedTuple):
-    """How many doubles a device's steps want in `Buffers` (csrc/problem.h)."""
+    """How many doubles the steps of a device need in `Buffers` (csrc/problem.h)."""
 
     sums: int
     partial: int
@@ -53,14 +53,14 @@ class MemorySizes(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What a call brings beside its tensors: rows of class weights, one coefficient per term; or None."""
+    """Numbers of a call beside its tensors: rows of class weights, and one coefficient per term; or None."""
 
     class_values: Tensor | None = None
     coefficients: Tensor | None = None
 
 
 class Results(NamedTuple):
-    """What a forward leaves: the loss, its terms (float64), and the slopes and the status for the gradient pass."""
+    """Results of a forward: the loss, its terms (float64), and slopes and status for the gradient pass."""
 
     loss: Tensor
     terms: Tensor

@@ -1,4 +1,4 @@
-"""Checks of the tensors of a call; every message names the argument and the values seen."""
+"""Checks of the tensors of a call. Every message names the argument and its value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_CLASSES = 65536
 
 
 def check_tensor(name: str, value: object) -> None:
-    """A TypeError that says what to pass where a whole model output came."""
+    """A TypeError if the value is no tensor. For a model output it says which part to pass."""
     if isinstance(value, Tensor):
         return
     hint = ""
@@ -29,7 +29,7 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Data:
-    """Logits, target and weight, checked; the weight expanded to the target's grid (without a copy)."""
+    """Checks logits, target and weight, and expands the weight to the grid of the pixels (without a copy)."""
     for name, tensor in (("logits", logits), ("target", target), ("weight", weight)):
         if not isinstance(tensor, Tensor):
             if tensor is None and name == "weight":
@@ -41,7 +41,7 @@ def check_inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
         if name != "logits" and tensor.requires_grad:
             raise ValueError(f"{name} requires grad, but a loss gives it no gradient: detach it")
         if name == "weight" and tensor.dim() == 0 and tensor.is_cpu:
-            weight = tensor = bring(tensor, logits.device)  # a number, in effect
+            weight = tensor = bring(tensor, logits.device)  # a 0-d tensor is used like a number
         if name != "logits" and tensor.device != logits.device:
             raise ValueError(f"{name} is on {tensor.device}, logits are on {logits.device}")
         if tensor.dtype not in DTYPE_CODE or (name == "logits" and tensor.dtype not in _LOGITS):
@@ -54,7 +54,7 @@ def check_inputs(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
 
 
 def _same(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Lengths first: to compare sizes that are symbols is to guard, and those of other dimensions need not agree."""
+    """Whether two shapes are equal. Lengths come first: comparing symbolic sizes adds a guard to a compiled graph."""
     return len(a) == len(b) and a == b
 
 
@@ -102,7 +102,7 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
     if _same(t, x[:1] + x[2:]) or (len(t) == len(x) and t[1] == 1 and _same(t[:1] + t[2:], x[:1] + x[2:])):
         if target.dtype.is_floating_point:
             raise TypeError(
-                f"target is a label map by its shape {tuple(t)} and must be integer or bool; got {target.dtype} "
+                f"target has the shape {tuple(t)} of a label map, so it must be integer or bool; got {target.dtype} "
                 f"(soft labels have the logits' shape {tuple(x)})"
             )
         return
@@ -113,7 +113,7 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
 
 
 def _shape_hint(x: torch.Size, t: torch.Size) -> str:
-    """The likeliest reason why shapes of logits and target do not fit."""
+    """The most likely reason why the shapes of logits and target do not fit."""
     if len(t) == len(x) and _same(t[:1] + t[2:], x[:1] + x[2:]):
         return f" (the logits have {x[1]} channels, the target {t[1]})"
     if _same(t, x[1:]):

@@ -1,4 +1,4 @@
-"""Exact counts of hard predictions, in plain PyTorch; `operators.py` makes an operator of them."""
+"""Exact counts of hard predictions, in plain PyTorch. `operators.py` makes an operator of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segfuse._core.plan import Data, Plan
 
 
 def region_counts(plan: Plan, data: Data, threshold: float) -> Tensor:
-    """tp, fp, fn, tn of every sample and class, int64, (N, C, 4); the tensors are checked."""
+    """tp, fp, fn, tn of every sample and class, int64, (N, C, 4). The tensors must be checked before."""
     logits, target, weight, soft = data
     multiclass = plan.mode == "multiclass"
     if target.is_floating_point() or soft:
@@ -31,8 +31,11 @@ def region_counts(plan: Plan, data: Data, threshold: float) -> Tensor:
 
 
 def _labels(plan: Plan, target: Tensor, counted: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """As int64, and which of those counted are not ignored. A label out of range is an error: a GPU is waited for."""
-    labels, wraps = target.long(), target.dtype == torch.uint64  # from 2^63 on, to negative numbers
+    """The labels as int64, and which of the counted pixels are not ignored. A label out of range is an error.
+
+    The check waits for a GPU.
+    """
+    labels, wraps = target.long(), target.dtype == torch.uint64  # values from 2^63 on become negative
     valid = counted
     if plan.ignore_index is not None and not (wraps and plan.ignore_index < 0):
         valid = valid & (labels != plan.ignore_index)
@@ -45,7 +48,7 @@ def _labels(plan: Plan, target: Tensor, counted: Tensor, limit: int) -> tuple[Te
 
 
 def _exceeds(logits: Tensor, threshold: float, from_logits: bool) -> Tensor:
-    """Whether p > threshold, by the logits as they are. In float32 the level is rounded down: no logit lies between."""
+    """Whether p > threshold, computed on the logits. In float32 the level is rounded down: no logit is between."""
     level = math.log(threshold / (1 - threshold)) if from_logits else threshold
     if logits.dtype == torch.float64:
         return logits > level

@@ -1,4 +1,4 @@
-"""DTensors: each rank computes on its own part, and one collective makes the loss that of the whole."""
+"""DTensors: each rank computes on its own part; one collective gives the loss of the whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Apply = Callable[..., tuple[Tensor, Tensor]]
 
 
 def is_dtensor(tensor: object) -> bool:
-    """Without importing what most never use."""
+    """By its name, so that users without DTensors need not import them."""
     return type(tensor).__name__ == "DTensor" and type(tensor).__module__.startswith("torch.distributed")
 
 
@@ -26,10 +26,10 @@ def apply_to_parts(
     class_values: Tensor | None,
     coefficients: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`routes.apply` of DTensors on one mesh: replicated, or sharded along the batch or a spatial dimension.
+    """`routes.apply` for DTensors on one mesh: replicated, or sharded along the batch or a spatial dimension.
 
-    Target and weight lie as the logits do. The loss is replicated, and the gradient lies as the logits do: that of the
-    whole loss in each part, not scaled for averaging.
+    Target and weight have the placements of the logits, and so has the gradient. The loss is replicated. The gradient
+    is that of the whole loss; it is not scaled for averaging over ranks.
     """
     try:
         from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -39,7 +39,7 @@ def apply_to_parts(
     mesh, placements = logits.device_mesh, logits.placements
     for name, tensor in (("target", target), ("weight", weight)):
         if isinstance(tensor, Tensor) and not (isinstance(tensor, DTensor) and tensor.device_mesh == mesh):
-            raise ValueError(f"logits are a DTensor, so {name} must be one, too, on the same mesh")
+            raise ValueError(f"logits are a DTensor, so {name} must be a DTensor on the same mesh too")
     sharded = [(i, p) for i, p in enumerate(placements) if not p.is_replicate()]
     if len(sharded) > 1 or any(type(p) is not Shard for _, p in sharded):
         raise ValueError(f"logits must be replicated or sharded along one dimension; got placements {placements}")
@@ -51,7 +51,7 @@ def apply_to_parts(
         if dim == channel:
             raise ValueError("logits are sharded along their classes: redistribute them along the batch or space")
         if plan.reduction in ("none", "sample"):
-            raise ValueError(f'reduction={plan.reduction!r} of sharded logits: use "mean" or "sum"')
+            raise ValueError(f'reduction={plan.reduction!r} does not work with sharded logits: use "mean" or "sum"')
         for name, tensor in (("target", target), ("weight", weight)):
             if tensor is None:
                 continue
@@ -60,7 +60,7 @@ def apply_to_parts(
             expected[mesh_dim] = Shard(dim - (dim > 1 and without_channel))
             found = [p if p.is_replicate() else Shard(p.dim % tensor.ndim) for p in tensor.placements]
             if found != expected:
-                raise ValueError(f"{name} must lie as the logits do, {expected}; got {found}")
+                raise ValueError(f"{name} must have the placements of the logits, {expected}; got {found}")
         plan = plan.sharded(mesh.get_group(mesh_dim).group_name, "batch" if dim == 0 else "space")
     local = [None if t is None else t.to_local() for t in (logits, target, weight)]
     loss, terms = apply(plan, *local, class_values, coefficients)

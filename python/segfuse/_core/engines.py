@@ -32,9 +32,9 @@ class Engine:
     """The kernels of a native module, ``segfuse._C`` or ``segfuse._cuda``, for tensors of one device."""
 
     joins_samples = False
-    """Whether samples that no term tells apart are read as one (`Plan.joined`)."""
+    """Whether the samples are read as one sample if no term tells them apart (`Plan.joined`)."""
     needs_workspace = False
-    """Whether `forward` wants memory beside its results."""
+    """Whether `forward` needs memory beside its results."""
 
     def __init__(self, module: ModuleType) -> None:
         for kind, fields in ((Call, module.CALL), (Buffers, module.BUFFERS)):
@@ -43,26 +43,26 @@ class Engine:
         self.module: Any = module
 
     def constant(self, numbers: Tensor, device: torch.device) -> Tensor:
-        """A few numbers of the widest type, where the kernels read them; they may lie on the host."""
+        """Bring a few numbers of the widest type to where the kernels read them. The numbers may be on the host."""
         raise NotImplementedError
 
     def may_prefill(self, plan: Plan, logits: Tensor) -> bool:
-        """Whether `forward` may have a use for the gradient's place; the native side decides."""
+        """Whether `forward` may write into the gradient's place. The native module makes the decision."""
         raise NotImplementedError
 
     def warmup(self, device: torch.device) -> None:
-        """Load what a first call would load."""
+        """Load all kernels now; else the first call loads them."""
 
     def executor(self, device: torch.device) -> int:
-        """What runs the kernels: a number of threads, or a stream."""
+        """The number of threads (CPU), or the stream (CUDA), that runs the kernels."""
         raise NotImplementedError
 
     def classes(self, plan: Plan, device: torch.device) -> Tensor | None:
-        """The terms' lists of classes on the device; None: the kernels read the plan's own."""
+        """The lists of classes of all terms, on the device. None: the kernels read the lists of the plan."""
         return None
 
     def call(self, plan: Plan, data: Data, constants: Constants, classes: Tensor | None = None) -> Call:
-        """The plan on the data."""
+        """The call of the plan on the data."""
         logits, target, weight, soft = data
         class_values, coefficients = constants
         return Call(
@@ -87,7 +87,7 @@ class Engine:
         constants: Constants,
         classes: Tensor | None = None,
     ) -> Call:
-        """The plan on logits of a shape, for the head; ``dtype``: of the loss."""
+        """The call of the head, which needs only the shape of the logits. ``dtype`` is that of the loss."""
         class_values, coefficients = constants
         return Call(
             plan=plan.native_of(self.module),
@@ -102,7 +102,7 @@ class Engine:
         )
 
     def sizes(self, call: Call) -> MemorySizes:
-        """The memory that a call's steps want."""
+        """How much memory the steps of a call need."""
         return MemorySizes(*self.module.sizes(call))
 
     def forward(
@@ -114,9 +114,10 @@ class Engine:
         results: Results,
         gradient: Tensor | None,
     ) -> bool:
-        """Fill the results; and perhaps the gradient, or what `backward` makes it of: then say so.
+        """Fill the results. True: also filled the gradient, or left there what `backward` needs.
 
-        Memory that only the call needs is torch's, of the current stream: freed on return, used until then.
+        Memory that only this call needs comes from torch, on the current stream. It is freed on return; torch gives it
+        to later work of the same stream only.
         """
         loss, terms, slopes = results
         classes = self.classes(plan, device) if plan.listed_classes else None
@@ -152,8 +153,11 @@ class Engine:
         results: Results,
         between: Callable[[Tensor], None],
     ) -> None:
-        """The second step of `forward`, from the sums for logits of a shape. ``between`` its halves, a vector that is
-        short for any number of samples may be added over ranks."""
+        """The second step of `forward`: fill the results from the sums, for logits of a shape.
+
+        It has two halves. ``between`` is called after the first one with a vector, and may add it over ranks. The
+        vector is short for any number of samples.
+        """
         classes = self.classes(plan, device) if plan.listed_classes else None
         call = self.call_of_sizes(device, plan, shape, soft, results.loss.dtype, constants, classes)
         sizes = self.sizes(call)
@@ -181,7 +185,7 @@ class Engine:
         gradient: Tensor,
         prefilled: bool,
     ) -> None:
-        """Fill the gradient; ``prefilled``: it holds what `forward` wrote there."""
+        """Fill the gradient. ``prefilled``: it already holds what `forward` wrote there."""
         classes = self.classes(plan, device) if plan.listed_classes and plan.reduction == "none" else None
         call = self.call(plan, data, constants, classes)
         buffers = Buffers(slopes=_memory(slopes), output=_native(gradient))
@@ -189,7 +193,7 @@ class Engine:
 
 
 class CpuEngine(Engine):
-    """segfuse._C."""
+    """The kernels of segfuse._C."""
 
     def __init__(self) -> None:
         super().__init__(_C)
@@ -208,7 +212,7 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 
 
 def _on_device(step: Step) -> Step:
-    """A raw launch goes to the current device: a step with its own as that."""
+    """Makes the tensors' device the current one during a step, because a raw launch goes to the current device."""
 
     @wraps(step)
     def run(self: Engine, device: torch.device, *arguments: Any) -> Any:
@@ -221,10 +225,10 @@ def _on_device(step: Step) -> Step:
 
 
 class CudaEngine(Engine):
-    """segfuse._cuda, on the tensors' device and its current stream.
+    """The kernels of segfuse._cuda, on the tensors' device and its current stream.
 
-    It keeps nothing there: what a call needs is made in the call, so that it may lie in the memory of a graph, and is
-    given back on the stream that used it.
+    It keeps no memory on the device. A call allocates what it needs, so a CUDA graph may own that memory, and frees it
+    on the stream that used it.
     """
 
     joins_samples = True
@@ -236,7 +240,7 @@ class CudaEngine(Engine):
     backward = _on_device(Engine.backward)
 
     def constant(self, numbers: Tensor, device: torch.device) -> Tensor:
-        # From the host they travel as the arguments of a kernel: a copy would wait for the device.
+        # Numbers from the host travel as arguments of a kernel, because a copy would wait for the device.
         numbers = numbers.detach()
         if not numbers.is_cpu:
             return numbers.contiguous()
@@ -257,7 +261,7 @@ class CudaEngine(Engine):
 
     @_on_device
     def unusable(self, device: torch.device) -> str:
-        """Why no kernel will ever run there, "" if they can."""
+        """The reason why no kernel can run on the device; "" if they can."""
         return str(self.module.unusable())
 
     def executor(self, device: torch.device) -> int:
@@ -279,13 +283,13 @@ class CudaEngine(Engine):
 _raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
-# By device, each GPU its own, made with the first tensor there. And why there is none, where there is none.
+# One engine per device, each GPU has its own. The first tensor on a device makes it; `reasons` says why there is none.
 engines: dict[str, Engine | None] = {"cpu": CpuEngine()}
 reasons: dict[str, str] = {}
 
 
 def engine_of(device: torch.device) -> Engine | None:
-    """The engine of a device, None where there are no kernels for it."""
+    """The engine of a device, or None if there are no kernels for it."""
     key = device.type
     if key == "cuda":
         key = str(device)
@@ -309,7 +313,7 @@ def _new_cuda_engine(device: torch.device) -> CudaEngine | None:
 
 @torch.compiler.assume_constant_result
 def has_kernels(device: str) -> bool:
-    """Whether there are kernels for a device. A constant to Dynamo."""
+    """Whether there are kernels for a device. For Dynamo the result is a constant."""
     return engine_of(torch.device(device)) is not None
 
 

@@ -19,17 +19,17 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 @lru_cache(maxsize=256, typed=True)  # typed: 1 is not True
 def _made(cls: Any, types: tuple[type, ...], **options: Any) -> Loss:
-    # Whatever the first call is made under.
+    # The loss is kept, so it must not depend on the device or the inference mode of the first call.
     with torch.device("cpu"), torch.inference_mode(False):
         loss: Loss = cls(**options)
     return loss
 
 
 def cached(cls: type[Loss], **options: Any) -> Loss:
-    """A loss of these options, made once if they are plain numbers, lists of them, and names."""
+    """A loss with these options. It is kept for later calls if they are plain numbers, lists of numbers, and names."""
     options = named_group(options)
     if torch.compiler.is_compiling() or functorch_active() or not is_plain():
-        return cls(**options)  # its class weights may be a tracer's
+        return cls(**options)  # not kept: its class weights may belong to a tracer
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     listed = [number for v in plain.values() if isinstance(v, tuple) for number in v]
     constant = all(isinstance(v, (int, float, str, tuple, type(None))) for v in plain.values())
@@ -39,13 +39,13 @@ def cached(cls: type[Loss], **options: Any) -> Loss:
 
 
 def described(function: Function) -> Function:
-    """Of a function of data, and of no class: its options and its documentation."""
+    """Adds the shared options to the signature and documentation of a function that has no class."""
     describe(function, DataOptions, DATA_DEFAULTS, function.__doc__ or "")
     return function
 
 
 def function_of(cls: type[Loss]) -> Callable[[Function], Function]:
-    """Says of a function that it is the class, made and called: its options and its documentation."""
+    """Copies the options and the documentation of a loss class to its function."""
 
     def complete(function: Function) -> Function:
         opening = f"{function.__name__}(logits, target, ...) is {cls.__name__}(...)(logits, target, weight)."

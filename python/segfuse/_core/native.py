@@ -1,4 +1,4 @@
-"""The native modules: what they are, what they ran."""
+"""The native modules: how they are loaded and chosen, and which kernels they ran."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from segfuse import _C
 from segfuse._version import __version__
 
-# The codes of csrc/dtype.h, in its order. torch of before 2.3 has no unsigned 16 to 64 bit types; 2.4 does.
+# The codes of csrc/dtype.h, in its order. torch has unsigned types of 16 to 64 bits since 2.3.
 DTYPE_CODE: dict[torch.dtype, int] = {
     dtype: code
     for code, dtype in enumerate(
@@ -40,16 +40,16 @@ DTYPE_CODE: dict[torch.dtype, int] = {
 }
 
 
-# Elsewhere (Apple MPS) there may be no float64 at all.
+# Other devices (Apple MPS) may have no float64.
 FLOAT64_DEVICES = {"cpu", "cuda", "meta"}
 
 
 def number_dtype(device: torch.device) -> torch.dtype:
-    """The widest floating type that a device is sure to have: of terms, coefficients and class weights there."""
+    """The widest floating type that a device surely has. Terms, coefficients and class weights have it there."""
     return torch.float64 if device.type in FLOAT64_DEVICES else torch.float32
 
 
-# Private names of torch, read with a safe default: without them the slower routes are taken.
+# Private names of torch. Where one is missing, a safe default takes a slower route.
 functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", lambda: None)
@@ -57,7 +57,7 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_plain(*tensors: torch.Tensor | None) -> bool:
-    """Whether what lies at their addresses is their values, and nobody has to see the call."""
+    """Whether kernels may read the tensors at their addresses, and no mode or tracer must see the call."""
     if _dispatch_modes() != 0 or _tracing_state() is not None:
         return False
     for tensor in tensors:
@@ -68,13 +68,13 @@ def is_plain(*tensors: torch.Tensor | None) -> bool:
 
 @lru_cache(maxsize=1)
 def cuda_module() -> ModuleType | None:
-    """``segfuse._cuda``, None if it was not built. It is first loaded here, on the first CUDA tensor."""
+    """``segfuse._cuda``, or None if it was not built. The first CUDA tensor loads it."""
     if importlib.util.find_spec("segfuse._cuda") is None:
         return None
     return importlib.import_module("segfuse._cuda")
 
 
-# The modules whose kernels `trace` collects.
+# `trace` collects the kernels of these modules, and of `segfuse._cuda`.
 _traced: list[Any] = [_C]
 
 
@@ -89,7 +89,7 @@ class TraceEvent(NamedTuple):
 
 @contextmanager
 def trace() -> Iterator[list[TraceEvent]]:
-    """Collect the kernels that run inside the ``with`` block, in every thread; the list is filled at its end."""
+    """Collect the kernels that run inside the ``with`` block, in every thread. The end of the block fills the list."""
     events: list[TraceEvent] = []
     modules = list(_traced)
     if (cuda := cuda_module()) is not None:
@@ -105,7 +105,7 @@ def trace() -> Iterator[list[TraceEvent]]:
 
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
-    """Run the CPU kernels of one instruction set (of ``_C.instruction_sets()``) inside the ``with`` block."""
+    """Run the CPU kernels of one of ``_C.instruction_sets()`` inside the ``with`` block."""
     before = _C.instruction_set()
     _C.use_instruction_set(name)
     try:
@@ -120,9 +120,9 @@ chosen_scheme: ContextVar[Scheme] = ContextVar("scheme", default="automatic")
 
 @contextmanager
 def scheme(name: Scheme) -> Iterator[None]:
-    """How the gradient comes about inside the ``with`` block (csrc/problem.h), for tests and benches.
+    """Choose how the gradient is computed inside the ``with`` block (csrc/problem.h), for tests and benches.
 
-    On a CPU all but ``two_pass`` mean ``automatic``.
+    On a CPU every scheme but ``two_pass`` means ``automatic``.
     """
     if name not in get_args(Scheme):
         raise ValueError(f"scheme must be one of {', '.join(get_args(Scheme))}; got {name!r}")

@@ -1,4 +1,4 @@
-"""The registered operators, for torch.compile, export, fake tensors and subclasses; and their twin for torch.func."""
+"""The registered operators, for torch.compile, export, fake tensors and subclasses; the same for torch.func."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def _region_counts_op(logits: Tensor, target: Tensor, weight: Any, threshold: fl
     return region_counts(plan, data_of(plan, logits, target, weight), threshold)
 
 
-# On every device; opaque to torch.compile, which makes wrong numbers of what is inside (inductor, torch 2.13: two
-# integer scatter_add_ that are subtracted).
+# For every device. As an operator it is hidden from torch.compile, because inductor (torch 2.13) computes wrong numbers
+# for the difference of two integer scatter_add_.
 _library.impl("region_counts", _region_counts_op, "CompositeExplicitAutograd")
 
 
@@ -164,7 +164,7 @@ def reference_gradient(
     class_values: Tensor | None,
     coefficients: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of a Function's inputs, to be differentiated again: through the reference."""
+    """The gradients of a Function's inputs, computed by the reference so that they can be differentiated again."""
     wanted = {i: (logits, coefficients)[i == 4] for i in (0, 4) if ctx.needs_input_grad[i]}
     loss, _ = ctx.plan.reference(logits, target, weight, class_values, coefficients)
     inputs = [tensor for tensor in wanted.values() if tensor is not None]
@@ -173,7 +173,7 @@ def reference_gradient(
 
 
 def _one_by_one(function: Callable[..., Any], count: int, dims: tuple[int | None, ...], arguments: Any) -> Any:
-    """The vmap rule: a call for each element, since every element has its own sums."""
+    """The vmap rule: one call for each element, because every element has its own sums."""
     calls = [
         function(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, dims, strict=True)))
         for i in range(count)
@@ -202,7 +202,7 @@ if hasattr(torch.library, "register_vmap"):
 
 
 class Functorch(torch.autograd.Function):
-    """For torch.func: the operator's own autograd cannot run under its transforms."""
+    """The loss for torch.func, because the autograd of the operator cannot run under its transforms."""
 
     @staticmethod
     def forward(
@@ -238,7 +238,7 @@ class Functorch(torch.autograd.Function):
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """A derivative that has none itself."""
+    """Base of derivatives that cannot be differentiated again: it raises."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -250,7 +250,7 @@ class _FirstOrderOnly(torch.autograd.Function):
 
 
 class _FunctorchGradient(_FirstOrderOnly):
-    """First order only: its own derivative, which would be one in the coefficients too, raises."""
+    """The gradient in the logits. It depends on the coefficients too, so they are an input. Its derivative raises."""
 
     @staticmethod
     def forward(coefficients: Tensor | None, *arguments: Any) -> Tensor:
@@ -282,7 +282,7 @@ class FunctorchStats(torch.autograd.Function):
 
 
 class _FunctorchStatsGradient(_FirstOrderOnly):
-    """First order only, as `_FunctorchGradient`."""
+    """The gradient of `region_stats` in the logits. Its derivative raises."""
 
     @staticmethod
     def forward(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, spec: str) -> Tensor:
@@ -294,7 +294,7 @@ class _FunctorchStatsGradient(_FirstOrderOnly):
 
 
 class _FunctorchTerms(_FirstOrderOnly):
-    """The gradient in the coefficients. Its derivative would need that of the terms in the logits: it raises."""
+    """The gradient in the coefficients. It depends on the logits through the terms; its derivative raises."""
 
     generate_vmap_rule = True
 

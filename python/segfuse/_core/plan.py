@@ -1,4 +1,4 @@
-"""A plan: what a spec says, ready for the kernels and for the reference."""
+"""A plan: a loss, made from a spec, ready for the kernels and for the reference."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from segfuse._core.spec import (
     is_class_values,
 )
 
-# name -> the term of the kernels, from a loss's options and the mode. Filled by the loss modules.
+# Name of a loss -> function of its options and the mode that gives the term of the kernels. Loss classes fill it.
 LOWER: dict[str, Callable[[dict[str, Any], str], KernelTerm]] = {}
 
-# Of `Plan.joined`: pixels of a sample, and dimensions that the kernels take.
+# Limits of `Plan.joined`: pixels of a sample; dimensions that the kernels take.
 FEW_PIXELS, MOST_DIMS = 256, 15
 
 
@@ -39,11 +39,11 @@ class Data(NamedTuple):
     target: Tensor
     weight: Tensor | None
     soft: bool
-    """Whether a multiclass target has one value per class (soft or one-hot labels), not class indices."""
+    """True if a multiclass target has one value per class (soft or one-hot labels), not class indices."""
 
 
 class Plan:
-    """Which terms, with which options, over the same two passes. ``spec`` is its text; all else is derived, once."""
+    """The terms with their options. ``spec`` is its text; all other fields are computed from it once."""
 
     def __init__(self, spec: str) -> None:
         content = Spec.from_json(spec)
@@ -57,7 +57,7 @@ class Plan:
         )
         self._natives: dict[ModuleType, Any] = {}
         native = self.native_of(_C)
-        self.sums_of: tuple[int, int] = native.sums  # of a sample (a, b): a + b * classes, csrc/problem.h
+        self.sums_of: tuple[int, int] = native.sums  # (a, b): a sample has a + b * classes sums, csrc/problem.h
         self.slopes_of: tuple[int, int] = native.slopes
         self.listed_classes: int = native.listed_classes
         self.regions = [t for t in lowered if isinstance(t, RegionTerm)]
@@ -65,9 +65,9 @@ class Plan:
         self.last_class = max((c for r in self.regions for c in r.classes), default=-1)
         self.unreduced = self.reduction == "none" and not self.regions
         self.unreduced_classes = self.unreduced and (self.mode != "multiclass" or pointwise[0].every_class)
-        # Whether the loss is one of all ranks, not of each rank's own samples.
+        # True: one loss for all ranks. False: each rank has a loss of its own samples.
         self.is_global = self.reduction in ("mean", "sum") or any(r.pool_batch for r in self.regions)
-        # Whether no term tells the samples of a batch apart.
+        # True if no term tells the samples of a batch apart.
         self.joins_samples = (
             self.process_group is None
             and self.reduction in ("mean", "sum")
@@ -76,13 +76,13 @@ class Plan:
         )
 
     def native_of(self, module: ModuleType) -> Any:
-        """The plan of a native module, which lives as long as this one."""
+        """This plan for a native module. It lives as long as this object."""
         if module not in self._natives:
             self._natives[module] = module.Plan(self.kernel_spec)
         return self._natives[module]
 
     def sharded(self, process_group: str, shard: Shard) -> Plan:
-        """The same over the ranks of a group, each of which gets its own part of the gradient, not averaged."""
+        """The same plan over the ranks of a group. Each rank gets its own part of the gradient, not averaged."""
         content = replace(self.content, process_group=process_group, shard=shard, averaged=False)
         return plan_of(content.to_json())
 
@@ -90,7 +90,7 @@ class Plan:
         return plan_of, (self.spec,)
 
     def classes(self, shape: Sequence[int]) -> int:
-        """Classes of logits of a shape."""
+        """Number of classes for logits of a shape."""
         return 1 if self.mode == "binary" else shape[1]
 
     def loss_shape(self, shape: Sequence[int]) -> list[int]:
@@ -106,16 +106,18 @@ class Plan:
         return samples if region.pool_classes else [*samples, len(region.classes) or self.classes(shape)]
 
     def joined(self, shape: Sequence[int]) -> Sequence[int]:
-        """The shape as a GPU reads it: the samples as one, where they have fewer pixels than a row has numbers beside
-        its gradient (statistics, slopes) and no term tells them apart; else as it is."""
+        """The shape as a GPU reads it. Small samples are read as one sample if no term tells them apart.
+
+        Else statistics and slopes of the rows would need more memory than the pixels of such samples.
+        """
         first = 1 if self.mode == "binary" else 2
-        pixels = math.prod(shape[first:])  # of symbolic sizes, too
+        pixels = math.prod(shape[first:])  # also for symbolic sizes
         if not self.joins_samples or shape[0] < 2 or len(shape) > MOST_DIMS or not 0 < pixels <= FEW_PIXELS:
             return shape
         return 1, *shape[1:first], shape[0], *shape[first:]
 
     def slope_count(self, shape: Sequence[int]) -> int:
-        """Numbers that the head leaves for the gradient pass: the slopes, and the status (csrc/problem.h)."""
+        """How many numbers the head leaves for the gradient pass: the slopes and the status (csrc/problem.h)."""
         of_sample, of_class = self.slopes_of
         return shape[0] * (of_sample + of_class * self.classes(shape)) + 1
 
@@ -131,10 +133,11 @@ class Plan:
         class_values: Tensor | None,
         coefficients: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The loss and its terms in plain PyTorch (segfuse.reference), differentiable as often as you like."""
+        """The loss and its terms in plain PyTorch (segfuse.reference). It has derivatives of any order."""
         if self.process_group is not None:
             raise NotImplementedError(
-                "segfuse: with a process_group there is only the first derivative, by the kernels, in reverse mode"
+                "segfuse: a loss with a process_group has only the first derivative, in reverse mode, on a device with "
+                "kernels"
             )
         values = []
         class_values = None if class_values is None else class_values.to(logits.device)
@@ -179,18 +182,18 @@ class Plan:
 
 
 def data_of(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Data:
-    """The data of tensors that `checks.check_inputs` has seen. (No method: Dynamo calls none of a constant.)"""
+    """The data of checked tensors (`checks.check_inputs`). No method, because Dynamo cannot call one of a constant."""
     soft = plan.mode == "multiclass" and target.dim() == logits.dim() and target.shape[1] == logits.shape[1]
     return Data(logits, target, weight, soft)
 
 
 @lru_cache(maxsize=1024)
 def plan_of(spec: str) -> Plan:
-    """The plan of a spec's text."""
+    """The plan for the text of a spec."""
     return Plan(spec)
 
 
 @torch.compiler.assume_constant_result
 def plan_for(content: dict[str, Any]) -> Plan:
-    """The plan of a spec's fields. A constant to Dynamo, so a loss may be built inside a compiled function."""
+    """The plan for the fields of a spec. For Dynamo it is a constant, so a compiled function may make a loss."""
     return plan_of(Spec.of_fields(content).to_json())

@@ -1,17 +1,17 @@
 """From tensors to kernels: the routes of a call, and its autograd in eager mode.
 
-A raw pointer may be taken of a plain, real tensor only. Which of the routes a call takes is decided in `apply`, and
-again in `_gradient`, because a backward may run under other modes than its forward did:
+Only a plain, real tensor has an address that kernels may read. `apply` chooses the route of a call. `_gradient` chooses
+again, because a backward may run under other modes than its forward:
 
     compiling (Dynamo, export)             the registered operator
-    DTensors                               this again, on each rank's part (dtensor.py)
+    DTensors                               `apply` again, on each rank's part (dtensor.py)
     forward-mode AD (jvp, hessian)         the reference
     functorch (vmap, func.grad, jacrev)    the operator, inside a Function with setup_context
     plain tensors, no mode active          kernels directly, through a plain autograd.Function if a gradient is wanted
     a device without kernels               the reference (one warning; an error if SEGFUSE_STRICT=1)
     anything else (fake, subclass, trace)  the registered operator
 
-The second derivative is that of the reference, except under torch.func and torch.compile, where it raises.
+The second derivative is that of the reference. Under torch.func and torch.compile it is an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from segfuse._core.operators import Functorch, FunctorchStats, reference_gradien
 from segfuse._core.plan import Data, Plan
 from segfuse._core.steps import coefficient_gradient
 
-# A private name of torch, read with a safe default.
+# A private name of torch, with a safe default.
 _has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda _: True)
 
 
@@ -46,7 +46,7 @@ def apply(
     class_values: Tensor | None,
     coefficients: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its (detached, unscaled) terms, float64, one row per term."""
+    """The loss, and its terms: detached, unscaled, float64, one row per term."""
     if torch.compiler.is_compiling():
         logits, target, weight, _ = check_inputs(plan, logits, target, weight)
         if not logits.is_meta and not engines.has_kernels(str(logits.device)):
@@ -80,7 +80,7 @@ def apply(
 
 
 def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """tp, fp, fn, tn of every sample and class, (N, C, 4): by the operator, or the reference where that cannot run."""
+    """tp, fp, fn, tn of every sample and class, (N, C, 4). The reference computes them where the operator cannot."""
     logits, target, weight, _ = _checked(plan, logits, target, weight)
     if torch.compiler.is_compiling():
         kernels = logits.is_meta or engines.has_kernels(str(logits.device))
@@ -97,7 +97,7 @@ def region_stats(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | No
 
 
 def region_counts(plan: Plan, logits: Tensor, target: Tensor, weight: Tensor | None, threshold: float) -> Tensor:
-    """tp, fp, fn, tn of hard predictions of every sample and class, int64, (N, C, 4). Without a gradient."""
+    """tp, fp, fn, tn of hard predictions, of every sample and class, int64, (N, C, 4). They have no gradient."""
     logits, target, weight, _ = _checked(plan, logits, target, weight)
     return torch.ops.segfuse.region_counts(logits.detach(), target, weight, threshold, plan.spec)  # type: ignore[no-any-return]
 
@@ -114,7 +114,7 @@ def _dual_level() -> int:
 
 
 def _unwrap(tensor: Any) -> Any:
-    """A subclass that only wraps ``__torch_function__`` (MONAI's MetaTensor) is a plain tensor to the kernels."""
+    """A plain tensor in place of a subclass that has only ``__torch_function__`` (MONAI's MetaTensor)."""
     if type(tensor) in PLAIN or not isinstance(tensor, Tensor):
         return tensor
     if type(tensor).__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
@@ -136,7 +136,7 @@ def _announce_reference(device: torch.device) -> None:
 
 
 class _Loss(torch.autograd.Function):
-    """The fast route. Saved: the inputs, the head's few floats per row, and a gradient if there is one already."""
+    """The fast route. It saves the inputs, the slopes (a few floats per row), and a gradient if there is one."""
 
     @staticmethod
     def forward(
@@ -154,18 +154,18 @@ class _Loss(torch.autograd.Function):
         ctx.save_for_backward(logits, target, weight, class_values, coefficients, slopes, terms)
         ctx.plan, ctx.soft = plan, soft
         ctx.mark_non_differentiable(terms)
-        ctx.set_materialize_grads(False)  # no zeros for the terms: 3 us
+        ctx.set_materialize_grads(False)  # saves 3 us: no zeros for the terms
         return loss, terms
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad_loss is None:  # whoever took the loss gives it no gradient
+        if grad_loss is None:  # the loss has no upstream gradient
             return (None,) * 7
         logits, target, weight, class_values, coefficients, slopes, terms = ctx.saved_tensors
         wants_logits, wants_coefficients = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        if torch.is_grad_enabled():  # create_graph=True: this gradient is to be differentiated again
+        if torch.is_grad_enabled():  # create_graph=True: this gradient will be differentiated again
             return *reference_gradient(ctx, grad_loss, logits, target, weight, class_values, coefficients), None
-        # Taken once: another backward must not write into what this one gives away.
+        # Use it once only: a second backward must not write into the tensor that this one returns.
         prefilled, ctx.gradient = ctx.gradient, None
         gradient = None
         if wants_logits:
@@ -178,7 +178,7 @@ class _Loss(torch.autograd.Function):
 def _gradient(
     plan: Plan, grad_loss: Tensor, data: Data, class_values: Tensor | None, slopes: Tensor, prefilled: Tensor | None
 ) -> Tensor:
-    """`steps.backward` by the route that fits: a backward may be batched (is_grads_batched), traced, or compiled."""
+    """`steps.backward` by the right route: a backward may be batched (is_grads_batched), traced, or compiled."""
     saved = data.logits, data.target, data.weight, class_values, slopes
     if not torch.compiler.is_compiling() and _has_storage(grad_loss) and is_plain(grad_loss, *saved):
         return steps.backward(plan, grad_loss, data, class_values, slopes, prefilled)

@@ -1,7 +1,7 @@
 """A loss as data.
 
-A `Spec` is text (JSON) in traced graphs and pickles. Its terms, as the kernels take them, are structs of
-csrc/problem.h, filled field by field (csrc/spec_fields.h).
+Traced graphs and pickles hold a `Spec` as JSON text. `KernelSpec` and its terms become structs of csrc/problem.h, field
+by field (csrc/spec_fields.h).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from segfuse._core.options import Absent, Mode, Reduction, RowShape, Shard
 
-Shape: TypeAlias = Literal[RowShape, "power"]  # the power is the focal Tversky loss's own
+Shape: TypeAlias = Literal[RowShape, "power"]  # only the focal Tversky loss has the power
 Statistics: TypeAlias = Literal["product", "squared", "soft_label", "squared_error"]
 Balance: TypeAlias = Literal["none", "positive", "negative", "alpha", "balanced", "class_weight"]
 ClassFactor: TypeAlias = Literal["none", "simple", "square"]
@@ -20,7 +20,7 @@ ClassFactor: TypeAlias = Literal["none", "simple", "square"]
 
 @dataclass(frozen=True)
 class PointwiseTerm:
-    """A pointwise loss, as the kernels take it: PointwiseTerm of csrc/problem.h says what the fields mean."""
+    """A pointwise loss for the kernels. PointwiseTerm of csrc/problem.h says what the fields mean."""
 
     kind: str
     parameters: tuple[float, ...] = ()
@@ -36,7 +36,7 @@ class PointwiseTerm:
 
 @dataclass(frozen=True)
 class RegionTerm:
-    """A region loss, as the kernels take it: RegionTerm of csrc/problem.h says what the fields mean."""
+    """A region loss for the kernels. RegionTerm of csrc/problem.h says what the fields mean."""
 
     kind: str
     shape: Shape
@@ -67,7 +67,7 @@ KernelTerm: TypeAlias = "PointwiseTerm | RegionTerm"
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A loss, as a native module's ``Plan`` takes it."""
+    """A loss for the ``Plan`` of a native module."""
 
     mode: Mode
     from_logits: bool
@@ -78,9 +78,9 @@ class KernelSpec:
 
 @dataclass(frozen=True)
 class Term:
-    """A term by the name and the options of its function in `segfuse.reference`.
+    """A term: the name and the options of its function in `segfuse.reference`.
 
-    An option that is a tensor (class weights) is ``{"class_values": i}``: row i of what each call brings.
+    An option that is a tensor (class weights) is ``{"class_values": i}``: row i of the class values of each call.
     """
 
     name: str
@@ -88,14 +88,14 @@ class Term:
     coefficient: float = 1.0
 
 
-# Of what the operators take and give (slopes, terms). A compiled graph that was kept on disk knows their sizes, and is
-# found again by the spec: a change of sizes must change the spec.
+# The version of what the operators take and give (slopes, terms). A compiled graph on disk depends on their sizes, and
+# torch finds it again by the spec. So raise this number when sizes change.
 LAYOUT = 4
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Which terms, over the same two passes."""
+    """The terms and the options that they share."""
 
     mode: Mode
     from_logits: bool
@@ -105,36 +105,36 @@ class Spec:
     shard: Shard
     terms: tuple[Term, ...]
     averaged: bool = True
-    """Whether gradients are averaged over the ranks, as DDP and FSDP do, so that each must be that much larger."""
+    """Whether gradients are averaged over the ranks later, by DDP or FSDP. Then each is made larger by their number."""
     layout: int = LAYOUT
 
     def to_json(self) -> str:
-        """The text."""
+        """The spec as text."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Spec:
-        """The spec of a text."""
+        """The spec from its text."""
         return Spec.of_fields(json.loads(text))
 
     @staticmethod
     def of_fields(content: dict[str, Any]) -> Spec:
-        """The spec of its fields, the terms as dicts; a field that is missing or unknown is a TypeError."""
+        """The spec from its fields, with the terms as dicts. A missing or unknown field is a TypeError."""
         return Spec(**{**content, "terms": tuple(Term(**term) for term in content["terms"])})
 
 
 def is_class_values(option: object) -> bool:
-    """Whether an option's values are a row of the class values."""
+    """Whether an option stands for a row of the class values."""
     return isinstance(option, dict) and option.keys() == {"class_values"}
 
 
 def class_values_row(option: Any) -> int:
-    """The row of the class values that holds an option's values, -1 if it has none."""
+    """The row of the class values that an option stands for, or -1."""
     return int(option["class_values"]) if is_class_values(option) else -1
 
 
 def balanced_by(kind: Balance, value: object) -> dict[str, Any]:
-    """The fields of a pointwise term whose two parts are balanced by a number, or by a row of the class values."""
+    """The fields that balance the two parts of a pointwise term, by a number or by a row of the class values."""
     return {
         "balance": kind,
         "balance_value": value if isinstance(value, float) else 1.0,

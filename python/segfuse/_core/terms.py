@@ -1,4 +1,4 @@
-"""The terms of a compound: losses times coefficients, over the same data."""
+"""The terms of a compound: losses times coefficients, on the same data."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 class Term(NamedTuple):
-    """A loss times a coefficient: a number, times tensors that are read at each call (to the power 1 or -1)."""
+    """A loss times a coefficient: a number times tensors. Tensors have the power 1 or -1 and are read at each call."""
 
     loss: SingleLoss
     constant: float = 1.0
-    tensors: tuple[tuple[Tensor | str, int], ...] = ()  # a Parameter stands under its name in the compound
+    tensors: tuple[tuple[Tensor | str, int], ...] = ()  # a str is the name of a Parameter of the compound
 
     def times(self, factor: float | Tensor, power: int) -> Term:
-        # Not _replace: Dynamo of torch 2.8 does not trace it.
+        # No _replace: Dynamo of torch 2.8 cannot trace it.
         if isinstance(factor, Tensor):
             return Term(self.loss, self.constant, (*self.tensors, (factor, power)))
         return Term(self.loss, self.constant * factor**power, self.tensors)
 
     def resolved(self, owner: Loss) -> Term:
-        """With the Parameters that the compound holds now."""
+        """The term with the current Parameters of the compound in place of their names."""
         tensors = tuple([(getattr(owner, t) if isinstance(t, str) else t, power) for t, power in self.tensors])
         return Term(self.loss, self.constant, tensors)
 
     def coefficient(self, owner: Loss, dtype: torch.dtype) -> float | Tensor:
-        """A number, or a scalar of a type where its tensors lie, with their graph."""
+        """A number; or a 0-d tensor of a dtype, on the device of its tensors, with their graph."""
         value: float | Tensor = self.constant
         for tensor, power in self.resolved(owner).tensors:
             assert isinstance(tensor, Tensor)
@@ -44,7 +44,7 @@ class Term(NamedTuple):
 
 
 def coefficient_of(value: object) -> float | Tensor | None:
-    """What a loss may be scaled by, None if the value is nothing of the kind."""
+    """The value as a coefficient of a loss, or None if it cannot be one."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.dim() > 1:
             raise ValueError(f"the coefficient of a loss must be a 0-d tensor, or (1,); got shape {tuple(value.shape)}")
@@ -56,7 +56,7 @@ def coefficient_of(value: object) -> float | Tensor | None:
 
 
 def shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
-    """The data options of all terms: given values must agree, the rest takes them."""
+    """The data options of all terms. Given values must be equal; a term without a value takes that of the others."""
     shared: dict[str, Any] = {}
     giver: dict[str, SingleLoss] = {}
     for loss in losses:
@@ -64,7 +64,7 @@ def shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
             if name in shared and shared[name] != value:
                 raise ValueError(
                     f"{type(giver[name]).__name__} was given {name}={shared[name]!r} and {type(loss).__name__} was "
-                    f"given {name}={value!r}: the terms of a compound read the same data"
+                    f"given {name}={value!r}: all terms of a compound must have the same {name}"
                 )
             shared[name] = value
             giver[name] = loss
@@ -75,5 +75,5 @@ def shared_data(losses: list[SingleLoss]) -> dict[str, Any]:
 
 
 def numbers_of(tensor: Tensor) -> Any:
-    """The values of a small tensor, or its device where it has none of its own (meta, fake and distributed tensors)."""
+    """The values of a small tensor; its device if the tensor holds no values here (meta, fake, distributed)."""
     return tensor.tolist() if type(tensor.data) is Tensor and not tensor.is_meta else tensor.device

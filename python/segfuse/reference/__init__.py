@@ -1,6 +1,7 @@
-"""The losses in plain PyTorch: the oracle of the tests, the double backward, and the path for devices without a kernel.
+"""The losses in plain PyTorch. Tests compare with them.
 
-Same names, options and numbers as the fused functions, for every float dtype and any order of derivative.
+They also give second derivatives, and run on devices without kernels. They have the names, options
+and results of the fused functions, for every float dtype and any order of derivative.
 """
 
 from segfuse.reference import _compounds, _pointwise, _region

@@ -1,4 +1,4 @@
-"""Compounds that have a name in the literature, from their formulas."""
+"""Compounds with a name in the literature, written from their formulas."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def unified_focal_loss(
     smooth: float = 1e-5,
     **data: Unpack[DataOptions],
 ) -> Tensor:
-    """a focal + (1 - a) focal Tversky with a = focal_weight, as :class:`segfuse.UnifiedFocalLoss` says."""
+    """a focal + (1 - a) focal Tversky with a = focal_weight; :class:`segfuse.UnifiedFocalLoss` has the formulas."""
     d = prepare(logits, target, mode=mode, **data)
-    # (N, K, M): background first. Two classes of each channel, or the classes.
+    # The classes are one dimension more, background first: the C classes, or the two classes of each channel.
     if mode == "multiclass":
         p, q, log_p, log_q, t = (x.unsqueeze(1) for x in (d.p, d.q, d.log_p, d.log_q, d.t))
     else:

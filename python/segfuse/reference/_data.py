@@ -1,8 +1,8 @@
-"""What every reference loss starts from and ends in: `prepare` (checks, canonical shapes, link) and `reduce_pixels`.
+"""Every reference loss starts with `prepare` (checks, canonical shapes, link) and ends with `reduce_pixels`.
 
-Canonical shapes: logits and target (N, C, M) with C = 1 in binary, weight (N, 1, M) in multiclass and else (N, C, M).
-Ignored pixels are *selected* out before the link and zero coefficients before every product (a 0 factor would turn
-inf into NaN). Value and gradient keep their digits where p or 1 - p is tiny: neither is made by subtraction from 1.
+Canonical shapes: logits and target are (N, C, M), with C = 1 in binary; weight is (N, 1, M) in multiclass, else
+(N, C, M). Ignored pixels are replaced before the link, and factors of 0 are handled before every product, because
+0 times inf is NaN. p and 1 - p are computed apart, so value and gradient keep their digits where one of them is tiny.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _index_error(name: str, values: Tensor, bad: Tensor, limits: str, wraps: boo
 
 
 def _is_probability(x: Tensor) -> Tensor:
-    """But for the rounding of what was interpolated; not of NaN."""
+    """Whether x is in [0, 1], up to a rounding error of interpolation. False for NaN."""
     return (x >= -1e-4) & (x <= 1.0001)
 
 
@@ -66,42 +66,42 @@ def _is_probability(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Data:
-    """A call in canonical shapes."""
+    """The data of a call, in canonical shapes."""
 
-    z: Tensor  # the logits, or the probabilities
+    z: Tensor  # the logits; the probabilities with from_logits=False
     p: Tensor
     q: Tensor  # 1 - p
     log_p: Tensor
     log_q: Tensor
     t: Tensor
     w: Tensor  # 0 exactly where ignored
-    is_map: bool  # the target was a label map, not one-hot or soft labels
+    is_map: bool  # True: the target was a label map, not one-hot or soft labels
     shape: torch.Size  # of the logits as given
     reduction: str
 
 
 def _graft(value: Tensor, slope: Tensor) -> Tensor:
-    """`value` with the derivatives (of every order) of `slope`."""
+    """A tensor with the value of `value` and the derivatives (of every order) of `slope`."""
     return slope + (value - slope).detach()
 
 
 def _log(p: Tensor) -> Tensor:
-    """log p of a probability as torch's BCE: value clamped at -100, derivative 1 / max(p, 1e-12)."""
+    """log p of a probability, as in torch's BCE: the value is at least -100, the derivative is 1 / max(p, 1e-12)."""
     slope = torch.where(p > 1e-12, p.clamp_min(1e-12).log(), p / 1e-12)
     return _graft(p.clamp_min(0.0).log().clamp_min(-100.0), slope)
 
 
 def _link(z: Tensor, mode: str, from_logits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """p, q = 1 - p, log p, log q."""
-    if not from_logits:  # perhaps a rounding error outside [0, 1]
+    if not from_logits:  # z may be outside [0, 1] by a rounding error
         return _graft(z.clamp_min(0.0), z), _graft((1 - z).clamp_min(0.0), 1 - z), _log(z), _log(1 - z)
     if mode != "multiclass":
         log_p, log_q = functional.logsigmoid(z), functional.logsigmoid(-z)
-        # autograd's slope of sigmoid is p (1 - p) by subtraction; that of exp(log p) is p q
+        # autograd's slope of sigmoid is p (1 - p), which loses digits of 1 - p. The slope of exp(log p) is p q.
         return _graft(z.sigmoid(), log_p.exp()), _graft((-z).sigmoid(), log_q.exp()), log_p, log_q
     log_p = functional.log_softmax(z, 1)
     p = log_p.exp()
-    # only the largest p can be near 1: its complement is the sum of the others, theirs is safely 1 - p
+    # Only the largest p can be near 1. Its q is the sum of the other p; for the others 1 - p loses no digits.
     top = torch.zeros_like(p, dtype=torch.bool).scatter(1, z.argmax(1, keepdim=True), True)
     others = torch.where(top, 0.0, p)
     rest = others.sum(1, keepdim=True)
@@ -116,7 +116,7 @@ def _pixel_weight(weight: Tensor | None, logits: Tensor, mode: str) -> Tensor:
     if weight is None:
         return torch.ones(grid, device=logits.device)
     w = weight
-    if w.ndim == logits.ndim - 1 and (mode != "binary" or shape[1:2] == (1,)):  # (N, H, W) logits have no channel axis
+    if w.ndim == logits.ndim - 1 and (mode != "binary" or shape[1:2] == (1,)):  # logits (N, H, W) have no channel axis
         w = w.unsqueeze(1)
     elif mode == "binary" and w.ndim == logits.ndim + 1 and w.shape[1] == 1:
         w = w.squeeze(1)
@@ -167,7 +167,7 @@ def prepare(
 
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     values = target if target.is_floating_point() else target.long()
-    wraps = target.dtype == torch.uint64  # from 2^63 on, to negative numbers
+    wraps = target.dtype == torch.uint64  # values from 2^63 on become negative
     if wraps and ignore_index is not None and ignore_index < 0:
         ignore_index = None
     ignored = torch.zeros_like(values, dtype=torch.bool) if ignore_index is None else values == ignore_index
@@ -180,7 +180,7 @@ def prepare(
     checks = [("target", values, ~ignored & ((values < 0) | (values >= limit)), f"[0, {limit})")]
     if target.is_floating_point():
         checks = [("target", values, valid & ~_is_probability(values), "[0, 1]")]
-    if not from_logits:  # NaN reaches the loss
+    if not from_logits:  # NaN is no error: it reaches the loss
         checks.append(("logits", given.detach(), valid & ~_is_probability(given) & ~given.isnan(), "[0, 1]"))
     reads = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     for name, numbers, bad, limits in checks if reads else ():
@@ -189,7 +189,7 @@ def prepare(
     if is_map:
         values = values == torch.arange(c, device=values.device)[:, None]
     z = torch.where(valid, given, 0.0)
-    if not reads:  # reading `bad` would wait for a device or break a graph, so a bad value makes everything NaN
+    if not reads:  # reading `bad` would wait for a device or break a graph, so here a bad value makes everything NaN
         for _, _, bad, _ in checks:
             z = z * torch.where(bad.any(), math.nan, 1.0).to(dtype)
     p, q, log_p, log_q = _link(z, mode, from_logits)
@@ -201,13 +201,13 @@ def prepare(
 
 
 def ratio(num: Tensor, den: Tensor) -> Tensor:
-    """num / den, and 0 with gradient 0 where den is 0."""
+    """num / den. Where den is 0 the value and the gradient are 0."""
     empty = den == 0
     return torch.where(empty, 0.0, num / torch.where(empty, 1.0, den))
 
 
 def reduce(values: Tensor, weights: Tensor, reduction: str) -> Tensor:
-    """`values` hold their weight already; dim 0 is the sample."""
+    """The loss from `values`, which are already multiplied by their weights. Dimension 0 is the sample."""
     if reduction == "sum":
         return values.sum()
     if reduction == "sample":
@@ -216,7 +216,7 @@ def reduce(values: Tensor, weights: Tensor, reduction: str) -> Tensor:
 
 
 def reduce_pixels(data: Data, loss: Tensor, class_weight: Tensor | float = 1.0) -> Tensor:
-    """Of (N, C, M), or of (N, 1, M) where the classes were summed; class_weight enters the denominator alone."""
+    """Reduces a loss (N, C, M), or (N, 1, M) if the classes are summed. class_weight is only in the denominator."""
     values = data.w * loss
     if data.reduction == "none":
         per_class = values.shape[1] == data.p.shape[1]

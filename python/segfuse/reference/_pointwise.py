@@ -1,4 +1,4 @@
-"""Pointwise losses: each adds its formula to `prepare` and `reduce_pixels`."""
+"""Pointwise losses. Each has its formula between `prepare` and `reduce_pixels`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def _nll(coefficient: Tensor, log_p: Tensor, log_q: Tensor, gamma: float = 0.0) -> Tensor:
-    """coefficient * (1 - p)^gamma * (-log p), and 0 with gradient 0 where the coefficient is 0."""
+    """coefficient * (1 - p)^gamma * (-log p). Where the coefficient is 0 the value and the gradient are 0."""
     used = coefficient != 0
     loss = coefficient * torch.where(used, -log_p, 0.0)
     return loss if gamma == 0 else loss * torch.exp(gamma * torch.where(used, log_q, 0.0))
@@ -50,7 +50,7 @@ def bce_with_logits_loss(
 ) -> Tensor:
     """b t' (-log p) + c (1 - t') (-log(1 - p)) with t' = t (1 - e) + e/2; binary and multilabel.
 
-    b = pos_weight and c = 1, or with `balanced` b = 1 - sum(w t) / sum(w) of the sample and channel and c = 1 - b.
+    b = pos_weight and c = 1. With `balanced` b = 1 - sum(w t) / sum(w) of the sample and channel, and c = 1 - b.
     """
     require_one_of("mode", mode, ("binary", "multilabel"))
     require(0 <= label_smoothing <= 1, f"label_smoothing must be in [0, 1], got {label_smoothing}")
@@ -76,7 +76,7 @@ def cross_entropy_loss(
     label_smoothing: float = 0.0,
     **data: Unpack[DataOptions],
 ) -> Tensor:
-    """sum_c v_c t'_c (-log p_c) with v = class_weight and t' = (1 - e) t + e/C, as torch's.
+    """sum_c v_c t'_c (-log p_c) with v = class_weight and t' = (1 - e) t + e/C, as in torch.
 
     "mean" divides by sum(w v_y) for label maps and by sum(w) for one-hot and soft labels.
     """
@@ -100,9 +100,10 @@ def focal_loss(
     gamma: float = 2.0,
     **data: Unpack[DataOptions],
 ) -> Tensor:
-    """a t (1 - p)^g (-log p) + (1 - a) (1 - t) p^g (-log(1 - p)) (no alpha: both factors 1), g = gamma >= 0.
+    """a t (1 - p)^g (-log p) + (1 - a) (1 - t) p^g (-log(1 - p)) with a = alpha, g = gamma >= 0.
 
-    In multiclass sum_c a_c t_c (1 - p_c)^g (-log p_c). alpha is not in the denominator.
+    Without alpha the factors a and 1 - a are 1. In multiclass: sum_c a_c t_c (1 - p_c)^g (-log p_c). alpha is not in
+    the denominator.
     """
     require(gamma >= 0, f"gamma must be >= 0, got {gamma}")
     d = prepare(logits, target, mode=mode, **data)
@@ -115,13 +116,13 @@ def focal_loss(
 
 
 def _masked(coefficient: Tensor, loss: Tensor) -> Tensor:
-    """coefficient * loss, and 0 with gradient 0 where the coefficient is 0."""
+    """coefficient * loss. Where the coefficient is 0 the value and the gradient are 0."""
     used = coefficient != 0
     return coefficient * torch.where(used, loss, 0.0)
 
 
 def _gap(d: Data) -> Tensor:
-    """p - t, not by subtraction where both are near 1."""
+    """p - t. Where t is 1 it is -q, which keeps its digits near p = 1."""
     return torch.where(d.t == 1, -d.q, d.p - d.t)
 
 
@@ -151,7 +152,7 @@ def sigmoid_free_loss(
     d = prepare(logits, target, mode=mode, **data)
 
     def part(r: Tensor) -> Tensor:
-        # by pieces: autograd through clamps that tie at 0 gives twice the slope
+        # In pieces, because at a tie of two clamps autograd gives twice the slope.
         middle = (0.5 - torch.where((r >= 0) & (r < 0.5), r, 0.5)) ** 4
         return torch.where(r < 0, 0.0625 - r / 2, middle + torch.where(r.isnan(), r, 0.0))
 
@@ -173,7 +174,7 @@ def broken_loss(
 
 
 def hinge_loss(logits: Tensor, target: Tensor, *, mode: str, **data: Unpack[DataOptions]) -> Tensor:
-    """max(0, 1 - s z) with s = 2 t - 1; slope 0 at the kink."""
+    """max(0, 1 - s z) with s = 2 t - 1. At the kink the slope is 0."""
     require_one_of("mode", mode, ("binary", "multilabel"))
     require(data.get("from_logits", True), "the hinge loss wants logits")
     d = prepare(logits, target, mode=mode, **data)
@@ -188,7 +189,7 @@ def mse_loss(logits: Tensor, target: Tensor, *, mode: str, **data: Unpack[DataOp
 
 
 def l1_loss(logits: Tensor, target: Tensor, *, mode: str, **data: Unpack[DataOptions]) -> Tensor:
-    """|p - t|; in multiclass each class of a pixel is an element. Slope 0 at p = t."""
+    """|p - t|; in multiclass each class of a pixel is an element. At p = t the slope is 0."""
     d = prepare(logits, target, mode=mode, **data)
     return reduce_pixels(d, _gap(d).abs())
 
@@ -204,7 +205,7 @@ def huber_loss(logits: Tensor, target: Tensor, *, mode: str, delta: float = 1.0,
 def kl_div_loss(logits: Tensor, target: Tensor, *, mode: str, **data: Unpack[DataOptions]) -> Tensor:
     """KL(t, p) = t log(t / p) + (1 - t) log((1 - t) / (1 - p)), in multiclass sum_c t_c log(t_c / p_c); 0 log 0 = 0."""
     d = prepare(logits, target, mode=mode, **data)
-    t = d.t.clamp(0, 1)  # an interpolated label may lie a rounding error outside
+    t = d.t.clamp(0, 1)  # an interpolated label may be outside by a rounding error
     loss = _nll(t, d.log_p, d.log_q) + torch.special.xlogy(t, t)
     if mode == "multiclass":
         return reduce_pixels(d, loss.sum(1, keepdim=True))

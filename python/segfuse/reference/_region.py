@@ -1,4 +1,4 @@
-"""Region losses: each gives its scores to `_region`, which makes the sums, pools, shapes and reduces."""
+"""Region losses. Each gives the formula of its score to `_region`, which sums, pools, shapes and reduces."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ __all__ = [
 
 
 class _Sums(NamedTuple):
-    """Of a row, in this order as they are stacked."""
+    """The sums of a row, in the order in which `_statistics` stacks them."""
 
     hits: Tensor  # I
     fp: Tensor
     fn: Tensor
     tn: Tensor
-    errors: Tensor  # FP + FN, without cancellation
+    errors: Tensor  # FP + FN, summed without cancellation
     positives: Tensor  # Σ w t
     negatives: Tensor  # Σ w (1 - t)
 
 
-# (share, hits, errors) of each score: (hits + nr) / (hits + errors + dr).
+# (share, hits, errors) of each score. A score is (hits + nr) / (hits + errors + dr); the shares add to 1.
 _Scores: TypeAlias = Callable[[_Sums], list[tuple[float, Tensor, Tensor]]]
 
 
@@ -67,15 +67,15 @@ def _statistics(d: Data, squared: bool, soft_label: bool, squared_error: bool) -
     hits, fp, fn, tn = t * p, (1 - t) * p, t * q, (1 - t) * q
     errors = fp + fn
     gap = torch.where(t == 1, -q, p - t)  # p - t
-    if squared:  # P - I, T - I, and their sum without cancellation
+    if squared:  # P - I and T - I; their sum is gap², without cancellation
         fp, fn, errors = p * gap, -t * gap, gap * gap
     elif squared_error:
         fp, fn = (1 - t) * gap * gap, t * gap * gap
         errors = gap * gap
-        agreed = torch.where(gap < 0, (1 - t) + p, q + t)  # 1 - |gap|, and with it 1 - gap²
+        agreed = torch.where(gap < 0, (1 - t) + p, q + t)  # 1 - |gap|; then 1 - gap² = agreed (2 - agreed)
         hits, tn = t * agreed * (2 - agreed), (1 - t) * agreed * (2 - agreed)
     elif soft_label:
-        soft = (t != 0) & (t != 1)  # for hard targets the plain sums are the same
+        soft = (t != 0) & (t != 1)  # for hard labels the sums above are the same
         hits = torch.where(soft, torch.minimum(p, t), hits)
         fp, fn = torch.where(soft, (gap.abs() + gap) / 2, fp), torch.where(soft, (gap.abs() - gap) / 2, fn)
         errors = fp + fn
@@ -83,7 +83,7 @@ def _statistics(d: Data, squared: bool, soft_label: bool, squared_error: bool) -
 
 
 def _score(hits: Tensor, errors: Tensor, nr: float, dr: float, eps: float) -> tuple[Tensor, Tensor]:
-    """A score and what it lacks of 1; 0/0 scores 1."""
+    """A score, and 1 - score computed without cancellation. 0/0 scores 1."""
     den = hits + errors + dr
     floored = den.clamp_min(eps)
     undefined = (floored == 0) & (hits + nr == 0)
@@ -96,7 +96,7 @@ def _shaped(loss: Tensor, score: Tensor, shape: str | Callable[[Tensor], Tensor]
     if callable(shape):
         return shape(loss)
     require_one_of("shape", shape, ("linear", "log", "log_cosh"))
-    if shape == "log":  # from the loss while the score is near 1, from the score else
+    if shape == "log":  # of the loss while the score is near 1, else of the score
         near = loss < 0.5
         far_log = torch.where(near, 1.0, score).clamp_min(1e-12).log()
         return -torch.where(near, torch.log1p(-torch.where(near, loss, 0.0)), far_log)
@@ -104,14 +104,14 @@ def _shaped(loss: Tensor, score: Tensor, shape: str | Callable[[Tensor], Tensor]
 
 
 def _adapted(loss: Tensor, omega: float, gamma: float, epsilon: float) -> Tensor:
-    """omega ln(1 + L / epsilon) below gamma, L - C from there."""
+    """omega ln(1 + L / epsilon) where L < gamma, else L - C."""
     below = loss < gamma
     constant = gamma - omega * math.log1p(gamma / epsilon)
     return torch.where(below, omega * torch.log1p(torch.where(below, loss, 0.0) / epsilon), loss - constant)
 
 
 def _class_factor(positives: Tensor, power: float) -> Tensor:
-    """1 / T^power per class of each row of (N, C); where T is 0 the largest of the others, 0 if there is none."""
+    """1 / T^power of each class, (N, C). Where T is 0 it is the largest of the other classes, or 0 if there is none."""
     found = positives != 0
     own = torch.where(found, torch.where(found, positives, 1.0) ** -power, 0.0)
     return torch.where(found | (power == 0), torch.where(found, own, 1.0), own.amax(1, keepdim=True)).detach()
@@ -138,7 +138,7 @@ def _region(
     generalized: float | None = None,
     **options: Unpack[DataOptions],
 ) -> Tensor:
-    """`generalized`: classes weigh 1 / T^generalized times their class weight inside the ratio of a pooled row."""
+    """`generalized`: a row pools all classes, each with the weight class_weight / T^generalized inside the ratio."""
     nr, dr = (smooth, smooth) if isinstance(smooth, int | float) else smooth
     require(min(nr, dr, eps) >= 0, f"smooth and eps must be >= 0, got {smooth} and {eps}")
     require_one_of("absent", absent, ("score", "zero", "skip"))
@@ -209,7 +209,7 @@ def jaccard_loss(logits: Tensor, target: Tensor, *, mode: str, **options: Unpack
 
 def _tversky(alpha: float, beta: float) -> _Scores:
     require(min(alpha, beta) >= 0, f"alpha and beta must be >= 0, got {alpha} and {beta}")
-    both = min(alpha, beta)  # squared FP and FN cancel, their sum does not
+    both = min(alpha, beta)  # FP and FN of squared sums may cancel; their sum, `errors`, does not
     return lambda s: [(1.0, s.hits, both * s.errors + (alpha - both) * s.fp + (beta - both) * s.fn)]
 
 
@@ -224,7 +224,7 @@ def _power(gamma: float) -> Callable[[Tensor], Tensor]:
     require(gamma >= 0, f"gamma must be >= 0, got {gamma}")
 
     def power(loss: Tensor) -> Tensor:
-        zero = loss <= 0  # not `loss > 0`: NaN must pass
+        zero = loss <= 0  # NaN is not <= 0, so it stays NaN
         return torch.where(zero, 0.0**gamma, torch.where(zero, 1.0, loss) ** gamma)
 
     return power
@@ -240,7 +240,7 @@ def focal_tversky_loss(
     gamma: float = 0.75,
     **options: Unpack[RegionOptions],
 ) -> Tensor:
-    """u^gamma with u = max(0, 1 - TI) per row, TI as in `tversky_loss`; gradient 0 at u = 0."""
+    """u^gamma with u = max(0, 1 - TI) per row, TI as in `tversky_loss`. At u = 0 the gradient is 0."""
     return _region(logits, target, _tversky(alpha, beta), mode=mode, shape=_power(gamma), **options)
 
 
@@ -254,7 +254,7 @@ def background_tversky_loss(
     gamma: float = 1.0,
     **options: Unpack[RegionOptions],
 ) -> Tensor:
-    """`focal_tversky_loss` of the background of each row: of 1 - p and 1 - t."""
+    """`focal_tversky_loss` of the background of each row: 1 - p and 1 - t take the place of p and t."""
     require(min(alpha, beta) >= 0, f"alpha and beta must be >= 0, got {alpha} and {beta}")
 
     def scores(s: _Sums) -> list[tuple[float, Tensor, Tensor]]:
@@ -274,7 +274,7 @@ def sensitivity_specificity_loss(
 ) -> Tensor:
     """1 - (a sens + (1 - a) spec), sens = (I + nr) / (I + FN + dr), spec = (TN + nr) / (TN + FP + dr).
 
-    squared_error: FN = sum(w t (t - p)^2) and FP = sum(w (1 - t) (t - p)^2), over the same sums of labels.
+    squared_error: FN = sum(w t (t - p)^2) and FP = sum(w (1 - t) (t - p)^2), with the same I + FN and TN + FP.
     """
     a = sensitivity_weight
     require(0 <= a <= 1, f"sensitivity_weight must be in [0, 1], got {a}")
@@ -290,7 +290,7 @@ def generalized_dice_loss(
 ) -> Tensor:
     """1 - (2 sum_c v_c I_c + nr) / max(sum_c v_c (P_c + T_c) + dr, eps) per sample, v_c = class_weight[c] / T_c^2.
 
-    weight_type "simple": 1 / T_c, "uniform": 1. Of a class with T_c = 0: the largest of the sample, 0 if there is none.
+    weight_type "simple" is 1 / T_c, "uniform" is 1. A class with T_c = 0 takes the largest of the sample, or 0.
     """
     powers = {"square": 2.0, "simple": 1.0, "uniform": 0.0}
     require_one_of("weight_type", weight_type, tuple(powers))
@@ -312,7 +312,7 @@ def adaptive_log_loss(
 ) -> Tensor:
     """omega ln(1 + L / epsilon) where L < gamma, else L - C, C = gamma - omega ln(1 + gamma / epsilon).
 
-    L: the rows of the region loss named `base`, with its options.
+    L is the loss of a row of the region loss named `base`, with its options.
     """
     function: Callable[..., Tensor] = globals()[base]
     adaptive = (omega, gamma, epsilon)
