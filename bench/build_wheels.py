@@ -1,11 +1,11 @@
-"""Wheels for several Pythons from kernels that are compiled once: of the sources, only the bindings see Python.
+"""Wheels for several Pythons. The kernels are compiled once, because only the bindings include Python.h.
 
     python bench/build_wheels.py [--build-dir FOLDER] [--out FOLDER] [--define NAME=VALUE ...] [PYTHON ...]
 
-The wheel for the Python that runs this is built with pip, without isolation: it wants scikit-build-core, pybind11 and
-ninja, and nvcc for CUDA kernels of every architecture (SEGFUSE_CUDA=ON). For each other PYTHON, which needs nothing
-but its headers, the commands of that build are run again on what includes Python.h, and the modules take their places
-in the wheel. A wheel runs where glibc and libstdc++ are at least as new as here.
+pip builds the wheel for the Python that runs this, without isolation. It needs scikit-build-core, pybind11 and ninja,
+and nvcc for CUDA kernels of every architecture (SEGFUSE_CUDA=ON). Another PYTHON needs only its headers: the commands
+of that build run again for the files that include Python.h, and the new modules replace the old ones in the wheel. A
+wheel runs where glibc and libstdc++ are at least as new as here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ print(json.dumps([tag, sysconfig.get_config_var("EXT_SUFFIX"), sysconfig.get_pat
 """
 
 
-# A symbol that is missing is found here, not on the machine that the wheel is for.
+# Loading the modules here finds missing symbols, before the wheel is on another machine.
 LOAD = """
 import importlib.util, sys
 for path in sys.argv[1:]:
@@ -39,7 +39,7 @@ for path in sys.argv[1:]:
 
 
 class Interpreter(NamedTuple):
-    """What of a Python is in a build."""
+    """What a build depends on in a Python."""
 
     program: str
     tag: str
@@ -56,7 +56,7 @@ def interpreter(python: str) -> Interpreter:
 
 
 def built(build: Path, out: Path, defines: list[str]) -> Path:
-    """The wheel for this Python."""
+    """Builds the wheel for this Python."""
     options = [f"--config-settings=build-dir={build}", *(f"--config-settings=cmake.define.{d}" for d in defines)]
     quiet = ["--disable-pip-version-check", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run(
@@ -66,7 +66,7 @@ def built(build: Path, out: Path, defines: list[str]) -> Path:
 
 
 def relinked(build: Path, base: Interpreter, other: Interpreter) -> list[Path]:
-    """The modules for another Python, from the objects of a build."""
+    """Links the modules for another Python from the objects of a build."""
     ninja = re.search(r"^CMAKE_MAKE_PROGRAM:\w+=(.*ninja)$", (build / "CMakeCache.txt").read_text(), re.MULTILINE)
     if ninja is None:
         raise SystemExit(f"{build} was not built with ninja")
@@ -78,7 +78,7 @@ def relinked(build: Path, base: Interpreter, other: Interpreter) -> list[Path]:
     for command in done.stdout.splitlines():
         module = re.search(rf"-o (\w+){re.escape(base.suffix)}\b", command)
         if base.include not in command and module is None:
-            continue  # an object that knows nothing of Python
+            continue  # an object that does not include Python.h
         command = command.replace(base.include, other.include).replace(base.suffix, other.suffix)
         command = re.sub(r"CMakeFiles/(_\w+\.dir/)", rf"{other.tag}/\1", command)
         for folder in re.findall(rf"-o ({other.tag}/\S+)/", command):
@@ -91,7 +91,7 @@ def relinked(build: Path, base: Interpreter, other: Interpreter) -> list[Path]:
 
 
 def repacked(wheel: Path, base: Interpreter, other: Interpreter, modules: list[Path]) -> Path:
-    """A wheel with other modules in it, of another name."""
+    """A copy of the wheel with the modules and the name for another Python."""
     target = wheel.with_name(wheel.name.replace(f"-{base.tag}-{base.tag}-", f"-{other.tag}-{other.tag}-"))
     record = []
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as written:
@@ -124,10 +124,10 @@ def repacked(wheel: Path, base: Interpreter, other: Interpreter, modules: list[P
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("python", nargs="*", help="more interpreters")
+    parser.add_argument("python", nargs="*", help="other interpreters to make wheels for")
     parser.add_argument("--build-dir", type=Path, default=ROOT / "build" / "wheels")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
-    parser.add_argument("--define", nargs="+", default=["SEGFUSE_CUDA=ON"], help="of CMake (SEGFUSE_CUDA=ON)")
+    parser.add_argument("--define", nargs="+", default=["SEGFUSE_CUDA=ON"], help="for CMake (default: SEGFUSE_CUDA=ON)")
     options = parser.parse_args()
     build = options.build_dir.resolve()
     base = interpreter(sys.executable)

@@ -1,9 +1,9 @@
-"""The case table: workloads, losses, element types, layouts; their inputs; and the bytes that a scheme has to move.
+"""The table of cases: workloads, losses, element types, layouts. Also their inputs, and the bytes that a scheme moves.
 
-core    every loss on every workload, float32 logits with the target that most people have: float32 beside one channel,
-        int64 labels beside several
-more    of the compounds only: uint8 targets, bfloat16 logits with these; channels_last where there are several channels
-tiny    64 pixels, for what a call costs beyond its kernels
+core    every loss on every workload, with float32 logits and the usual target: float32 for one channel, int64 labels
+        for several channels
+more    only the compounds: uint8 targets with float32 and bfloat16 logits; channels_last if there are several channels
+tiny    64 pixels, to measure what a call costs beyond its kernels
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 import segfuse
 
 TINY = {"tiny1": (1, 1, 8, 8), "tiny4": (1, 4, 8, 8)}  # what a call costs
-# Large ones for a GPU, small ones (lower case) for a few CPU cores.
+# Large workloads for a GPU; small ones, in lower case, for a few CPU cores.
 WORKLOADS: dict[str, dict[str, tuple[int, ...]]] = {
     "cuda": {
         "A": (16, 1, 512, 512),
@@ -55,8 +55,11 @@ SCHEMES = ("two_pass", "gradient_in_forward")
 
 
 def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: int) -> int:
-    """Bytes of a forward and a backward per pixel. "one_pass" is the floor: read both once, write the gradient; "kept"
-    are two passes, the first of which leaves powers or probabilities for the second."""
+    """Bytes per pixel of a forward and a backward.
+
+    "one_pass" is the least: it reads logits and target once and writes the gradient. "kept" has two passes; the first
+    one leaves exponentials or probabilities for the second.
+    """
     passes = {"two_pass": (3, 2), "kept": (4, 2), "gradient_in_forward": (2, 1), "one_pass": (2, 1)}
     logits, targets = passes[scheme]
     return logits * classes * logit_bytes + targets * target_bytes
@@ -64,7 +67,7 @@ def bytes_per_pixel(scheme: str, classes: int, logit_bytes: int, target_bytes: i
 
 @dataclass(frozen=True)
 class Case:
-    """A loss on a workload, with the types of logits and target, and how the logits lie in memory."""
+    """A loss on a workload, with the types of logits and target, and the memory layout of the logits."""
 
     workload: str
     shape: tuple[int, ...]
@@ -101,7 +104,7 @@ class Case:
 
     @property
     def rank(self) -> int:
-        """What is measured first when time is short: the compounds, in the types that most people use."""
+        """The order of cases, in case the time is short: first the compounds, in the types that most people use."""
         half = (self.dtype, self.target) == ("bfloat16", "uint8")
         return 0 if self.headline or half else 1 if self.core else 2
 
@@ -109,7 +112,7 @@ class Case:
         return bytes_per_pixel(scheme, self.classes, DTYPES[self.dtype].itemsize, TARGETS[self.target].itemsize)
 
     def ours(self, ignore: int | None = None, **options: Any) -> segfuse.Loss:
-        """The fused loss; options for its region part."""
+        """The fused loss. `options` are for its region part."""
         data: dict[str, Any] = {} if ignore is None else {"ignore_index": ignore}
         if self.loss not in ("ce", "dice_ce"):
             data["mode"] = "binary" if self.classes == 1 else "multiclass"
@@ -118,7 +121,7 @@ class Case:
         return CLASSES[self.loss](**options, **data)
 
     def inputs(self, device: str, seed: int, labels: str = "blobs", ignored: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Logits (a leaf that wants a gradient) and a target, drawn on the device."""
+        """Random logits (a leaf with requires_grad) and a random target, made on the device."""
         generator = torch.Generator(device).manual_seed(seed)
         grid = self.shape if self.classes == 1 else (self.shape[0], *self.shape[2:])
         logits = torch.randn(self.shape, generator=generator, device=device, dtype=DTYPES[self.dtype])
@@ -131,7 +134,7 @@ class Case:
         return logits.requires_grad_(), target
 
     def sets(self, device: str, labels: str = "blobs", ignored: float = 0.0) -> list[tuple[Tensor, Tensor]]:
-        """So many inputs that on a GPU none of them is in the cache when its turn comes; on a CPU one."""
+        """The input sets. On a GPU there are enough that no input is in the cache when its turn comes; on a CPU one."""
         first = self.inputs(device, 0, labels, ignored)
         size = sum(tensor.nbytes for tensor in first)
         count = min(64, max(4, math.ceil(4 * l2_bytes() / max(size, 1)))) if device == "cuda" else 1
@@ -139,7 +142,7 @@ class Case:
 
 
 def _labels(grid: tuple[int, ...], classes: int, kind: str, generator: torch.Generator) -> Tensor:
-    """Labels: independent per pixel ("iid"), or in regions of about 32 pixels across ("blobs"), as real ones are."""
+    """Labels: independent per pixel ("iid"), or in regions about 32 pixels wide ("blobs"), like real labels."""
     channel = 2 if classes == 1 else 1
     coarse = tuple(max(1, n // 32) for n in grid[channel:]) if kind == "blobs" else grid[channel:]
     shape = (*grid[:channel], *coarse)
@@ -156,7 +159,7 @@ def _labels(grid: tuple[int, ...], classes: int, kind: str, generator: torch.Gen
 
 
 def table(device: str, shrink: int = 1) -> Iterator[Case]:
-    """All cases, the most telling ones first; `shrink` divides the spatial sizes, for trying the harness."""
+    """All cases, the most important first. `shrink` divides the spatial sizes, to try the bench."""
     cases = []
     for workload, shape in WORKLOADS[device].items():
         tiny = workload in TINY
@@ -170,5 +173,5 @@ def table(device: str, shrink: int = 1) -> Iterator[Case]:
             cases += [Case(workload, small, compound, *pair) for pair in types]
         if not tiny and not binary:
             cases.append(Case(workload, small, compound, "float32", usual, "channels_last"))
-    # Multiclass before binary, for it gains most; then by size.
+    # Multiclass comes before binary because it gains most; then by size.
     yield from sorted(cases, key=lambda c: (c.rank, c.classes == 1, -math.prod(c.shape)))

@@ -1,4 +1,4 @@
-"""A folder of results of bench/gpu.sh in so few characters that they fit where only the end of an output is seen.
+"""Prints a short digest of the results of bench/gpu.sh, for places that show only the end of an output.
 
 python bench/digest.py FOLDER
 """
@@ -13,15 +13,15 @@ from pathlib import Path
 
 from tables import TIMED, Row, experiments, not_run, results_of, table, timed
 
-LENGTH = 11_500  # of 12,000
-# What all names of our kernels have in common.
+LENGTH = 11_500  # characters; the output has room for 12,000
+# Parts that all names of our kernels share.
 COMMON = re.compile(
     r"^void |segfuse::|<unnamed>::|\(anonymous namespace\)::|_GLOBAL__N_\w*::|\((?:int|bool|Step)\)|\(Job\)$"
 )
 
 
 def profiled(log: Path) -> Iterator[str]:
-    """The kernels of ncu's comma-separated lines, one row each."""
+    """The kernels from the CSV file of ncu, one row each."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     lines = [text for text in lines if text.startswith('"')]
     if not lines:
@@ -37,14 +37,14 @@ def profiled(log: Path) -> Iterator[str]:
 
 
 def steps(folder: Path) -> Iterator[str]:
-    """The parts of a run of bench/gpu.sh, and how each went."""
+    """The parts of a run of bench/gpu.sh, with the result of each."""
     path = folder / "steps.md"
     if path.exists():
         yield path.read_text()
 
 
 def timings(results: Row) -> Iterator[str]:
-    """A line per contender."""
+    """One line per contender."""
     rows = []
     for case in results["cases"]:
         for row in case["rows"]:
@@ -54,7 +54,7 @@ def timings(results: Row) -> Iterator[str]:
 
 
 def digest(folder: Path) -> str:
-    """The most telling first; what does not fit stands in the report."""
+    """The digest, the most important parts first. The report has what does not fit here."""
     text = "\n".join(steps(folder))
     for _, results in results_of(folder):
         text += "\n" + "\n".join([*timings(results), *experiments(results), *not_run(results)]) + "\n"

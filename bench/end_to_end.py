@@ -1,7 +1,7 @@
-"""A training step of the U-Net of examples/ with segfuse's loss and with another, side by side.
+"""A training step of the U-Net of examples/ with the loss of segfuse and with another loss, side by side.
 
-Two sizes, two tasks: Dice + BCE of one channel, Dice + CE of 19 classes. A row says how long a step takes with either
-loss, what share of it the loss and its gradient are, and the peak memory of a step, the network's included.
+There are two sizes and two tasks: Dice + BCE with one channel, Dice + CE with 19 classes. A row has the time of a step
+with either loss, the share of the loss with its gradient, and the peak memory of a step with its network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = {"cpu": 2, "cuda": 16}
 
 
 class Training:
-    """A step: forward, loss, backward, update."""
+    """A training step: forward, loss, backward, update."""
 
     per_call = 1
     context: Context = nullcontext
@@ -62,7 +62,7 @@ def task(setting: Setting, loss: str, classes: int) -> Iterator[Row]:
             )
             check_equal(ours, theirs)
             steps = [Training(model, contender.step.loss, image, target) for contender in (ours, theirs)]
-            for step in steps:  # what a first step makes is not of a step
+            for step in steps:  # the first step also makes things that later steps use again
                 step()
                 memory(step, device)
             ours_used, used = (memory(step, device) for step in steps)

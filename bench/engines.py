@@ -1,8 +1,8 @@
-"""Small calls of every family of kernels, forward and backward, each held against the CPU's kernels in float64.
+"""Small calls of every family of kernels, forward and backward. Each is compared with the CPU kernels in float64.
 
     python bench/engines.py [--device cuda] [--module FILE] [--record FILE] [--stride N]
 
-With --record, the calls that the CUDA engine makes are left for compute-sanitizer to watch (replay.py).
+--record writes the calls of the CUDA engine to a file. replay.py makes them again under compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ import segfuse
 from segfuse._core import engines, native
 
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-SMALLEST = 2.0**-24  # of float16: a mean's gradient has no digits there
+SMALLEST = 2.0**-24  # smallest float16: the gradient of a mean is near it and has few digits
 FLOATS = tuple(TOLERANCE)
 LAYOUTS = ("contiguous", "channels_last", "slice")
 LABELS = (torch.uint8, torch.int64, torch.int32, torch.int16)
 EXACT_COUNTS = (2, 3, 4, 5, 6, 7, 8, 16, 19, 21)  # csrc/cuda/label_map.cu
-TILE_COUNTS = (6, 17, 30)  # one for each size of csrc/cuda/tile.cu
-# Some of these, the kernel for any number of classes, and more classes than one warp's lanes hold.
+TILE_COUNTS = (6, 17, 30)  # one class count for each size of csrc/cuda/tile.cu
+# Some counts of both, counts for the kernel with any number of classes, and more classes than the lanes of a warp hold.
 CLASS_COUNTS = (2, 4, 17, 19, 33, 70, 150)
-# Of a call that cannot have its gradient ahead, "automatic" means two passes.
+# "automatic" means two passes for a call that cannot have its gradient in the forward.
 SCHEMES = ("automatic", "gradient_in_forward", "two_pass")
 
 
 class Call(NamedTuple):
-    """A loss on tensors of the CPU; `layout` is given to the logits where they are used."""
+    """A loss on tensors of the CPU. The logits get `layout` when they are used."""
 
     family: str
     loss: segfuse.Loss
@@ -61,7 +61,7 @@ def strided(x: Tensor, layout: str) -> Tensor:
 
 
 def plain() -> Iterator[Call]:
-    """What is read by 16 bytes and has a kernel of its own, in every type that it is compiled for."""
+    """Calls that read 16 bytes at a time and have kernels of their own, in every type of these kernels."""
     rows = (segfuse.DiceLoss, segfuse.BCEWithLogitsLoss, segfuse.DiceBCELoss, segfuse.FocalLoss, segfuse.MSELoss)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = (2 * torch.randn(2, 3, 32, 32)).to(dtype)
@@ -74,7 +74,7 @@ def plain() -> Iterator[Call]:
             yield Call(family, segfuse.DiceCELoss(ignore_index=255), x, labels(x, 255), None, "contiguous")
             yield Call(family, segfuse.CrossEntropyLoss(), x, labels(x, None), None, "contiguous")
         for classes, layout in product(TILE_COUNTS, ("contiguous", "channels_last")):
-            # Odd planes: label_map, which has some of these counts, takes whole vectors only.
+            # Odd planes keep these calls out of label_map: it has some of these counts, but takes only whole vectors.
             size = (31, 33) if layout == "contiguous" else (32, 32)
             x = (2 * torch.randn(2, classes, *size)).to(dtype)
             family = f"label map, {classes}, {layout}"
@@ -87,7 +87,7 @@ def plain() -> Iterator[Call]:
 
 
 def probabilities() -> Iterator[Call]:
-    """Without a link, in float32 and float64; a loss per element too."""
+    """Calls with from_logits=False, in float32 and float64, also with one loss per element."""
     for dtype in (torch.float32, torch.float64):
         for reduction in ("mean", "none"):
             options: dict[str, Any] = {"from_logits": False, "reduction": reduction}
@@ -103,7 +103,7 @@ def probabilities() -> Iterator[Call]:
 
 
 def few_pixels() -> Iterator[Call]:
-    """More rows than one block has in the head, and samples that are read as one; with numbers of the host."""
+    """Calls with more rows than one block has in the head, and samples read as one; class weights on the host."""
     x = 2 * torch.randn(2100, 1, 3, 5)
     target = (torch.rand(x.shape) < 0.3).to(torch.uint8)
     for reduction in ("mean", "none"):
@@ -116,7 +116,7 @@ def few_pixels() -> Iterator[Call]:
 
 
 def labels(x: Tensor, ignored: int | None) -> Tensor:
-    """A class index of each pixel, or this in place of one of ten."""
+    """A random class index for each pixel; one in ten is `ignored`."""
     drawn = torch.randint(0, x.shape[1], (x.shape[0], *x.shape[2:]))
     if ignored is not None:
         drawn[torch.rand(drawn.shape) < 0.1] = ignored
@@ -124,7 +124,7 @@ def labels(x: Tensor, ignored: int | None) -> Tensor:
 
 
 def mixed() -> Iterator[Call]:
-    """Odd sizes and several chunks (csrc/cuda/policy.cu), for every tail; types and layouts drawn: they mix."""
+    """Odd sizes and several chunks (csrc/cuda/policy.cu), for every tail. Types and layouts are random."""
     spaces = ((37, 29), (72, 130), (5, 7, 9))
     draw = random.Random(0)
 
@@ -162,12 +162,12 @@ def mixed() -> Iterator[Call]:
 
 
 class Device:
-    """Where the calls run: the CPU's kernels, a GPU's, or a module of the CUDA sources in the CPU's place."""
+    """Where the calls run: the CPU kernels, those of a GPU, or the CUDA sources built for the CPU."""
 
     def __init__(self, name: str, module: Path | None, record: Path | None) -> None:
         self.name, self.engine, self.recorder = name, None, None
         kernels: Any = None
-        self.missing: set[str] = set()  # kernels that nothing has launched yet
+        self.missing: set[str] = set()  # kernels that no call has launched yet
         if module:
             kernels = load(module)
             native._traced.append(kernels)
@@ -175,7 +175,7 @@ class Device:
             engines.required_engine(torch.device("cuda:0"))
             kernels = native.cuda_module()
         if record and kernels is None:
-            raise ValueError("--record wants --device cuda or a --module: the CPU's kernels are not recorded")
+            raise ValueError("--record needs --device cuda or a --module: the CPU kernels cannot be recorded")
         if record:
             self.recorder = Recorder(kernels, record.open("wb"))
         if kernels is not None:
@@ -184,7 +184,7 @@ class Device:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """With this engine; the CPU's own is wanted for what is expected."""
+        """Uses this engine inside the ``with`` block. The expected values come from the CPU engine."""
         key = "cuda:0" if self.name == "cuda" else "cpu"
         before = engines.engines[key]
         engines.engines[key] = self.engine or before
@@ -195,7 +195,7 @@ class Device:
 
     def run(self, call: Call, scheme: str) -> tuple[Tensor, Tensor]:
         """Loss and gradient."""
-        x = strided(call.logits.to(self.name), call.layout).detach()  # .to() would not keep the layout
+        x = strided(call.logits.to(self.name), call.layout).detach()  # here, because .to() would not keep the layout
         weight = None if call.weight is None else call.weight.to(self.name)
         target = call.target.to(self.name)
         name = f"{call.family}, {scheme}: {call.loss}: {described(call)}"
@@ -206,7 +206,7 @@ class Device:
             return outcome(call.loss, x, target, weight)
 
     def check(self, call: Call, scheme: str) -> Iterator[str]:
-        """What is wrong with a call."""
+        """The errors of a call, as texts."""
         weight = None if call.weight is None else call.weight.double()
         expected = outcome(call.loss, call.logits.double(), call.target, weight)
         found = self.run(call, scheme)
@@ -235,16 +235,16 @@ def outcome(loss: segfuse.Loss, x: Tensor, target: Tensor, weight: Tensor | None
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--module", type=Path, help="of the CUDA sources for the CPU (tools/build_shim.py)")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="leave the calls of the CUDA engine there")
-    parser.add_argument("--stride", type=int, default=1, help="every n-th call only")
+    parser.add_argument("--module", type=Path, help="the CUDA sources built for the CPU (tools/build_shim.py)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the calls of the CUDA engine to this file")
+    parser.add_argument("--stride", type=int, default=1, help="run only every n-th call")
     options = parser.parse_args()
-    os.environ.setdefault("SEGFUSE_STRICT", "1")  # plain PyTorch under our name must not pass
+    os.environ.setdefault("SEGFUSE_STRICT", "1")  # else plain PyTorch could pass under our name
     torch.manual_seed(0)
     print("\n".join(f"{name}: {value}" for name, value in segfuse.build_info().items()))
     device = Device(options.device, options.module, options.record)
     chosen = [*plain(), *probabilities(), *mixed(), *few_pixels()][:: options.stride]
-    random.Random(1).shuffle(chosen)  # so that every family comes soon, if the time is short
+    random.Random(1).shuffle(chosen)  # every family comes early, in case the time is short
     done = wrong = 0
     for call in chosen:
         for scheme in SCHEMES if device.engine else SCHEMES[:1]:

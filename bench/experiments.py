@@ -1,9 +1,9 @@
-"""Small experiments that decide how the kernels are to be written.
+"""Small experiments. Their results decide how the kernels are written.
 
-window       how fast a buffer of a given size is read again and again: where the cache ends
-classes      17 to 21 classes: kernels of an exact number of classes against the one for any number
-plane_stride planes a power of two bytes apart against planes that are not: whether memory channels collide
-scaled_loss  a loss multiplied before its backward: what writing the gradient in the forward costs then
+window       reads a buffer of a given size again and again: shows where the cache ends
+classes      17 to 21 classes: kernels for an exact number of classes against the kernel for any number
+plane_stride planes that are a power of two bytes apart, and others: shows whether memory channels collide
+scaled_loss  multiplies a loss before its backward: shows the cost of a gradient that the forward wrote
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MB = 1 << 20
 
 
 class Lab:
-    """A device, its clock and its copy rate; sizes are a GPU's, also where it is rehearsed."""
+    """A device, its clock and its copy rate. Sizes are those for a GPU, also in a rehearsal on a CPU."""
 
     def __init__(self, setting: Setting) -> None:
         self.device, self.shrink, self.clock = setting.device, setting.shrink, setting.clock
@@ -40,7 +40,7 @@ class Lab:
         return median_seconds(f, self.clock, rounds=9, repeat=3) / inner
 
     def graphed(self, f: Callable[[], object], inner: int) -> float:
-        """Seconds of one f, of `inner` in a row in a captured graph, so that launching is not what is measured."""
+        """Seconds of one f. A captured graph runs `inner` of them, so that the launch is not measured."""
         if self.device == "cpu":
             return self.seconds(f)
         f()
@@ -52,12 +52,12 @@ class Lab:
         return self.seconds(graph.replay, inner)
 
     def step(self, case: Case, scheme: str = "two_pass", upstream: float = 1.0) -> Row:
-        """A forward and backward, by graph replay on a GPU; also as a share of the copy rate, by the scheme's bytes."""
+        """A forward and backward (on a GPU a graph replay): time, and share of the copy rate by the scheme's bytes."""
         if self.device == "cpu" and scheme != "two_pass":
             raise ValueError(f"there is no {scheme} here")
         context = partial(native.scheme, scheme) if self.device == "cuda" else nullcontext
         step = Step(case.ours(), case.sets(self.device), context, upstream)
-        with context():  # refuses here what it cannot do
+        with context():  # a scheme that cannot do the case raises here
             step()
         step.clear()
         f = Replay(step) if self.device == "cuda" else step

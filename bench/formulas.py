@@ -1,4 +1,4 @@
-"""The losses in plain PyTorch: as people write them (EAGER), and as MONAI and nnU-Net do, which may be absent."""
+"""The losses in plain PyTorch: as people write them (EAGER), and as MONAI and nnU-Net write them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _space(x: Tensor) -> tuple[int, ...]:
 
 
 def _activated(x: Tensor, t: Tensor, ignore: int | None) -> tuple[Tensor, Tensor]:
-    """Probabilities, and a target of 0 and 1 of the same shape; both 0 at ignored pixels."""
+    """Probabilities, and a target of 0 and 1 of the same shape. Both are 0 at ignored pixels."""
     valid = None if ignore is None else t != ignore
     if x.shape[1] == 1:
         p, t = x.sigmoid(), t.float()
@@ -49,7 +49,7 @@ def eager_dice(x: Tensor, t: Tensor, ignore: int | None = None) -> Tensor:
 
 
 def eager_focal(x: Tensor, t: Tensor, ignore: int | None = None) -> Tensor:
-    """torchvision's sigmoid_focal_loss, with gamma = 2 and without alpha; of several classes, of the softmax."""
+    """torchvision's sigmoid_focal_loss with gamma = 2 and no alpha. With several classes it uses the softmax."""
     if x.shape[1] > 1:
         ce = functional.cross_entropy(x, t.long(), reduction="none", ignore_index=-100 if ignore is None else ignore)
         return _mean(ce * (1 - torch.exp(-ce)) ** 2, t, ignore)
@@ -76,7 +76,7 @@ EAGER: dict[str, Callable[..., Tensor]] = {
     "dice_ce": lambda x, t, ignore=None: eager_dice(x, t, ignore) + eager_ce(x, t, ignore),
 }
 
-# As MONAI and nnU-Net do:
+# As MONAI and nnU-Net write them, for machines without these libraries:
 
 
 def _one_hot(x: Tensor, labels: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def nnunet_dice_bce(x: Tensor, t: Tensor) -> Tensor:
 
 
 def nnunet_dice_ce(x: Tensor, t: Tensor, ignore: int | None = None) -> Tensor:
-    """Without the background, as its trainer asks for."""
+    """Without the background, as in its trainer."""
     mask = None if ignore is None else (t != ignore).unsqueeze(1)
     with torch.no_grad():
         one_hot = _one_hot(x, t if mask is None else t.where(mask[:, 0], 0))[:, 1:]

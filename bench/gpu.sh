@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# Checks and measures segfuse on a machine with an NVIDIA GPU in two short runs, for such machines are lent by the
-# minute; nothing is installed there, and no network is needed.
+# Checks and measures segfuse on a machine with an NVIDIA GPU. It does so in two short runs, because such machines are
+# lent by the minute. It installs nothing there and needs no network.
 #
-#     bench/gpu.sh first     at most 240 s: does it import, is every kernel right, what do the headlines take
-#     bench/gpu.sh second    at most 420 s: what failed in the first, the table, a scaled loss, scaling, a training step
+#     bench/gpu.sh first     at most 240 s: does segfuse import, is every kernel right, how long do the headlines take
+#     bench/gpu.sh second    at most 420 s: repeats what failed, then the table, a scaled loss, scaling, a training step
 #
-# Wanted: python3 with torch and pytest, and a wheel for it (bench/build_wheels.py; without one that imports, segfuse is
-# built here, for this GPU alone, in at most 300 s more). compute-sanitizer and ncu are used where they are there.
+# It needs python3 with torch and pytest, and a wheel for that python3 (bench/build_wheels.py). If no wheel imports, it
+# builds segfuse for this GPU alone, in at most 300 s more. It uses compute-sanitizer and ncu if they are installed.
 #
-# Each part is a process with a time limit: one that hangs or dies takes no other along. What is known is in OUT at
-# once: log.txt (what the parts printed), DEVICE.json (numbers, after each row), steps.md (how each part went), ncu.csv,
-# failed.json (tests); at the end inductor.tar.gz (what torch.compile made, for the second run) and README.md
+# Each part is a process with a time limit. If it hangs or dies, the other parts still run. Results are written to OUT
+# at once: log.txt (output of the parts), DEVICE.json (numbers, after each row), steps.md (result of each part), ncu.csv,
+# failed.json (tests). The end writes inductor.tar.gz (code that torch.compile made, for the second run) and README.md
 # (bench/report.py). The output ends with a digest of 12,000 characters.
 #
+# Variables of the environment, with defaults:
 #   OUT        folder of the results                    (runs/gpu/first, runs/gpu/second)
 #   PREVIOUS   OUT of the first run, for the second     (runs/gpu/first)
-#   WHEEL      the wheel                                (what is there in dist/)
-#   WORK       folder of what is made on the way        (build/gpu)
+#   WHEEL      the wheel                                (the one in dist/)
+#   WORK       folder of temporary files                (build/gpu)
 #   PYTHON     the interpreter                          (python3)
 #   PARTS      the parts to do                          (those of the run)
-#   TOTAL, LIMIT_TESTS ...                              seconds for all, for a part (see `limit_of`)
-#   DEVICE     cuda, or cpu to rehearse; with SEGFUSE_SHIM (tests/support/environment.py) on the CUDA sources
-#   TESTS, WARM_PROCESSES                               files of tests, what torch.compile is given to (4)
-#   TEST_ARGS, CASE_ARGS, WARM_ARGS, ENGINE_ARGS, EXPERIMENT_ARGS    more arguments of the parts' programs
+#   TOTAL, LIMIT_TESTS ...                              seconds for all parts, for one part (see `limit_of`)
+#   DEVICE     cuda; or cpu to rehearse, with SEGFUSE_SHIM (tests/support/environment.py) on the CUDA sources
+#   TESTS, WARM_PROCESSES                               files of tests; processes that fill torch.compile's cache (4)
+#   TEST_ARGS, CASE_ARGS, WARM_ARGS, ENGINE_ARGS, EXPERIMENT_ARGS    more arguments for the programs of the parts
 set -uo pipefail
 self=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")
 cd "$(dirname "$self")/.." || exit 2
@@ -32,7 +33,7 @@ say() { printf '%s\n' "$*"; }
 
 PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} WORK=$(absolute "${WORK:-build/gpu}")
 export PYTHON DEVICE WORK
-export SEGFUSE_STRICT=1 PYTHONUNBUFFERED=1 # plain PyTorch under segfuse's name is an error
+export SEGFUSE_STRICT=1 PYTHONUNBUFFERED=1 # an error if plain PyTorch runs in place of the kernels
 export TORCHINDUCTOR_CACHE_DIR=$WORK/inductor
 module=${SEGFUSE_SHIM:+--module $SEGFUSE_SHIM}
 headlines='(?i)^[abcd]/dice_(bce|ce)/(float32/(float32|int64)|bfloat16/uint8)$'
@@ -41,8 +42,8 @@ sanitizers="memcheck racecheck synccheck initcheck"
 gpu_tests="tests/cuda/test_device.py tests/cuda/test_schemes.py tests/cuda/test_many_rows.py tests/cuda/test_rows_half.py"
 gpu_tests+=" tests/cuda/test_maps_half.py tests/cuda/test_labels.py tests/cuda/test_alignment.py tests/torch/test_transfer.py"
 gpu_tests+=" tests/cuda/test_kernels.py tests/losses/test_values.py tests/cpu/test_layout.py"
-can_fail="engines tests $sanitizers ncu" # what the second run does again if it failed
-# Of the kernels that are looked at with ncu: bytes, how busy the issue slots are, waits for instructions, time.
+can_fail="engines tests $sanitizers ncu" # the second run repeats these if they failed
+# ncu measures these: bytes, time, the share of busy issue slots, waits for instructions.
 metrics=dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum
 metrics+=,smsp__issue_active.avg.pct_of_peak_sustained_active
 metrics+=,smsp__average_warps_issue_stalled_no_instruction_per_issue_active.ratio
@@ -52,7 +53,7 @@ limit_of() {
   case $1 in
     install) say "${!name:-20}" ;;
     build) say "${!name:-300}" ;;
-    engines) say "${!name:-45}" ;; # importing torch for the first time may take half of it
+    engines) say "${!name:-45}" ;; # the first import of torch may take half of it
     headlines) say "${!name:-40}" ;;
     tests | warm) say "${!name:-70}" ;;
     table) say "${!name:-230}" ;;
@@ -68,7 +69,7 @@ run() {
   "$@"
 }
 
-# The path of a CUDA tool, on PATH or where toolkits put it.
+# The path of a CUDA tool: on PATH, or where toolkits put it.
 tool() {
   local place
   for place in "$(command -v "$1")" "${CUDA_HOME:-/usr/local/cuda}/bin/$1" "/usr/local/cuda/compute-sanitizer/$1"; do
@@ -79,7 +80,7 @@ tool() {
 }
 
 # ---------------------------------------------------------------------------------------------------- the parts
-# Status 77: cannot be done here. STEP_LIMIT: what a part has, in seconds.
+# Status 77: this machine cannot do it. STEP_LIMIT: seconds of a part.
 
 part_install() {
   local name tag wheel=${WHEEL:-}
@@ -95,7 +96,7 @@ part_install() {
   run "$PYTHON" -m zipfile -e "$wheel" "$WORK/site" && usable
 }
 
-# The native modules by themselves, for torch takes ten seconds to start.
+# Loads the native modules without torch, which takes ten seconds to start.
 usable() {
   run "$PYTHON" -c '
 import sys
@@ -145,11 +146,11 @@ part_training() { cases --what end_to_end --quick; }
 # shellcheck disable=SC2086
 part_scaled() { cases --what experiments --only '^scaled_loss$' ${EXPERIMENT_ARGS:-}; }
 
-# The stacks of a test that hangs are printed; the interrupt at the end of the time leaves the results of all others.
+# If a test hangs, its stacks are printed. The interrupt at the end of the time keeps the results of all other tests.
 part_tests() {
   local again=() workers=() status cache=$WORK/pytest/v/cache
   "$PYTHON" -c 'import pytest' || return 77
-  # A file stays in one process: the last test of some of them looks back at those before it.
+  # All tests of a file run in one process: in some files the last test checks what the others did.
   if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 3 --dist loadfile); fi
   mkdir -p "$cache"
   rm -f "$cache/lastfailed"
@@ -166,10 +167,10 @@ part_tests() {
   return "$status"
 }
 
-# For the table of the second run, beside the tests.
+# Fills the cache of torch.compile for the table of the second run. It runs beside the tests.
 part_warm() {
   local share status=0 pids=()
-  export TORCHINDUCTOR_COMPILE_THREADS=4 # of each process; else as many as there are cores
+  export TORCHINDUCTOR_COMPILE_THREADS=4 # for each process; the default is one per core
   for share in $(seq "${WARM_PROCESSES:-4}"); do
     # shellcheck disable=SC2086
     run "$PYTHON" bench/warm.py --device "$DEVICE" --cases "$table" --share "$share/${WARM_PROCESSES:-4}" \
@@ -180,7 +181,7 @@ part_warm() {
   return "$status"
 }
 
-# A sanitizer on the calls that the engines part has left, in a process without torch: it watches our kernels alone.
+# A sanitizer on the calls that the part engines recorded. The process has no torch, so it watches only our kernels.
 watch() {
   local sanitizer padding=() status
   sanitizer=$(tool compute-sanitizer) || return 77
@@ -195,7 +196,7 @@ watch() {
   return "$status"
 }
 
-# Our kernels are all called `kernel`: their template arguments tell them apart.
+# All our kernels are called `kernel`, so the names must have the template arguments.
 part_ncu() {
   local ncu status
   ncu=$(tool ncu) || return 77
@@ -218,8 +219,8 @@ part_ncu() {
 # ---------------------------------------------------------------------------------------------------- how they are run
 
 declare -A began limits pid
-built=0 # seconds of a build, which do not count
-left() { say "$((TOTAL + built - SECONDS - 16))"; } # an interrupted part may take 8, the end of it all takes some
+built=0 # seconds of a build; TOTAL does not count them
+left() { say "$((TOTAL + built - SECONDS - 16))"; } # keeps 16: 8 to interrupt a part, and some for the end
 
 start() {
   local limit=$(($2 < 1 ? 1 : $2))
@@ -228,7 +229,7 @@ start() {
   pid[$1]=$!
 }
 
-# A line of steps.md and what the part printed.
+# Writes the line of a part in steps.md, and its output in log.txt.
 note() {
   local verdict seconds=$((SECONDS - began[$1])) last
   case $2 in
@@ -247,7 +248,7 @@ note() {
   case $verdict in passed | skipped) ;; *) failed=1 ;; esac
 }
 
-# Parts beside each other, of those that are wanted.
+# Runs those of the parts that are in PARTS, at the same time.
 together() {
   local part limit status ended
   for part in "$@"; do
@@ -260,7 +261,7 @@ together() {
     wait -n -p ended "${pid[@]}"
     status=$?
     for part in "${!pid[@]}"; do
-      if [ -z "$ended" ]; then # all have ended while bash was busy with another
+      if [ -z "$ended" ]; then # all ended while bash worked on another part
         wait "${pid[$part]}"
         note "$part" "$?"
       elif [ "${pid[$part]}" = "$ended" ]; then
@@ -270,7 +271,7 @@ together() {
   done
 }
 
-# Whatever ends the run.
+# Runs at every end of the run, also after a signal.
 finish() {
   local part
   trap - EXIT
@@ -290,7 +291,7 @@ finish() {
   exit "$failed"
 }
 
-# What of the first run is to be done again: its failures, and for a sanitizer the calls that it watches.
+# The parts of the first run to repeat: those that failed. A sanitizer also needs the part engines, for its calls.
 to_repeat() {
   local part
   for part in $can_fail; do
@@ -301,7 +302,7 @@ to_repeat() {
 }
 
 main() {
-  set -m # each part is a group of processes, and an interrupt reaches it
+  set -m # each part is a process group, so an interrupt reaches all its processes
   mode=$1 failed=0
   OUT=$(absolute "${OUT:-runs/gpu/$mode}") PREVIOUS=$(absolute "${PREVIOUS:-runs/gpu/first}")
   export OUT PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,11 +1,11 @@
 """Timing side by side: steps over rotating inputs, CUDA-graph replay, ratios with their intervals, memory.
 
-Two contenders are timed in rounds of ours, theirs, theirs, ours (ABBA), each block about equally long; the ratio is the
-median over the rounds, with a bootstrap 95 % interval. A round begins with a copy of the logits. It is done again if it
-shows that something else ran: either side differs from itself, or the copy from the other copies; a second failure
-drops it. Both are counted. On a GPU a step is timed in two ways: "graph" replays a captured graph that walks through
-several input sets, so that no input is in the cache; "wall" is the eager loop, in which the host may be the limit. On a
-CPU there is only "wall", on one set. "forward" is the eager loop without its backward.
+Two contenders are timed in rounds of ours, theirs, theirs, ours (ABBA). The blocks of a round take about equal time.
+The ratio is the median over the rounds, with a bootstrap 95 % interval. A round begins with a copy of the logits. If a
+side differs from itself, or the copy from the other copies, something else ran: the round is done again, and dropped if
+this happens twice. Both are counted. On a GPU a step is timed in two ways. "graph" replays a captured graph over
+several input sets, so no input is in the cache. "wall" is the eager loop, where the host may be the limit. On a CPU
+there is only "wall", on one set. "forward" is the eager loop without its backward.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Sets = list[tuple[Tensor, Tensor]]
 Context = Callable[[], AbstractContextManager[object]]
 
-# Of the loss (relative), and of the gradient relative to its largest element. Half precision: of the peer's rounding.
+# Allowed error of the loss (relative), and of the gradient (relative to its largest element). In half precision it is
+# the rounding of the peer.
 TOLERANCE = {torch.float32: (2e-5, 2e-4), torch.bfloat16: (1e-2, 5e-2)}
-# What a block may differ from the other of its round, and a copy from those before, until the round is done again.
+# Allowed factor between the two blocks of a side in a round, and between a copy and the earlier copies.
 DRIFT, COPY_DRIFT = 1.1, 1.25
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how thoroughly is measured; `shrink` divides sizes, to try the benches."""
+    """The device and the effort of a measurement. `shrink` divides sizes, to try the benches."""
 
     device: str
     quick: bool = False
@@ -45,18 +46,18 @@ class Setting:
         return Clock(self.device)
 
     def rounds(self, seconds: float) -> int:
-        """How many, of a round that takes that long."""
+        """How many rounds, if one takes this many seconds."""
         return 5 if self.quick else min(15, max(5, round(4 / seconds)))
 
     @property
     def block(self) -> float:
-        """Seconds of one contender in half a round."""
+        """Seconds of one block."""
         whole = 0.004 if self.device == "cuda" else 0.02
         return whole / (20 if self.shrink > 1 else 4 if self.quick else 1)
 
 
 class Timed(Protocol):
-    """What can be timed: a call does `per_call` steps, in a context."""
+    """Something that can be timed: a call does `per_call` steps, in a context."""
 
     per_call: int
     context: Context
@@ -65,7 +66,7 @@ class Timed(Protocol):
 
 
 def under_autocast(loss: Loss, device: str, dtype: torch.dtype) -> Loss:
-    """As people run a loss on half-precision logits; the backward runs outside, as theirs does."""
+    """The loss under autocast for half-precision logits, as people use it. The backward runs outside of autocast."""
     if dtype == torch.float32:
         return loss
 
@@ -78,7 +79,7 @@ def under_autocast(loss: Loss, device: str, dtype: torch.dtype) -> Loss:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The profiler writes two lines to the standard error, past Python, whenever it is used."""
+    """Hides the two lines that the profiler writes to the standard error, outside of Python."""
     saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
@@ -90,10 +91,10 @@ def _quiet() -> Iterator[None]:
 
 
 def memory(step: Callable[[], object], device: str) -> dict[str, int]:
-    """Peak bytes of a step beyond what there was before, its result included, and how often it allocates.
+    """Peak bytes of a step beyond the memory before it, with its result, and the number of allocations.
 
-    As torch's allocators see it: what a library takes past them (the scratch of segfuse's and of oneDNN's CPU kernels,
-    torch's own sums over threads) is not in it.
+    It counts only memory from torch's allocators. Other memory (scratch of the CPU kernels of segfuse and oneDNN,
+    torch's own sums over threads) is not counted.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -122,7 +123,7 @@ def memory(step: Callable[[], object], device: str) -> dict[str, int]:
 
 
 class Step:
-    """A forward and backward on the next of several input sets."""
+    """A forward and backward. Each call takes the next of several input sets."""
 
     per_call = 1
 
@@ -131,13 +132,13 @@ class Step:
     ) -> None:
         self.loss, self.sets, self.context, self.upstream, self.backward = loss, sets, context, upstream, backward
         self.turn = 0
-        # Gradients live until their set comes again: a buffer that is written at once again would stay in the cache.
+        # A gradient lives until its set comes again. Else the next step would use the same memory, still in the cache.
         self.gradients: list[Tensor | None] = [None] * len(sets)
 
     def once(self, index: int) -> tuple[Tensor, Tensor | None]:
         logits, target = self.sets[index]
         loss = self.loss(logits, target)
-        if loss.dim():  # of samples, where the peer is a mean over these
+        if loss.dim():  # one loss per sample; the peer is the mean over samples
             loss = loss.mean()
         if not self.backward:
             return loss, None
@@ -162,7 +163,7 @@ class Replay:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with step.context():
-            with torch.cuda.stream(side):  # whatever is made at the first use is made before the capture
+            with torch.cuda.stream(side):  # what the first use makes must exist before the capture
                 for _ in range(3):
                     step()
             torch.cuda.current_stream().wait_stream(side)
@@ -171,14 +172,14 @@ class Replay:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 outputs = [step.once(i) for i in range(self.per_call)]
-        self.keep = outputs  # in the graph's own memory
+        self.keep = outputs  # their memory belongs to the graph
 
     def __call__(self) -> None:
         self.graph.replay()
 
 
 class Contender:
-    """A loss in every way in which it is timed."""
+    """A loss with all the ways to time it."""
 
     def __init__(
         self, name: str, loss: Loss, sets: Sets, context: Context = nullcontext, upstream: float = 1.0
@@ -197,11 +198,11 @@ class Contender:
         return loss, gradient
 
     def forward(self) -> None:
-        """Add the forward alone, its graph for the backward included."""
+        """Add the way "forward": a forward that also prepares the backward."""
         self.ways["forward"] = Step(self.step.loss, self.sets[:1], self.context, backward=False)
 
     def capture(self) -> None:
-        """Add the graphs, or say why there are none."""
+        """Add the way "graph", or keep the reason why there is none."""
         try:
             self.ways["graph"] = Replay(self.step)
         except Exception as error:
@@ -210,7 +211,7 @@ class Contender:
         self.step.clear()
 
     def memory(self) -> dict[str, int]:
-        """Of a step beyond its inputs, the gradient included."""
+        """Memory of a step beyond its inputs, with the gradient."""
         self.step.clear()
         with self.context():
             self.warm.once(0)
@@ -218,7 +219,7 @@ class Contender:
 
 
 def check_equal(ours: Contender, theirs: Contender, offset: float = 0.0) -> dict[str, float]:
-    """How far loss and gradient of the two are apart; AssertionError if they are not the same function."""
+    """Differences of loss and gradient between the two. An AssertionError if they are not the same function."""
     loss_tolerance, gradient_tolerance = TOLERANCE[ours.sets[0][0].dtype]
     (our_loss, our_gradient), (their_loss, their_gradient) = ours.result(), theirs.result()
     value, expected = float(our_loss) + offset, float(their_loss)
@@ -245,7 +246,7 @@ def apart(a: float, b: float, limit: float) -> bool:
 
 
 def compare(ours: Timed, theirs: Timed, setting: Setting, copy: Callable[[], object]) -> dict[str, Any]:
-    """Microseconds per step of both (of theirs with quantiles), and how many times as long theirs takes."""
+    """Microseconds per step of both (for theirs also quantiles), and how many times as long theirs takes."""
     clock, block = setting.clock, setting.block
 
     def seconds(f: Timed, repeat: int) -> float:
@@ -279,7 +280,7 @@ def compare(ours: Timed, theirs: Timed, setting: Setting, copy: Callable[[], obj
         else:
             dropped.append((a, b, c, d))
     noisy = len(kept) < max(3, rounds / 3)
-    blocks = np.array(kept + dropped if noisy else kept)  # too few to stand alone: the interval shows the noise
+    blocks = np.array(kept + dropped if noisy else kept)  # if too few are kept, use all: the interval shows the noise
     ratios = (blocks[:, 1] + blocks[:, 2]) / (blocks[:, 0] + blocks[:, 3])
     low, high = bootstrap(ratios)
     p20, us, p80 = map(float, np.quantile(blocks[:, 1:3], (0.2, 0.5, 0.8)) * 1e6)
@@ -299,7 +300,7 @@ def compare(ours: Timed, theirs: Timed, setting: Setting, copy: Callable[[], obj
 
 
 def measure(ours: Contender, theirs: Contender, setting: Setting, alone: bool = False) -> dict[str, Any]:
-    """`compare` of the graphs if both have one, else of the loops; and (not `alone`) what theirs takes otherwise."""
+    """`compare` with graphs if both have one, else with loops. Without `alone`, also times theirs in other ways."""
     logits = ours.sets[0][0].detach()
     both = [way for way in ("graph", "wall", "forward") if way in ours.ways and way in theirs.ways]
     main, *others = (compare(ours.ways[w], theirs.ways[w], setting, logits.clone) for w in both[: 1 if alone else None])

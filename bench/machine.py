@@ -1,4 +1,4 @@
-"""The machine that a number was measured on: its names and versions, its clock and copy rate; and the results' file."""
+"""The machine of a measurement: its names, versions, clock and copy rate. Also writes the file of results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def processor() -> str:
 
 
 def driver() -> str | None:
-    """The version of the NVIDIA driver, as nvidia-smi says it."""
+    """The version of the NVIDIA driver, from nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -42,7 +42,7 @@ def l2_bytes() -> int:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """What a result needs beside it."""
+    """What a reader must know about the machine of a result."""
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "processor": processor(),
@@ -52,7 +52,7 @@ def describe(device: str) -> dict[str, Any]:
     }
     about = segfuse.build_info()
     build = ("CUDA architectures",) if device == "cuda" else ("CPU instruction set in use", "thread pool")
-    found |= {name: about[name] for name in ("segfuse", *build)}  # not the paths of its files
+    found |= {name: about[name] for name in ("segfuse", *build)}  # without the paths of its files
     if device == "cuda":
         found |= {
             "driver": driver(),
@@ -63,17 +63,17 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A folder's name for a device."""
+    """The name of a device as the name of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
 def told(error: Exception) -> str:
-    """In a line."""
+    """An error as one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def compact(value: Any) -> str:
-    """JSON with a line for each row of a list, and numbers of five digits: runs differ in the third."""
+    """JSON with one line for each row of a list. Numbers have five digits, because runs differ in the third."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)}: {compact(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -82,7 +82,7 @@ def compact(value: Any) -> str:
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """So that whatever interrupts it leaves the old file or the new one."""
+    """Writes the results. An interrupt leaves either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".tmp")
     half.write_text(compact(results) + "\n")
@@ -90,7 +90,7 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 class Clock:
-    """Seconds per call of a device: by events on a GPU (the work of the host included, if that is longer)."""
+    """Seconds per call on a device. On a GPU events measure it; it is the time of the host if that is longer."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -120,7 +120,7 @@ def median_seconds(f: Callable[[], object], clock: Clock, rounds: int = 7, repea
 
 
 def copy_rate(device: str, size: int | None = None) -> float:
-    """Bytes per second, read and written, of copying a buffer: one of 2 GB on a GPU, if that much is free."""
+    """Bytes per second, read and written, when a buffer is copied. On a GPU it has 2 GB, or less if memory is short."""
     if size is None:
         size = 2 << 30 if device == "cuda" else 64 << 20
     if device == "cuda":
@@ -131,7 +131,10 @@ def copy_rate(device: str, size: int | None = None) -> float:
 
 
 def copy_rate_for(logits: Tensor) -> float:
-    """Of a large buffer on a GPU; on a CPU, whose memory is slower when it is new, of a clone of the logits."""
+    """The copy rate to compare with: on a GPU of a large buffer, on a CPU of a clone of the logits.
+
+    A CPU is slower on new memory, and a clone is new memory.
+    """
     if logits.is_cuda:
         return copy_rate("cuda")
     return 2 * logits.nbytes / median_seconds(logits.detach().clone, Clock("cpu"))

@@ -1,9 +1,9 @@
-"""What segfuse is measured against: the same losses in plain PyTorch, as people write them and as six libraries do.
+"""The losses that segfuse is compared with: in plain PyTorch, as people write them, and from six libraries.
 
-Where a library can be imported its own classes run, with their default options where these have a counterpart here, and
-`Peer.options` makes segfuse the same function. Of MONAI and nnU-Net a formula that keeps their conventions runs where
-they cannot be imported; `Peer.label` says which of the two it was. `rows` is the table: a library's loss that is not in
-it is another function, for the reason that stands there.
+If a library can be imported, its own classes run, with their default options where segfuse has such options.
+`Peer.options` makes segfuse the same function. If MONAI or nnU-Net cannot be imported, a formula with their conventions
+runs instead; `Peer.label` says which of the two it was. `rows` is the table. A loss of a library that is not in the
+table is another function; comments there give the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Peer:
-    """A loss to compare with, or why there is none. segfuse with `options` is the same function, up to `offset`."""
+    """A loss to compare with, or the reason why there is none. segfuse with `options`, plus `offset`, is the same."""
 
     name: str
     label: str
@@ -37,7 +37,7 @@ class Peer:
 
 
 def _channel(x: Tensor, t: Tensor) -> Tensor:
-    """Labels of several classes as one channel."""
+    """A label map of several classes gets a channel dimension."""
     return t if x.shape[1] == 1 else t.unsqueeze(1)
 
 
@@ -46,9 +46,9 @@ def _typed(x: Tensor, t: Tensor) -> Tensor:
 
 
 class Library(NamedTuple):
-    """A package, the module of its losses, the target that they want; what its losses are less than segfuse's.
+    """A package, the module of its losses, and the target that they take. Their loss is that of segfuse plus `offset`.
 
-    `bare`: without the package's own __init__, which imports networks and readers of images.
+    `bare`: do not run the package's own __init__, which imports networks and image readers.
     """
 
     package: str
@@ -72,7 +72,7 @@ class Library(NamedTuple):
 LIBRARIES = {
     "torchvision": Library("torchvision", "torchvision.ops"),
     "monai": Library("monai", "monai.losses", _channel),
-    # Its Dice is -1 to 0.
+    # Its Dice loss is from -1 to 0.
     "nnunet": Library("nnunetv2", "nnunetv2.training.loss.compound_losses", _channel, bare=True, offset=-1.0),
     "smp": Library("segmentation_models_pytorch", "segmentation_models_pytorch.losses", bare=True),
     "kornia": Library("kornia", "kornia.losses", bare=True),
@@ -81,32 +81,33 @@ LIBRARIES = {
 
 
 class Row(NamedTuple):
-    """A loss of a library, made of its module (two losses are added), and the options for segfuse."""
+    """A loss of a library, made from its module (if two, they are added), and the options for segfuse."""
 
     library: str
     loss: str
     make: Callable[[Any], Any]
     options: dict[str, Any] | None = None
-    formula: Loss | None = None  # where the library cannot be imported
+    formula: Loss | None = None  # used if the library cannot be imported
     factor: int = 1
-    flat: bool = False  # for images, not volumes
-    ignores: bool = False  # takes ignored pixels
+    flat: bool = False  # only for images, not for volumes
+    ignores: bool = False  # can leave out ignored pixels
 
 
-# smp's Dice is a ratio of half the sums: the same floor is twice as large there. All of these pool the batch.
+# smp's Dice divides sums that are half as large, so the same floor must be twice as large here. All of these pool the
+# batch.
 POOLED = {"smooth": 0.0, "eps": 1e-7, "pool_batch": True, "absent": "zero"}
 SMP_DICE = POOLED | {"eps": 2e-7}
 KORNIA_DICE = {"smooth": (0.0, 1e-8), "pool_classes": True}
-# A mean over the samples of a mean over their present classes.
+# For each sample the mean over its present classes; then the mean over the samples.
 KORNIA_TVERSKY = {"smooth": (0.0, 1e-8), "absent": "skip", "reduction": "sample"}
 
 
 def rows(classes: int, ignore: int | None) -> tuple[Row, ...]:
-    """What the libraries have for so many classes."""
+    """The losses of the libraries for a number of classes."""
     dice = {"smooth": SMOOTH, "ddp": False, "do_bg": classes == 1}  # nnU-Net's trainer leaves out the background
     nnunet: dict[str, Any] = {"smooth": SMOOTH, "eps": 1e-8}
     if classes == 1:
-        # Kornia's Dice and Tversky take the softmax of the one channel, which is 1.
+        # Not here: Kornia's Dice and Tversky take the softmax of the one channel, which is always 1.
         return (
             Row("torchvision", "focal", lambda m: partial(m.sigmoid_focal_loss, alpha=-1, reduction="mean")),
             Row("monai", "dice", lambda m: m.DiceLoss(sigmoid=True), formula=monai_dice),
@@ -128,9 +129,9 @@ def rows(classes: int, ignore: int | None) -> tuple[Row, ...]:
         )
     one_hot = {"softmax": True, "to_onehot_y": True}
     nnunet["classes"] = list(range(1, classes))
-    # The focal losses of MONAI and kornia are means over the classes as well. smp's is a sigmoid of one class against
-    # the rest, toolbelt's multiplies the BCE of each. Ignored pixels stay in the mean of smp's cross-entropy. Kornia
-    # has no cross-entropy: torch's beside its Dice.
+    # The focal losses of MONAI and kornia also divide by the number of classes. Not here: smp's focal loss has a
+    # sigmoid for each class against the rest, toolbelt's multiplies the BCE of each class. smp's cross-entropy counts
+    # ignored pixels in its mean. Kornia has no cross-entropy, so its Dice is added to torch's.
     return (
         Row("monai", "dice", lambda m: m.DiceLoss(**one_hot), formula=monai_dice),
         Row("monai", "dice_ce", lambda m: m.DiceCELoss(**one_hot), formula=monai_dice_ce),
@@ -160,7 +161,7 @@ def rows(classes: int, ignore: int | None) -> tuple[Row, ...]:
 
 
 def _loss(row: Row, library: Library) -> tuple[str, Loss]:
-    """What it is called, and the loss."""
+    """Name and loss of a row."""
     made = row.make(library.load())
     parts = made if isinstance(made, tuple) else (made,)
 
@@ -175,7 +176,7 @@ def _loss(row: Row, library: Library) -> tuple[str, Loss]:
 
 
 def _peer(row: Row, packages: bool) -> Peer:
-    """The library's loss, else the formula that stands in for it, else the reason why there is none."""
+    """The loss of the library, or a formula in its place, or the reason why there is none."""
     library = LIBRARIES[row.library]
     why = ""
     if packages:
@@ -183,7 +184,7 @@ def _peer(row: Row, packages: bool) -> Peer:
             name, loss = _loss(row, library)
             label = f"{name} of {library.package} {version(library.package)}"
             return Peer(row.library, label, loss, row.options or {}, library.offset)
-        except Exception as error:  # a package that is there and does not import is as good as absent
+        except Exception as error:  # a package that cannot be imported counts as absent
             absent = importlib.util.find_spec(library.package) is None
             why = f"{library.package} " + ("is not installed" if absent else f"does not import: {error}")
     if row.formula is None:
@@ -193,7 +194,7 @@ def _peer(row: Row, packages: bool) -> Peer:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that are installed."""
+    """Versions of the installed libraries."""
     packages = [library.package for library in LIBRARIES.values()]
     return {package: version(package) for package in packages if importlib.util.find_spec(package)}
 
@@ -204,9 +205,9 @@ def _compiled(loss: Loss) -> Loss:
 
 
 def peers_of(loss: str, classes: int, space: int, ignore: int | None = None, packages: bool = True) -> list[Peer]:
-    """The peers that have this loss (with ignored pixels: that can leave them out), the slowest to start last.
+    """The peers with this loss, which can leave out ignored pixels if `ignore` is given. The slowest to start is last.
 
-    Without `packages`, no library but the formulas that stand in for them.
+    Without `packages`, formulas take the place of the libraries.
     """
     eager = partial(EAGER[loss], ignore=ignore)
     label = "plain PyTorch"
@@ -220,6 +221,6 @@ def peers_of(loss: str, classes: int, space: int, ignore: int | None = None, pac
     return [
         Peer("eager", label, eager),
         *(_peer(row, packages) for row in having if packages or row.formula),
-        # Compiled at the first call: torch.compile alone takes seconds to import.
+        # Compiled at the first call, because importing torch.compile takes seconds.
         Peer("compile", "torch.compile of plain PyTorch", lambda x, t: _compiled(eager)(x, t)),
     ]

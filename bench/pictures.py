@@ -25,7 +25,7 @@ STYLE: Row = {
 
 
 def tidy_log(axes: Any, which: str, headroom: float = 1) -> None:
-    """Plain numbers at 1, 2, 5, 10 ... of a logarithmic axis, few enough to be read."""
+    """Writes plain numbers at 1, 2, 5, 10 ... of a logarithmic axis, few enough to read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = getattr(axes, f"get_{which}lim")()
@@ -37,7 +37,7 @@ def tidy_log(axes: Any, which: str, headroom: float = 1) -> None:
 
 
 def measured(results: Row) -> list[Row]:
-    """The cases of all threads in which segfuse ran, not the tiny ones; by workload, the core first."""
+    """The cases with all threads in which segfuse ran, without the tiny ones. Sorted by workload, the core first."""
     threads = most_threads(results)
     found = [case for case in results["cases"] if case["threads"] == threads and not case["tiny"]]
     found = [case for case in found if "us" in row_of(case, "segfuse")]
@@ -45,7 +45,7 @@ def measured(results: Row) -> list[Row]:
 
 
 def short(case: Row) -> str:
-    """A case beside its bar: no more than what it differs in."""
+    """The label of a bar: only what is different in this case."""
     workload, loss, dtype, target, *layout = case["case"].split("/")
     unusual = layout or [name for name in (dtype, target) if not case["core"] and name != "float32"]
     return ", ".join([f"{workload}: {LOSSES[loss]}", *unusual])
@@ -54,7 +54,7 @@ def short(case: Row) -> str:
 def bars(
     plt: Any, cases: list[Row], columns: list[str], value: Callable[[Row, Row], tuple[float, ...]], log: bool
 ) -> Any:
-    """A row per case and a panel per contender: bars from 1 of a logarithmic axis or from 0, intervals, the numbers."""
+    """A row per case and a panel per contender: bars (from 1 on a log axis, else from 0), intervals, numbers."""
     size = (2.4 + 1.7 * len(columns), 1.3 + 0.24 * len(cases))
     options = {"figsize": size, "layout": "constrained", "sharex": True, "sharey": True, "squeeze": False}
     figure, grid = plt.subplots(1, len(columns), **options)
@@ -177,7 +177,7 @@ def by_thread(rows: list[Row], axes: Any) -> None:
 
 
 def growth(plt: Any, results: Row) -> Any | None:
-    """Small multiples of scaling.py."""
+    """One small picture for each experiment of scaling.py."""
     parts = {name: [row for row in rows if "us" in row] for name, rows in results["scaling"].items()}
     pixels, classes, threads = (parts.get(name, []) for name in ("pixels", "classes", "threads"))
     panels: list[tuple[str, Callable[[Any], None]]] = []

@@ -1,12 +1,12 @@
-"""Records what the CUDA engine passes to its module, as data: replay.py makes the same calls again, without torch.
+"""Records the calls of the CUDA engine to its module. replay.py makes the same calls again, without torch.
 
-The file is a stream of pickled events, each written before what it is of happens, so that a call from which the process
-does not return is in it as well:
+The file is a stream of pickled events. An event is written before it happens, so a call that kills the process is in
+the file too:
 
-("sequence", name)               what follows shares its buffers
-("plan", number, spec)           of a module's Plan
-("buffer", number, size, bytes)  memory, and what it holds; None if nobody has written to it yet
-("call", name, arguments)        with Reference and PlanNumber where an address or a plan was
+("sequence", name)               the calls after it share buffers
+("plan", number, spec)           a Plan of the module is made
+("buffer", number, size, bytes)  memory and its content; None if nothing has been written to it yet
+("call", name, arguments)        Reference and PlanNumber take the place of addresses and plans
 ("returned", value)              or ("raised", name of the exception)
 ("expect", ...)                  see `Recorder.expect`
 """
@@ -25,10 +25,10 @@ from torch import Tensor
 
 
 class Recorder:
-    """Stands for a module; every call of it is written down.
+    """Takes the place of a module, and records every call of it.
 
-    Addresses are told from other numbers by where they point: each one comes from a tensor's `data_ptr`, and while a
-    sequence is recorded the memory that it gave an address of is kept alive.
+    A number is an address if it points into the memory of a tensor whose `data_ptr` was called. That memory is kept
+    alive while a sequence is recorded.
     """
 
     def __init__(self, module: ModuleType, file: BinaryIO) -> None:
@@ -43,18 +43,18 @@ class Recorder:
         return (lambda *arguments: self._call(name, arguments)) if callable(value) else value
 
     def Plan(self, spec: Any) -> Any:
-        """As the module's."""
+        """Makes a plan of the module and records it."""
         plan = self._module.Plan(spec)
         number = PlanNumber(len(self._plans))
         self._plans[id(plan)] = plan, number
-        # The same fields without the classes of segfuse, which replay.py does not import.
+        # The same fields, without the classes of segfuse: replay.py does not import segfuse.
         terms = tuple(SimpleNamespace(**vars(term)) for term in spec.terms)
         self._write("plan", number, SimpleNamespace(**{**vars(spec), "terms": terms}))
         return plan
 
     @contextmanager
     def sequence(self, name: str) -> Iterator[None]:
-        """Calls that pass buffers on to each other."""
+        """Records the calls inside the ``with`` block as one sequence. They share buffers."""
         self._storages, self._unwritten, self._written = [], [], set()
         self._write("sequence", name)
         real: dict[str, Callable[..., Any]] = {name: getattr(torch, name) for name in ("empty", "empty_like")}
@@ -77,12 +77,12 @@ class Recorder:
                 setattr(torch, name, unwritten(make))
             yield
         finally:
-            del torch.Tensor.data_ptr  # there it was inherited
+            del torch.Tensor.data_ptr  # the inherited one is back
             for name, make in real.items():
                 setattr(torch, name, make)
 
     def expect(self, what: str, found: Tensor, expected: Tensor, allowed: float) -> None:
-        """That a tensor which the last sequence filled holds these numbers, but for an allowed error."""
+        """Records that a tensor of the last sequence must hold these numbers, up to an allowed error."""
         exact = torch.float64 if found.dtype == torch.float64 else torch.float32
         values = expected.to("cpu", exact).numpy()
         strides = tuple(stride * found.element_size() for stride in found.stride())

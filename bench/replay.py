@@ -1,11 +1,11 @@
-"""Makes the calls that engines.py has recorded once more, and holds each result against the numbers that it must give.
+"""Makes the calls again that engines.py has recorded, and compares each result with the recorded numbers.
 
     python bench/engines.py --record calls.pickle
     compute-sanitizer --tool memcheck --kernel-name kernel_substring=segfuse python bench/replay.py calls.pickle
 
-Without torch: the module is loaded by itself, memory is the driver's, one allocation per buffer. So a sanitizer has no
-kernels of torch to watch, and sees every access beyond a buffer. With --module, a module of the CUDA sources for the
-CPU (tools/build_shim.py), whose memory is the host's.
+It does not import torch. It loads the module alone, and each buffer is one allocation of the driver. So a sanitizer
+watches no kernels of torch, and sees every access beyond a buffer. --module takes a module of the CUDA sources for the
+CPU (tools/build_shim.py); its memory is that of the host.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 
 class Reference(NamedTuple):
-    """An address: so many bytes into a buffer."""
+    """An address: a buffer and an offset in bytes."""
 
     buffer: int
     offset: int
@@ -38,7 +38,7 @@ class PlanNumber(NamedTuple):
 
 
 class Gpu:
-    """Of the first GPU, by the driver; what nobody has written to stays so, for initcheck."""
+    """Memory of the first GPU, by the driver. New memory is not written, so that initcheck sees reads of it."""
 
     def __init__(self) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")
@@ -47,7 +47,7 @@ class Gpu:
         self.call("cuInit", 0)
         self.call("cuDeviceGet", ctypes.byref(device), 0)
         self.call("cuDeviceGetName", name, len(name), device)
-        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)  # the module's CUDA runtime uses it
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)  # the CUDA runtime of the module uses it
         self.call("cuCtxSetCurrent", context)
         self.name = name.value.decode()
 
@@ -67,7 +67,7 @@ class Gpu:
         return address.value
 
     def read(self, address: int, size: int) -> np.ndarray:
-        """Waits for the kernels before it."""
+        """Reads bytes. It waits for the kernels before it."""
         found = np.empty(size, np.uint8)
         target = ctypes.c_void_p(found.ctypes.data)
         self.call("cuMemcpyDtoH_v2", target, ctypes.c_uint64(address), ctypes.c_size_t(size))
@@ -81,7 +81,7 @@ class Gpu:
 
 
 class Host:
-    """Of the CPU, aligned as the driver does; what nobody has written to is NaN in every type."""
+    """Memory of the CPU, aligned as by the driver. New memory is NaN in every type."""
 
     name = "the CPU"
     ALIGNMENT = 256
@@ -128,7 +128,7 @@ def installed(name: str) -> Path:
 
 
 def numbers(memory: Memory, address: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
-    """A tensor in device memory, as floats."""
+    """A tensor in device memory, as numpy floats."""
     wanted = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
     size = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + wanted.itemsize
     values = np.ndarray(shape, wanted, memory.read(address, size).tobytes(), 0, strides)
@@ -136,7 +136,7 @@ def numbers(memory: Memory, address: int, dtype: str, shape: tuple[int, ...], st
 
 
 def events(path: Path) -> Iterator[tuple[Any, ...]]:
-    """Up to the end, which may be in the middle of one."""
+    """The events of a file. The file may end in the middle of an event."""
     with path.open("rb") as file:
         while True:
             try:
@@ -146,7 +146,7 @@ def events(path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 class Replay:
-    """The state of a module, a memory, and a sequence."""
+    """Replays events: it has a module, a memory, and the state of the current sequence."""
 
     def __init__(self, module: ModuleType, memory: Memory) -> None:
         self.module, self.memory = module, memory
@@ -170,7 +170,7 @@ class Replay:
         self.calls += 1
         try:
             self.outcome = "returned", getattr(self.module, name)(*self.decoded(arguments))
-        except ValueError as error:  # of what a scheme cannot do; all else ends the replay
+        except ValueError as error:  # a scheme cannot do this call; any other error ends the replay
             self.outcome = "raised", type(error).__name__
 
     def expect(self, what: str, place: Any, dtype: str, strides: Any, expected: np.ndarray, allowed: float) -> None:
@@ -195,8 +195,8 @@ class Replay:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--module", type=Path, help="of the CUDA sources for the CPU; without: segfuse._cuda on a GPU")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no sequence after that long")
+    parser.add_argument("--module", type=Path, help="the CUDA sources built for the CPU; default: segfuse._cuda")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no new sequence after this time")
     options = parser.parse_args()
     start = time.monotonic()
     memory = Host() if options.module else Gpu()
@@ -220,6 +220,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # What was pickled is of the module `replay`, not of `__main__`.
+    # The pickled objects belong to the module `replay`, not to `__main__`.
     sys.modules["replay"] = sys.modules["__main__"]
     sys.exit(main())

@@ -1,9 +1,9 @@
-"""The tables and pictures of a folder of results: FOLDER/README.md, and PNG files where matplotlib is installed.
+"""Writes the tables and pictures of a folder of results: FOLDER/README.md, and PNG files if matplotlib is installed.
 
     python bench/report.py [FOLDER] [--tables] [--readme [FILE]]
 
-Without FOLDER: of every folder of bench/results. --tables: no pictures. --readme rewrites the table between
-<!-- bench: cpu --> and <!-- /bench --> of FILE (the README of the repository) from FOLDER/cpu.json.
+Without FOLDER it does every folder of bench/results. --tables draws no pictures. --readme rewrites the table between
+<!-- bench: cpu --> and <!-- /bench --> in FILE (default: the README of the repository) from FOLDER/cpu.json.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def all_rows(results: Row) -> Iterator[str]:
 
 
 def misses(results: Row) -> Iterator[str]:
-    """Where segfuse is not ahead, far from the copy rate, or larger than promised; and what was not measured."""
+    """Where segfuse is not faster, far from the copy rate, or above the promised memory; what is not measured."""
     absent: dict[str, None] = {}
     slow, noisy = [], []
     for case in results["cases"]:
@@ -180,7 +180,7 @@ def end_to_end_table(results: Row) -> Iterator[str]:
 
 
 def about(results: Row) -> str:
-    """Hardware and versions, in a line."""
+    """Hardware and versions, in one line."""
     keys = ("device", "cores", "CPU instruction set in use", "driver", "torch", "segfuse", "CUDA architectures")
     names = {"CPU instruction set in use": "instructions"}
     found = [f"{names.get(key, key)} {results[key]}" for key in keys if results.get(key)]
@@ -188,7 +188,7 @@ def about(results: Row) -> str:
 
 
 def page(folder: Path) -> Iterator[str]:
-    """README.md of a folder, whatever it holds."""
+    """The README.md of a folder, with the parts for which it has results."""
     yield "# Measured: segfuse beside others\n"
     yield "Written by `python bench/report.py` from the JSON files here, which `python bench/run.py` leaves.\n"
     yield COLUMNS
@@ -219,7 +219,7 @@ def page(folder: Path) -> Iterator[str]:
 
 
 def write(folder: Path, pictures: bool = True) -> Path:
-    """README.md and pictures beside the JSON files of a folder."""
+    """Writes README.md and pictures beside the JSON files of a folder."""
     if pictures:
         draw(folder)
     path = folder / "README.md"
@@ -228,7 +228,7 @@ def write(folder: Path, pictures: bool = True) -> Path:
 
 
 def short_table(results: Row) -> Iterator[str]:
-    """The table for the README of the repository: with all threads, the headlines and the pointwise losses alone."""
+    """The table for the README of the repository: the headlines and the pointwise losses, with all threads."""
     peers = ("eager", "compile", "monai", "nnunet", "smp")
     rows = []
     for case in results["cases"]:
@@ -245,7 +245,7 @@ def short_table(results: Row) -> Iterator[str]:
 
 
 def rewrite(readme: Path, folder: Path) -> None:
-    """Put the table of a folder between the marks of a README."""
+    """Puts the table of a folder between the marks of a README."""
     results = dict(results_of(folder)).get("cpu")
     if results is None:
         raise SystemExit(f"{folder} has no cpu.json")

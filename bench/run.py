@@ -2,17 +2,16 @@
 
     python bench/run.py [--device cuda] [--quick] [--what PART ...] [--cases REGEX] [--seconds N] [--out FOLDER]
 
-cases        the table of cases.py against every peer that has the loss (peers.py)
+cases        the table of cases.py, against every peer that has the loss (peers.py)
 scaling      time against pixels, classes and threads (scaling.py)
 end_to_end   a training step of a U-Net with either loss (end_to_end.py)
-experiments  what decides how kernels are written (experiments.py)
+experiments  measurements that decide how kernels are written (experiments.py)
 report       FOLDER/README.md and its pictures (report.py)
 
-Without --what it does all but the experiments. Loss and gradient of both sides are compared before anything is timed.
-Every ratio stands beside the same loss against itself (the row "segfuse") and beside the copy rate of the same run.
-FOLDER/DEVICE.json is written after each row. What is measured again takes the place of its old numbers; rows of the
-table that a run leaves out (--cases, --threads) stay, if they are of the same machine, versions and options. How it is
-timed: harness.py; what the columns mean: the report.
+Without --what it does all but the experiments. It compares loss and gradient of both sides before it times them. Every
+case also has the loss against itself (the row "segfuse") and the copy rate of the same run. FOLDER/DEVICE.json is
+written after each row. A new measurement replaces the old one. Rows that this run leaves out (--cases, --threads) stay
+if machine, versions and options are the same. harness.py explains how it is timed, the report what the columns mean.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ MODULES = {"scaling": scaling, "end_to_end": end_to_end, "experiments": experime
 
 
 def bytes_moved(contender: Contender) -> int:
-    """That the kernels of a step say they move."""
+    """The bytes that the kernels of a step move, from their trace."""
     with native.trace() as events:
         contender.result()
     return sum(event.bytes_read + event.bytes_written for event in events)
@@ -62,9 +61,9 @@ class Bench:
         self.setting = Setting(self.device, options.quick, options.shrink)
         self.table = list(table(self.device, options.shrink))
         self.chosen = [case for case in self.table if re.search(options.cases, case.name)]
-        self.schemes = SCHEMES if self.device == "cuda" else ()  # that can be asked for
+        self.schemes = SCHEMES if self.device == "cuda" else ()  # a CPU has none
         self.ignore = IGNORED if options.ignored else None
-        kept = ("quick", "peers", "shrink", "labels", "ignored", "upstream")  # what a number depends on
+        kept = ("quick", "peers", "shrink", "labels", "ignored", "upstream")  # a number depends on these options
         self.kept = {name: getattr(options, name) for name in kept}
         about = {**describe(self.device), "peers": versions()}
         self.folder = options.out or Path(__file__).resolve().parents[1] / "runs" / "bench" / slug(about["device"])
@@ -72,7 +71,7 @@ class Bench:
         self.failed = False
 
     def before(self, about: Row) -> Row:
-        """What another run left, unless it was on another machine or of other versions."""
+        """The results of an earlier run, if it was on the same machine with the same versions."""
         try:
             found = dict(results_of(self.folder)).get(self.device, {})
         except ValueError:
@@ -80,14 +79,14 @@ class Bench:
         return found if all(found.get(key) == value for key, value in about.items()) else {}
 
     def begin(self, part: str, empty: Any) -> Any:
-        """A new list of rows, or dict of such, in the place of the old."""
+        """Puts a new list of rows, or dict of lists, in the place of the old one."""
         self.results.setdefault("options", {})[part] = self.kept
         self.results.setdefault("not_run", {}).pop(part, None)
         self.results[part] = empty
         return empty
 
     def begin_cases(self, jobs: list[tuple[Case, int | None]]) -> None:
-        """As `begin`, but rows of the table that these jobs leave out stay if they were measured in the same way."""
+        """As `begin`, but keeps rows that are not in these jobs, if they were measured with the same options."""
         rows, left = [], []
         if self.results.get("options", {}).get("cases") == self.kept:
             known = {case.name for case in self.table}
@@ -111,7 +110,7 @@ class Bench:
         self.save()
 
     def contenders(self, case: Case, sets: Sets) -> Iterator[tuple[Row, Contender, Contender | None, float]]:
-        """Row, ours, theirs if there is one, and the constant between their losses."""
+        """Row, ours, theirs if there is one, and the constant offset between their losses."""
         upstream = self.options.upstream
         matched: dict[str, Contender] = {}
 
@@ -137,7 +136,7 @@ class Bench:
                 yield row, ours(**peer.options), Contender(peer.name, loss, sets, upstream=upstream), peer.offset
 
     def row(self, row: Row, case: Case, copy: float, ours: Contender, theirs: Contender, offset: float) -> None:
-        """Compare, then time; what goes wrong is written into the row."""
+        """Compares, then times. An error is written into the row."""
         try:
             row |= check_equal(ours, theirs, offset)
             moved = bytes_moved(theirs) if theirs is ours else 0
@@ -171,7 +170,7 @@ class Bench:
         copy = copy_rate_for(sets[0][0])
         result: Row = {"case": case.name, "shape": case.shape, "threads": threads, "logit_bytes": sets[0][0].nbytes}
         result |= {name: getattr(case, name) for name in ("pixels", "headline", "core", "tiny")}
-        result |= {"copy_TB/s": copy / 1e12, "noisy": True, "rows": []}  # noisy until its end
+        result |= {"copy_TB/s": copy / 1e12, "noisy": True, "rows": []}  # it counts as noisy until it ends
         self.results["cases"].append(result)
         order = [case.name for case in self.table]
         self.results["cases"].sort(key=lambda row: (-(row["threads"] or 0), order.index(row["case"])))
@@ -194,7 +193,7 @@ class Bench:
         self.save()
 
     def once(self) -> None:
-        """One step of each case and scheme between the profiler's marks, after one that is not looked at."""
+        """One step of each case and scheme for the profiler, after one step that it does not see."""
         for case, name in product(self.chosen, self.schemes or ("automatic",)):
             if self.late():
                 return
@@ -231,11 +230,11 @@ class Bench:
                     self.case(case, count)
                 except torch.cuda.OutOfMemoryError:
                     self.not_run("cases", case.name, "out of memory")
-            torch.cuda.empty_cache()  # nothing without a GPU
+            torch.cuda.empty_cache()  # does nothing without a GPU
         torch.set_num_threads(threads)
 
     def rows(self, part: str) -> None:
-        """The rows of each experiment, as far as the time goes; what goes wrong is a row too."""
+        """The rows of each experiment while there is time. An error is a row too."""
         experiments = MODULES[part].EXPERIMENTS
         found = self.begin(part, {name: [] for name in experiments if re.search(self.options.only, name)})
         for name in found:
@@ -263,19 +262,19 @@ def main() -> int:
     parts = ("experiments", "cases", "scaling", "end_to_end", "report")
     parser.add_argument("--what", nargs="+", choices=parts, default=parts[1:])
     parser.add_argument("--quick", action="store_true", help="few cases and rounds: two minutes on two cores")
-    parser.add_argument("--cases", default="", metavar="REGEX", help="of WORKLOAD/LOSS/DTYPE/TARGET")
-    parser.add_argument("--peers", default="", metavar="REGEX", help="of eager, compile, monai, nnunet, smp, ...")
-    parser.add_argument("--only", default="", metavar="REGEX", help="of pixels, classes, window ...: the other parts")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="only cases WORKLOAD/LOSS/DTYPE/TARGET that match")
+    parser.add_argument("--peers", default="", metavar="REGEX", help="only peers (eager, compile, ...) that match")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only experiments (pixels, window, ...) that match")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row (--once: case) after these")
-    parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: all; 1 as well for the headlines)")
+    parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: all; also 1 for the headlines)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/bench/DEVICE)")
-    parser.add_argument("--shrink", type=int, default=1, help="divide the spatial sizes, to try the harness")
+    parser.add_argument("--shrink", type=int, default=1, help="divide the spatial sizes by this, to try the bench")
     parser.add_argument("--labels", choices=("blobs", "iid"), default="blobs")
-    parser.add_argument("--ignored", action="store_true", help="a tenth of the pixels is ignored")
+    parser.add_argument("--ignored", action="store_true", help="ignore a tenth of the pixels")
     parser.add_argument("--upstream", type=float, default=1.0, help="scale the loss before its backward")
     parser.add_argument("--once", action="store_true", help="no timing: one step per scheme, for a profiler")
     options = parser.parse_args()
-    os.environ.setdefault("SEGFUSE_STRICT", "1")  # plain PyTorch under our name must not be measured
+    os.environ.setdefault("SEGFUSE_STRICT", "1")  # else plain PyTorch could be measured under our name
     bench = Bench(options)
     if not bench.chosen:
         print(f"no case matches {options.cases!r}", file=sys.stderr)

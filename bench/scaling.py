@@ -1,8 +1,8 @@
-"""How time grows: with pixels, with classes, with threads; segfuse beside plain PyTorch.
+"""How time grows with pixels, classes and threads, for segfuse and plain PyTorch.
 
-pixels   one square image of 8 to 2048 pixels a side, and sides beside the powers of two: small images, a batch of one
-classes  2 to 256 at a fixed number of logits; rows of 256 pixels, whose planes lie a power of two apart where classes
-         do, and of 250
+pixels   one square image with a side of 8 to 2048 pixels: powers of two and sides near them
+classes  2 to 256 classes with a fixed number of logits. Images are 256 pixels wide (then the distance of planes is a
+         power of two if the number of classes is one), or 250
 threads  1 to all, on the CPU
 """
 
@@ -25,7 +25,7 @@ LOGITS = 1 << 21
 
 
 def point(setting: Setting, shape: tuple[int, ...], against: bool = True) -> Row:
-    """A compound of a shape beside plain PyTorch (or beside itself), and what a copy of the logits takes."""
+    """The time of a compound against plain PyTorch (or against itself), and the time of a copy of the logits."""
     binary = shape[1] == 1
     loss, target = ("dice_bce", "float32") if binary else ("dice_ce", "int64")
     case = Case("x".join(map(str, shape)), shape, loss, "float32", target)

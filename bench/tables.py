@@ -1,4 +1,4 @@
-"""What the report, its pictures, the digest and the runs share: results, names, cells, tables."""
+"""Shared by the report, its pictures, the digest and the runs: results, names, cells, tables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def of_copy(row: Row) -> str:
 
 
 def timed(row: Row) -> tuple[str, ...]:
-    """The cells of TIMED: of a graph over inputs that are not in the cache where there is one, else of a loop."""
+    """The cells of TIMED: times of the graph (inputs not in the cache) if there is one, else of the loop."""
     if "us" not in row:
         return (row.get("error", row.get("skipped", ""))[:100],)
     loop = time_of(row.get("wall_us", row["us"]))
@@ -95,7 +95,7 @@ def present(cases: list[Row]) -> list[str]:
 
 
 def shown(row: Row) -> str:
-    """A row of an experiment in a terminal."""
+    """A row of an experiment, as text for a terminal."""
     return "  ".join(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in row.items())
 
 

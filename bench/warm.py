@@ -1,8 +1,8 @@
-"""Fills the cache of torch.compile (TORCHINDUCTOR_CACHE_DIR) with what the table of run.py will compile.
+"""Fills the cache of torch.compile (TORCHINDUCTOR_CACHE_DIR) with the code that the table of run.py will need.
 
     python bench/warm.py [--device cuda] [--cases REGEX] [--share 1/4]
 
-A case takes ten seconds and more, nearly all of it on one core: several processes take a share each.
+A case takes ten seconds and more, nearly all on one core. So start several processes, each with a share.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cases import table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cases", default="", metavar="REGEX", help="of WORKLOAD/LOSS/DTYPE/TARGET")
-    parser.add_argument("--share", default="1/1", help="the first of four: 1/4")
-    parser.add_argument("--shrink", type=int, default=1, help="divide the spatial sizes, to try it")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="only cases WORKLOAD/LOSS/DTYPE/TARGET that match")
+    parser.add_argument("--share", default="1/1", help="1/4 is the first of four shares")
+    parser.add_argument("--shrink", type=int, default=1, help="divide the spatial sizes by this, to try the program")
     options = parser.parse_args()
     number, count = map(int, options.share.split("/"))
     chosen = [case for case in table(options.device, options.shrink) if re.search(options.cases, case.name)]
