@@ -1,13 +1,13 @@
-"""Train the same small U-Net, from the same seeds, under each of a list of losses, and compare them.
+"""Train the same small U-Net with each loss of a list, from the same seeds, and compare the results.
 
     python examples/compare_losses.py                      eleven losses, three seeds: up to an hour on two cores
     python examples/compare_losses.py --losses "dice; dice + bce; focal(gamma=3)" --seeds 5
     python examples/compare_losses.py --quick              half a minute, to see that all works
 
-The data are the thin vessels of train.py, of which few pixels are vessel. What is printed is the table of Kaul, Pears &
+The data are the images of thin vessels of train.py; few pixels are vessel. It prints the table of Kaul, Pears &
 Manandhar 2021 (recall, specificity, Jaccard, F-measure) over all held-out pixels at the threshold 1/2, and the area
-under the ROC curve by exact ranking of the scores; mean and spread over the seeds. Writes table.md, roc.png and
-results.json to runs/compare/. Needs `pip install '.[examples]'`.
+under the ROC curve by exact ranking of the scores. Each number is the mean and the spread over the seeds. It writes
+table.md, roc.png and results.json to runs/compare/. Needs `pip install '.[examples]'`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COLUMNS = {"recall": "recall", "specificity": "specificity", "iou": "Jaccard", "
 
 
 def ranked_area(scores: NDArray[Any], labels: NDArray[np.bool_]) -> float:
-    """The probability that a positive pixel scores above a negative one, ties counted half: exact, from the ranks."""
+    """Probability that a positive pixel scores above a negative one; a tie counts half. Exact, from the ranks."""
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
     first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -75,7 +75,7 @@ def roc_curve(scores: NDArray[Any], labels: NDArray[np.bool_], points: int = 400
 
 
 def train(loss: segfuse.Loss, data: Data, seed: int, given: argparse.Namespace, bar: Any) -> UNet:
-    """The same initial weights, crops and schedule for every loss."""
+    """Trains with one loss. Initial weights, crops and schedule are the same for every loss."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
     model = UNet(data.channels, 1).to(given.device)
@@ -100,7 +100,7 @@ def train(loss: segfuse.Loss, data: Data, seed: int, given: argparse.Namespace, 
 
 @torch.inference_mode()
 def judge(model: UNet, data: Data, size: int, device: str) -> tuple[dict[str, float], tuple[list[float], list[float]]]:
-    """Scores over every held-out pixel, and the ROC curve."""
+    """Scores over all held-out pixels, and the ROC curve."""
     model.eval()
     stream = segfuse.metrics.SegmentationMetrics("binary")
     scores, labels = [], []
@@ -117,7 +117,7 @@ def judge(model: UNet, data: Data, size: int, device: str) -> tuple[dict[str, fl
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> list[str]:
-    """Markdown: mean ± standard deviation over the seeds, in per cent; the best mean of a column is bold."""
+    """Markdown table: mean ± standard deviation over the seeds, in per cent. The best mean of a column is bold."""
     means = {loss: {c: float(np.mean([r[c] for r in runs])) for c in COLUMNS} for loss, runs in results.items()}
     best = {c: max(mean[c] for mean in means.values()) for c in COLUMNS}
     lines = [f"| loss | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
@@ -132,7 +132,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> list[str]:
 
 def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--losses", default="; ".join(LOSSES), help="separated by semicolons, as train.py takes them")
+    parser.add_argument("--losses", default="; ".join(LOSSES), help="losses as for train.py, separated by semicolons")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=240)
@@ -178,7 +178,7 @@ def main() -> int:
                     return 1
                 result, curve = judge(model, data, given.size, given.device)
                 results[name].append(result)
-                curves.setdefault(name, curve)  # of the first seed
+                curves.setdefault(name, curve)  # keeps that of the first seed
     lines = table(results)
     print("\n".join(lines))
     given.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Images and label maps for train.py: made here, scikit-image's coins, or a user's folder of images/ and masks/.
+"""Images and label maps for train.py: synthetic, scikit-image's coins, or a user's folder of images/ and masks/.
 
-A mask is a uint8 label map, and :data:`IGNORE` in it marks pixels that no loss and no score may see.
+A mask is a uint8 label map. Pixels with the value :data:`IGNORE` count in no loss and no score.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Array = NDArray[Any]
 
 
 class DataError(ValueError):
-    """Something is wrong with the user's data; the message names the file."""
+    """The data of the user are wrong. The message names the file."""
 
 
 @dataclass
 class Sample:
-    """An image (H, W, channels), of the type it was stored in, and its label map (H, W)."""
+    """An image (H, W, channels), in the type of its file, and its label map (H, W)."""
 
     name: str
     image: Array
@@ -38,7 +38,7 @@ class Sample:
         self.scale = 1 / max(float(self.image.std(dtype=np.float64)), 1e-6)
 
     def window(self, y: int, x: int, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """A window as (channels, height, width), standardised; what lies outside is mirrored and ignored."""
+        """A window as (channels, height, width), standardised. Pixels outside of the image are mirrored and ignored."""
         rows, columns = slice(y, y + height), slice(x, x + width)
         image = (self.image[rows, columns].astype(np.float32) - self.mean) * self.scale
         mask = self.mask[rows, columns]
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass
 class Data:
-    """Training and held-out samples; ``classes`` names the labels, background first."""
+    """Training and held-out samples. ``classes`` has the names of the labels, background first."""
 
     train: list[Sample]
     held_out: list[Sample]
@@ -66,13 +66,13 @@ class Data:
         return int(self.train[0].image.shape[2])
 
     def batch(self, plan: list[int], size: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Random crops of the training samples in `plan`, turned, mirrored and lit at random."""
+        """Random crops of the training samples in `plan`, with random turns, mirroring and brightness."""
         images, masks = [], []
         for index in plan:
             height, width = self.train[index].mask.shape
             y, x = (int(rng.integers(max(side - size, 0) + 1)) for side in (height, width))
             image, mask = self.train[index].window(y, x, size, size)
-            # Light varies between photographs, and even within the coins.
+            # Brightness varies between photographs, and even within the photograph of the coins.
             image = image * np.float32(rng.uniform(0.7, 1.4)) + np.float32(rng.uniform(-0.5, 0.5))
             rows, columns = (slice(None, None, int(step)) for step in rng.choice((-1, 1), 2))
             image, mask = image[:, rows, columns], mask[rows, columns]
@@ -83,20 +83,20 @@ class Data:
         return np.stack(images), np.stack(masks)
 
     def epoch(self, size: int, at_least: int, rng: np.random.Generator) -> list[int]:
-        """Indices of training samples in random order, each as often as crops of `size` are needed to cover it."""
+        """Indices of training samples in random order. Each occurs once for each crop of `size` needed to cover it."""
         times = [max(1, round(sample.mask.size / size**2)) for sample in self.train]
         indices = np.repeat(np.arange(len(self.train)), times)
         indices = np.tile(indices, -(-at_least // len(indices)))
         return [int(index) for index in rng.permutation(indices)]
 
 
-# --- made here ------------------------------------------------------------------------------------------------------
+# --- synthetic ------------------------------------------------------------------------------------------------------
 
-_FINE = 4  # shapes are drawn this much larger, so that thin vessels get soft edges
+_FINE = 4  # shapes are drawn this many times larger, so that thin vessels get soft edges
 
 
 def synthetic(count: int, size: int, fraction: float, seed: int, multiclass: bool) -> Data:
-    """Noisy images of thin vessels among small blobs. Binary: the vessels are wanted, the blobs only look like them."""
+    """Noisy images of thin vessels among small blobs. Binary: vessels are the foreground; blobs only look similar."""
     rng = np.random.default_rng(seed)
     samples = [_vessels_and_blobs(f"synthetic {i}", size, rng, multiclass) for i in range(count)]
     kept = min(max(1, round(count * fraction)), count - 1)
@@ -121,7 +121,7 @@ def _draw_vessels(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     branches: list[tuple[float, float, float, float]] = []  # x, y, heading, width, in pixels
     budget = 6
     for _ in range(int(rng.integers(1, 4))):
-        angle = rng.uniform(0, 2 * np.pi)  # enters at the rim of the image, towards somewhere near its middle
+        angle = rng.uniform(0, 2 * np.pi)  # a vessel starts at the rim of the image and goes towards its middle
         x, y = size / 2 + 0.7 * size * np.cos(angle), size / 2 + 0.7 * size * np.sin(angle)
         branches.append((x, y, angle + np.pi + rng.normal(0, 0.3), rng.uniform(1.8, 3.4)))
     while branches:
@@ -166,7 +166,7 @@ def _smooth_noise(size: int, cells: int, rng: np.random.Generator) -> NDArray[np
 
 
 def coins(fraction: float) -> Data:
-    """A photograph of coins. The truth is the classical watershed of its edges; the right part is held out."""
+    """A photograph of coins. The truth is a watershed of its edges. The right part is held out."""
     try:
         from scipy import ndimage
         from skimage import data, filters, segmentation
@@ -179,7 +179,7 @@ def coins(fraction: float) -> Data:
     filled = ndimage.binary_fill_holes(segmentation.watershed(filters.sobel(image), markers) == 2)
     mask = filled.astype(np.uint8)
     wanted = min(max(round(image.shape[1] * (1 - fraction)), 24), image.shape[1] - 24)
-    cut = wanted - 16 + int(mask[:, wanted - 16 : wanted + 16].sum(axis=0).argmin())  # where few coins are cut
+    cut = wanted - 16 + int(mask[:, wanted - 16 : wanted + 16].sum(axis=0).argmin())  # a column that cuts few coins
     left = Sample("coins, left part", image[:, :cut, None], mask[:, :cut])
     right = Sample("coins, right part", image[:, cut:, None], mask[:, cut:])
     return Data([left], [right], ["background", "coin"])
@@ -189,7 +189,7 @@ def coins(fraction: float) -> Data:
 
 
 def folder(root: Path, fraction: float, seed: int, classes: int | None, ignore: int | None) -> Data:
-    """Pairs images/NAME.* and masks/NAME.*, all held in memory; at least one pair on each side of the split."""
+    """All pairs images/NAME.* and masks/NAME.*, in memory. Each side of the split has at least one pair."""
     pairs = _pairs(root)
     images = [_as_image(path, _read(path, labels=False)) for path, _ in pairs]
     masks = [_as_labels(path, _read(path, labels=True)) for _, path in pairs]
@@ -227,7 +227,7 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
         path, missing = (images[stem], "masks") if stem in images else (masks[stem], "images")
         raise DataError(f"{path} has no partner {missing}/{stem}.* ({' '.join(SUFFIXES)})")
     if len(images) < 2:
-        raise DataError(f"{root} holds {len(images)} pair(s) of image and mask; two are the least, one to train on")
+        raise DataError(f"{root} holds {len(images)} pair(s) of image and mask; at least two are needed")
     return [(path, masks[stem]) for stem, path in images.items()]
 
 
@@ -245,12 +245,12 @@ def _read(path: Path, labels: bool) -> Array:
         with Image.open(path) as file:
             if file.mode in ("LA", "La"):
                 return np.asarray(file.convert("L"))
-            # The palette of a label map is for the eye: its indices are the labels.
+            # The palette of a label map is only for display. Its indices are the labels.
             plain = file.mode in ("1", "L", "I", "F", "RGB", "P" if labels else "RGB") or file.mode.startswith("I;")
             return np.asarray(file if plain else file.convert("RGB"))
     except DataError:
         raise
-    except Exception as error:  # every reader has exceptions of its own for a broken file
+    except Exception as error:  # each reader raises other exceptions for a broken file
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
@@ -267,7 +267,7 @@ def _as_image(path: Path, image: Array) -> Array:
 
 def _as_labels(path: Path, mask: Array) -> Array:
     if mask.ndim == 3 and 1 <= mask.shape[2] <= 4 and (mask == mask[..., :1]).all():
-        mask = mask[..., 0]  # a grey mask saved in colour
+        mask = mask[..., 0]  # a grey mask that was saved in colour
     if mask.ndim != 2:
         raise DataError(f"{path} has shape {mask.shape}; a mask is a two-dimensional map of labels, not of colours")
     if mask.dtype.kind == "f":
@@ -276,7 +276,7 @@ def _as_labels(path: Path, mask: Array) -> Array:
             raise DataError(f"{path} holds {broken[0]:g}; labels are integers")
     elif mask.dtype.kind not in "bui":
         raise DataError(f"{path} holds values of type {mask.dtype}; labels are integers")
-    if path.suffix.lower() in (".jpg", ".jpeg"):  # JPEG blurs labels; two far ones can be told apart again
+    if path.suffix.lower() in (".jpg", ".jpeg"):  # JPEG blurs labels; only 0 and 255 can be separated again
         if 0 < mask.max() < 128:
             raise DataError(f"{path}: JPEG does not keep labels exactly; only 0/255 masks may be JPEG, use PNG")
         return np.where(mask < 128, 0, 255)
@@ -286,13 +286,13 @@ def _as_labels(path: Path, mask: Array) -> Array:
 def _common_labels(
     masks: list[Array], paths: list[Path], classes: int | None, ignore: int | None
 ) -> tuple[list[NDArray[np.uint8]], int]:
-    """Masks as uint8 with IGNORE for the ignored value, and the number of classes."""
+    """Masks as uint8, with IGNORE in place of the ignored value; and the number of classes."""
     seen = [set(np.unique(mask).tolist()) - {ignore} for mask in masks]
     values = set[int]().union(*seen)
     top = max(values, default=0)
     if not values - {0}:
         raise DataError("the masks hold no label but 0" + ("" if ignore is None else f" and the ignored {ignore}"))
-    if top in (255, 65535) and values <= {0, top} and classes in (None, 2):  # white on black, the binary custom
+    if top in (255, 65535) and values <= {0, top} and classes in (None, 2):  # white on black: the usual binary mask
         return [np.where(mask == ignore, IGNORE, mask == top).astype(np.uint8) for mask in masks], 2
     count = classes or top + 1
     for path, found in zip(paths, seen, strict=True):

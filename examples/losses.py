@@ -12,7 +12,7 @@ from data import IGNORE
 
 LOSSES: dict[str, Callable[..., segfuse.Loss]] = {
     "bce": segfuse.BCEWithLogitsLoss,
-    "ce": lambda mode, **options: segfuse.CrossEntropyLoss(**options),  # always multiclass, so it takes no mode
+    "ce": lambda mode, **options: segfuse.CrossEntropyLoss(**options),  # always multiclass, so it has no mode
     "focal": segfuse.FocalLoss,
     "dice": segfuse.DiceLoss,
     "jaccard": segfuse.JaccardLoss,
@@ -34,11 +34,11 @@ SET_HERE = ("mode", "from_logits", "ignore_index", "reduction", "process_group",
 
 
 class LossError(ValueError):
-    """The loss expression means nothing; the message says which part."""
+    """The loss expression is wrong. The message names the wrong part."""
 
 
 def build_loss(expression: str, mode: str) -> segfuse.Loss:
-    """The loss that an expression such as "dice + 0.5*ce" names, as one fused compound."""
+    """One fused loss from an expression such as "dice + 0.5*ce"."""
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -47,7 +47,7 @@ def build_loss(expression: str, mode: str) -> segfuse.Loss:
 
 
 def _interpret(node: ast.expr, mode: str) -> segfuse.Loss:
-    """Python's parser gives the tree; only sums, coefficients, names and literal options have a meaning here."""
+    """Makes a loss from Python's syntax tree. Only sums, coefficients, names and literal options are allowed."""
     match node:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _interpret(left, mode) + _interpret(right, mode)
@@ -93,7 +93,7 @@ def _make(name: str, options: dict[str, Any], mode: str) -> segfuse.Loss:
             hint = ": use --ignore-index" if option == "ignore_index" else ""
             raise LossError(f'"{option}" of {name} is set by this example{hint}')
     try:
-        # IGNORE also marks what lies outside an image in a crop, so it is given to every term.
+        # Every term gets IGNORE, because it also marks pixels of a crop that are outside its image.
         return LOSSES[name](mode, ignore_index=IGNORE, **options)
     except (TypeError, ValueError) as error:
         raise LossError(f"{name}: {error}") from None

@@ -1,4 +1,4 @@
-"""What train.py shows: scores, the table, and the pictures."""
+"""Results of train.py: scores, the table, and the pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import torch
 
-matplotlib.use("Agg")  # files only, so that no display is needed
+matplotlib.use("Agg")  # writes files only, so it needs no display
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -23,7 +23,7 @@ from data import IGNORE, Data, Sample
 from unet import UNet
 
 METRICS = {"iou": "IoU", "recall": "recall", "specificity": "specificity", "f1": "F1"}
-_LINE_COLOURS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73")  # told apart with any colour vision
+_LINE_COLOURS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73")  # readable with any colour vision
 _TRUE, _FALSE_POSITIVE, _FALSE_NEGATIVE, _WRONG_CLASS = "#2fbf4a", "#e8372c", "#2f6bff", "#c03ad8"
 _VOID = "#6f6f6f"
 
@@ -37,7 +37,7 @@ class Shown(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(model: UNet, data: Data, pixels: int, device: torch.device) -> tuple[dict[str, Any], list[Shown]]:
-    """Scores over all pixels of the held-out images, each at its full size, and a few predictions to look at."""
+    """Scores over all pixels of the held-out images at full size, and a few predictions to look at."""
     model.eval()
     count = len(data.classes)
     confusion = np.zeros(count * count, np.int64)
@@ -45,7 +45,7 @@ def evaluate(model: UNet, data: Data, pixels: int, device: torch.device) -> tupl
     for (height, width), group in groupby(data.held_out, key=lambda sample: sample.mask.shape):
         samples = list(group)
         padded = [-(-side // model.multiple) * model.multiple for side in (height, width)]
-        step = max(1, pixels // (height * width))  # about as many pixels at once as in training
+        step = max(1, pixels // (height * width))  # about as many pixels in a batch as in training
         for chunk in (samples[start : start + step] for start in range(0, len(samples), step)):
             images = np.stack([sample.window(0, 0, *padded)[0] for sample in chunk])
             logits = model(torch.from_numpy(images).to(device))[..., :height, :width]
@@ -60,9 +60,9 @@ def evaluate(model: UNet, data: Data, pixels: int, device: torch.device) -> tupl
 
 
 def scores(confusion: NDArray[np.int64]) -> dict[str, Any]:
-    """IoU, recall, specificity and F1 from counts [truth, prediction]: of each foreground class, and their means.
+    """IoU, recall, specificity and F1 of each foreground class, and their means, from counts [truth, prediction].
 
-    What is 0/0 (a class that neither occurs nor is predicted, say) is NaN and leaves its mean.
+    0/0 is NaN and is left out of the mean; for example a class that neither occurs nor is predicted.
     """
     tp = np.diag(confusion)[1:].astype(np.float64)
     fp = confusion.sum(axis=0)[1:] - tp
@@ -95,7 +95,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+    """None in place of NaN, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -125,7 +125,7 @@ def draw_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
 
 
 def draw_roc(path: Path, curves: dict[str, tuple[list[float], list[float]]], areas: dict[str, float]) -> None:
-    """True against false positives, the latter in logarithms, where imbalanced classes differ."""
+    """ROC curves. The axis of false positives is logarithmic, where imbalanced classes differ."""
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
         figure, axes = plt.subplots(figsize=(9, 4.8), layout="constrained")
         colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(curves)))
@@ -193,7 +193,7 @@ def _class_colours(count: int) -> list[tuple[float, float, float]]:
 
 
 def _displayed(image: NDArray[Any]) -> NDArray[np.float64]:
-    """Any image as RGB in [0, 1], its contrast stretched."""
+    """Any image as RGB in [0, 1], with stretched contrast."""
     shown = image[..., :3] if image.shape[2] >= 3 else image[..., :1]
     low, high = np.percentile(shown, (0.5, 99.5))
     return np.clip((shown.astype(np.float64) - low) / max(high - low, 1e-9), 0, 1).repeat(3 // shown.shape[2], axis=2)

@@ -1,15 +1,15 @@
 """Train a small U-Net with any loss of segfuse, on a CPU in about a minute.
 
-    python examples/train.py                                     thin vessels made here, loss "dice + bce"
+    python examples/train.py                                     images of thin vessels, loss "dice + bce"
     python examples/train.py --loss "focal_tversky(alpha=0.3, beta=0.7)"
     python examples/train.py --data synthetic-multiclass --loss "dice + 0.5*ce"
     python examples/train.py --data coins                        a photograph that scikit-image ships
     python examples/train.py --data PATH --ignore-index 255      PATH/images/NAME.* and PATH/masks/NAME.*
     python examples/train.py --quick                             ten seconds, to see that all works
 
-A loss is a sum of terms, each [coefficient *] name [(option=value, ...)]; names: examples/losses.py, bce, ce, focal,
-dice, jaccard, tversky, focal_tversky among them; options: those of the class in segfuse. bce is for two classes, ce for
-label maps of more.
+A loss is a sum of terms. A term is [coefficient *] name [(option=value, ...)]. examples/losses.py lists the names, for
+example bce, ce, focal, dice, jaccard, tversky, focal_tversky. The options are those of the class in segfuse. bce is for
+two classes, ce for label maps with more.
 
 Images and masks are PNG, JPEG, TIFF or NPY files, grey or colour, of any sizes. Masks are 0/1, 0/255 or label maps.
 
@@ -73,9 +73,9 @@ def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--seed", type=seed, default=0, help="default: 0")
     add("--device", default="cpu", help="cpu (default) or cuda")
     add("--out", type=Path, help="folder to write to; default: runs/<data>_<loss>")
-    add("--classes", type=classes, help="of a folder, background included; default: as the masks show")
-    add("--ignore-index", type=int, help="value that marks unlabelled pixels in the masks of a folder")
-    add("--val-fraction", type=fraction, help="held out; default: 0.2 (coins: 0.35)")
+    add("--classes", type=classes, help="number of classes in a folder, with background; default: from the masks")
+    add("--ignore-index", type=int, help="value of unlabelled pixels in the masks of a folder")
+    add("--val-fraction", type=fraction, help="share of held-out data; default: 0.2 (coins: 0.35)")
     add("--quick", action="store_true", help="few, small images and three epochs")
     given = parser.parse_args()
     given.epochs = given.epochs or (3 if given.quick else 20)
@@ -104,7 +104,7 @@ def load(given: argparse.Namespace) -> Data:
 
 
 class Run:
-    """A training run; what it has learnt so far can be saved at any time."""
+    """A training run. Its results so far can be saved at any time."""
 
     def __init__(self, given: argparse.Namespace, data: Data, criterion: segfuse.Loss) -> None:
         self.given, self.data, self.criterion = given, data, criterion
@@ -135,7 +135,7 @@ class Run:
         optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given.lr, total_steps=given.epochs * steps + 1)
         tqdm.write(table_head())
-        # disable=None: no bar where stderr is not a terminal.
+        # disable=None: no bar if stderr is not a terminal.
         with tqdm(total=given.epochs * steps, disable=None, leave=False, unit="step") as bar:
             for epoch in range(1, given.epochs + 1):
                 started = time.perf_counter()
@@ -144,8 +144,8 @@ class Run:
                 plan = data.epoch(given.size, 64, rng)[:quick]
                 for start in range(0, len(plan), given.batch_size):
                     images, masks = data.batch(plan[start : start + given.batch_size], given.size, rng)
-                    # Targets stay uint8 label maps (N, H, W): segfuse reads integers as they are, so neither a cast to
-                    # float or int64 nor a one-hot copy is made.
+                    # Targets stay uint8 label maps (N, H, W). segfuse reads any integer type, so no cast to float or
+                    # int64 and no one-hot copy is needed.
                     target = torch.from_numpy(masks).to(given.device)
                     loss = self.criterion(model(torch.from_numpy(images).to(given.device)), target)
                     optimizer.zero_grad()
@@ -164,7 +164,7 @@ class Run:
                     raise FloatingPointError(f"the loss is {loss_of_epoch} in epoch {epoch}: try a smaller --lr")
 
     def save(self) -> None:
-        """Scores, pictures and weights of the epochs done."""
+        """Writes scores, pictures and weights of the finished epochs."""
         given, out = self.given, self.given.out
         content = {
             "arguments": {k: v if v is None or isinstance(v, (int, float)) else str(v) for k, v in vars(given).items()},
@@ -184,7 +184,7 @@ class Run:
 
 
 def prepare() -> Run:
-    """Everything that a user may have got wrong is found here, before the first step."""
+    """Checks all input of the user before the first step."""
     parser, given = arguments()
     torch.manual_seed(given.seed)
     torch.backends.cudnn.deterministic = True
@@ -198,7 +198,7 @@ def prepare() -> Run:
     channels = 1 if binary else len(data.classes)
     try:
         criterion = build_loss(given.loss, "binary" if binary else "multiclass")
-        # Options with a value per class are checked at the first call.
+        # The first call checks options with one value per class.
         criterion(torch.zeros(1, channels, 1, 1), torch.zeros(1, 1, 1, dtype=torch.uint8))
     except (LossError, TypeError, ValueError) as error:
         parser.error(f"--loss: {error}")
@@ -214,7 +214,7 @@ def prepare() -> Run:
 
 def main() -> int:
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # row by row in a pipe or a log, too
+        sys.stdout.reconfigure(line_buffering=True)  # prints each row at once, also into a pipe or a log
     run = prepare()
     print(run.describe())
     code = 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Sequential):
-    """Twice convolution, GroupNorm (indifferent to the batch size, unlike BatchNorm), ReLU."""
+    """Two times convolution, GroupNorm and ReLU. Unlike BatchNorm, GroupNorm does not depend on the batch size."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         layers: list[nn.Module] = []
@@ -19,7 +19,7 @@ class Block(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Logits (N, outputs, H, W) of images (N, inputs, H, W); H and W are multiples of :attr:`multiple`."""
+    """Gives logits (N, outputs, H, W) for images (N, inputs, H, W). H and W are multiples of :attr:`multiple`."""
 
     def __init__(self, inputs: int, outputs: int, widths: tuple[int, ...] = (16, 32, 64, 96)) -> None:
         super().__init__()
