@@ -1,8 +1,8 @@
-"""The pictures of docs/gallery.md, from the losses themselves: values and gradients are those of the fused kernels.
+"""Draws the pictures of docs/gallery.md. Values and gradients come from the fused kernels.
 
     python docs/make_gallery.py [--out docs/images/gallery]        half a minute
 
-Returns numbers as well as pictures: tests/repo/test_gallery.py checks what the pages say about them.
+It also returns the numbers behind the pictures: tests/repo/test_gallery.py checks the text of the page with them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ TVERSKY: dict[str, Any] = {"alpha": 0.3, "beta": 0.7}
 
 
 def region(out: Path) -> dict[str, Any]:
-    """A mask of 100 of 1000 pixels, and a prediction that shifts off it, or grows from nothing to thrice its size."""
+    """A mask of 100 of 1000 pixels, and a prediction that moves off it, or grows from 0 to three times its size."""
     binary: dict[str, Any] = {"from_logits": False, "smooth": 1e-5}
     losses: dict[str, Any] = {
         "Jaccard": segfuse.JaccardLoss("binary", **binary),
@@ -152,7 +152,7 @@ def adaptive(out: Path) -> dict[str, Any]:
 def gain(theta: np.ndarray, a: float, a1: float, b: float, epsilon: float, points: int = 4001) -> np.ndarray:
     """∫ ± phi(theta - x) dx over [a, b], + left of a1, with phi(x) = x / sqrt(x² + epsilon): by the trapezoid rule.
 
-    (The paper's integral lacks the sign of the ground truth; its derivative has it.)
+    (The sign of the ground truth is missing in the paper's integral; its derivative has it.)
     """
 
     def part(low: float, high: float) -> np.ndarray:
@@ -165,7 +165,7 @@ def gain(theta: np.ndarray, a: float, a1: float, b: float, epsilon: float, point
 
 
 def toy(out: Path) -> dict[str, Any]:
-    """Proposition 4.1: one threshold on an interval, learnt by its gain."""
+    """Proposition 4.1: the gain of one threshold on an interval."""
     cases = {"balanced": 0.5, "biased": 0.4, "rare": 0.1}
     figure, grid = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     found = {}
@@ -187,7 +187,7 @@ def toy(out: Path) -> dict[str, Any]:
 
 
 def trap(out: Path, steps: int = 4000) -> dict[str, Any]:
-    """Where stochastic gradients leave a prediction whose label is 1 with probability P; a label is drawn per step."""
+    """Where stochastic gradients leave a prediction. Each step draws its label, which is 1 with probability P."""
     share = torch.linspace(0.02, 0.98, 49)
     copies = 60
     losses = {
@@ -241,7 +241,7 @@ def asymmetry(out: Path) -> dict[str, Any]:
 
 
 def make(out: Path) -> dict[str, Any]:
-    """Every picture; what each shows, in numbers."""
+    """Draws every picture, and returns the numbers behind each."""
     out.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
         return {f.__name__: f(out) for f in (pointwise, region, adaptive, toy, trap, asymmetry)}
