@@ -131,7 +131,7 @@ class Head : RowScores {
   HD double scale_of(int term, int64_t out) const { return scale(term, out); }
 
  private:
-  static constexpr int64_t kFewSamples = 32;  // up to so many, one thread adds the sums of all
+  static constexpr int64_t kFewSamples = 32;  // up to so many, one thread adds all samples
 
   template <class Team>
   HD void pool_samples(const Team& team) const {

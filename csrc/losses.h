@@ -2,8 +2,7 @@
 //
 // A pointwise loss maps a pixel and its label t to two parts: one is linear in t, the other in 1 - t. The engine sums
 // each part by itself, so the head can apply class balance (alpha, pos_weight, beta) to the sums. A loss is written for
-// any number type: V computes the value, Dual<V> value and slope. Under the softmax link only the positive part is
-// read.
+// any number type: V gives the value, Dual<V> value and slope. The softmax link reads the positive part only.
 //
 // A region loss maps the sums of a row to score = numerator / denominator, and to the difference of the two. The
 // difference is computed without cancellation, so that a nearly perfect loss keeps its digits.
@@ -44,8 +43,8 @@ HD Parts<Dual<V>> by_label_of_finite_slope(const V& t, const Dual<V>& positive, 
 }
 
 // A loss with a `Log` is mirrored: its negative part at the logit z is its positive part at -z. So cuda/sigmoid.h
-// computes hard labels in half precision as if all were 1. `Log` says how the sums take logarithms; keeps_hard_labels()
-// is true if the loss does not smooth its labels.
+// computes hard labels in half precision as labels 1, at z or at -z. `Log` says how the sums take logarithms;
+// keeps_hard_labels() is true if the loss does not smooth its labels.
 
 // Binary cross-entropy: t softplus(-z) + (1-t) softplus(z). The label is smoothed to t (1-e) + e/2.
 template <class Real>

@@ -106,8 +106,7 @@ constexpr int kMaxPointwise = 4, kMaxRegions = 8, kMaxTerms = kMaxPointwise + kM
 struct Plan {
   LinkKind link;
   bool one_label;   // each pixel has one label: the negatives of a class are the positives of the others
-  bool multiclass;  // the classes of a pixel are read together (multiclass); else each (sample, channel) is a row of
-                    // its own
+  bool multiclass;  // the classes of a pixel are read together; else each (sample, channel) is a row of its own
   Reduction reduction;
   bool has_ignore;
   int64_t ignore_index;  // integer targets

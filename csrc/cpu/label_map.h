@@ -83,7 +83,7 @@ struct LabelMap : SoftmaxSteps<LabelMap<Real, Pointwise>, Real> {
     }
 
     // Stores the powers, and returns the sum of those of the other classes. exponent(c) is the exponent of class c; in
-    // what Step::cache left it is the power, but for the label's class.
+    // what Step::cache left it is the power, except in the label's class.
     template <Step kStep, class Exponent>
     INLINE V sum_others(const SoftmaxTile<Real>& tile, int64_t i, V& log2_label, const Exponent& exponent) const {
       const Powers e = powers<kStep>(tile, i);

@@ -1,5 +1,6 @@
-// What kernels need of the machine: shared memory, sums over a block, 16-byte loads and stores, half precision. What is
-// not C++ is here (and in ../math.h), each with the same in C++ for the host (and for tests/shim).
+// What kernels need of the machine: shared memory, sums over a block, 16-byte loads and stores, half precision.
+// Instructions that are not C++ are here and in ../math.h, beside C++ that does the same on the host (and in
+// tests/shim).
 #pragma once
 
 #include <cuda_runtime.h>

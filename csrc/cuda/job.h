@@ -31,22 +31,22 @@ struct Job {
   Problem problem;
   Constants constants;
   Layout layout;
-  Chunks chunks;    // a block each
+  Chunks chunks;    // one block each
   bool can_ignore;  // the target's type can hold ignore_index
   TilePlan tile;
   double* partial;  // the sums of every chunk, as ChunkSums
-  double* sums;     // per domain
+  double* sums;     // the sums of every domain
   double* head_workspace;
-  double* vector;        // between the halves of the head
+  double* vector;        // what one half of the head leaves for the other
   double* block_totals;  // per block of kScore: what it adds to the vector
   int score_blocks;      // how many blocks kScore has
   int head_phases;
   // For a gradient that the forward writes: the factor of the mean that it assumes (0: it writes none).
   double assumed;
-  void* loss;  // of the loss's type; null: unreduced
+  void* loss;  // in the loss's type; null if the loss is unreduced
   double* terms;
   void *slopes, *status;  // Buffers
-  const void* upstream;   // gradient of the loss, of its type; null: ones, or problem.upstream
+  const void* upstream;   // gradient of the loss, in its type; null: ones, or problem.upstream
 };
 
 namespace {

@@ -19,7 +19,7 @@ struct LabelPlanes {
   Dense<kVector> dense;
   const Element* logits;
   const void* target;
-  int count;      // no chunk of a tensor that fits into memory has more pixels: policy.cu
+  int count;      // an int holds it for any tensor that fits into memory: policy.cu
   int all_count;  // whether every pixel counts whose label is a class
 
   __device__ LabelPlanes(const Job& job, const Chunk& chunk)

@@ -19,7 +19,7 @@ Chunks chunks_of(int64_t domains, int64_t domain_sums, int64_t pixels);
 // launch.
 int head_blocks(const Sizes& sizes);
 
-// A job, but for the addresses of its outputs.
+// A job without the addresses of its outputs.
 Job make_job(const Call& call);
 
 // The kernel for a step: the most special one that can run the job. Null if there is none: only for Step::fused.

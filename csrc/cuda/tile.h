@@ -1,5 +1,5 @@
 // The CUDA engine for softmax, class indices and sums of products, for any number of classes that fits, any pointwise
-// terms and any strides. The classes of a pixel stand in registers, of one thread or of a team of threads that share
+// terms and any strides. The classes of a pixel are in registers, of one thread or of a team of threads that share
 // them (slice.h). Plain jobs (is_plain in tile.cu) have kernels of their own, kPlain: a third fewer instructions.
 //
 // Given:   a job, by value, whose TilePlan is set (choose_tile); shared memory of tile_bytes; the block's index is the
