@@ -35,25 +35,24 @@ from tables import (
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = """\
-Forward + backward of one step, one process, both sides in turn (ABBA rounds, `bench/harness.py`).
+A step is forward + backward. Both sides run in turn in one process (ABBA rounds, `bench/harness.py`).
 
-- **case**: WORKLOAD/LOSS/LOGITS/TARGET, the layout if it is not contiguous, the threads.
-- **segfuse**: median time of a step, and its 20 % and 80 % quantiles. On a GPU, of a captured graph over inputs that
-  are not in the cache; of a tiny case, of the eager loop (the forward, and forward + backward).
-- **A/A**: segfuse against itself, the control. A case whose interval leaves 0.95 to 1.05, or during which the copy rate
-  moved by a quarter, is marked *noisy*.
-- **of copy**: bytes that the passes have to move (of two passes the logits three times and the target twice; once more
-  the logits' size where the forward leaves powers for the backward), per second, as a share of the rate at which a copy
-  of the logits runs, allocation included, just before. More than 1: from the cache.
-- **x floor**: time over that of reading logits and target and writing the gradient, once each, at the copy rate.
-- **memory**: peak beyond the inputs, in multiples of the logits; 1 is the gradient alone. **allocations**: of a step.
-  Both as torch's allocators see them: what a library takes past them is not counted (segfuse's own scratch on a CPU,
-  under a megabyte, and that of oneDNN).
-- **eager**, ...: how many times as long the other takes [95 % interval of the median over rounds]. Loss and gradient of
-  both are the same function, which is checked before the timing.
-- **again, dropped**: rounds done again because either side differed from itself by 10 % or the copy by 25 %; and those
-  where the second try did too, which do not count. ~ marks a comparison that lost two rounds of three so: all of its
-  rounds count.
+- **case**: WORKLOAD/LOSS/LOGITS/TARGET, then the layout if it is not contiguous, and the threads.
+- **segfuse**: median time of a step, and its 20 % and 80 % quantiles. On a GPU it is the time of a captured graph over
+  inputs that are not in the cache. For a tiny case it is the eager loop (the forward, and forward + backward).
+- **A/A**: segfuse against itself, the control. A case is marked *noisy* if its interval leaves 0.95 to 1.05, or if the
+  copy rate moved by a quarter during the case.
+- **of copy**: bytes per second that the passes move, as a share of the copy rate. Two passes move the logits three
+  times and the target twice, and the logits once more if the forward leaves exponentials for the backward. The copy
+  rate is that of a copy of the logits just before, with its allocation. More than 1 means: from the cache.
+- **x floor**: time of a step divided by the least time: logits and target are read once and the gradient is written
+  once, at the copy rate.
+- **memory**: peak beyond the inputs, in multiples of the logits; 1 is the gradient alone. **allocations**: number in a
+  step. Both count only torch's allocators, not the scratch of segfuse on a CPU (under a megabyte) and of oneDNN.
+- **eager**, ...: how many times as long the other takes [95 % interval of the median over rounds]. Both compute the
+  same loss and gradient; this is checked before the timing.
+- **again, dropped**: rounds done again because a side differed from itself by 10 % or the copy by 25 %; rounds that
+  failed twice and do not count. ~ marks a comparison with two of three rounds dropped: there all rounds count.
 """
 
 
@@ -196,7 +195,7 @@ def page(folder: Path) -> Iterator[str]:
     for device, results in results_of(folder):
         yield f"\n# {device}\n\n{about(results)}\n"
         if any(options["quick"] or options["shrink"] > 1 for options in results["options"].values()):
-            yield "**A quick run, or one of shrunk sizes: of no meaning beyond that the bench runs.**\n"
+            yield "**A quick run or shrunk sizes: this shows that the bench works; its numbers mean nothing.**\n"
         for picture in sorted(folder.glob(f"{device}-*.png")):
             yield f"![{picture.stem}]({picture.name})\n"
         if results["cases"] or results["not_run"]:
@@ -207,7 +206,7 @@ def page(folder: Path) -> Iterator[str]:
         yield from end_to_end_table(results)
         if results["scaling"]:
             yield "\n## Scaling\n"
-            yield "Of copy: by the bytes of two passes. Powers of two beside other sizes show what their strides cost."
+            yield "Of copy: by the bytes of two passes. Powers of two and their neighbours show the cost of strides."
             yield from scaling_tables(results)
         if results["experiments"]:
             yield "\n## Experiments\n"
