@@ -124,7 +124,6 @@ struct NativeCall {
     p.weight = view(weight, "weight", multilabel, p);
     p.has_weight = !weight.is_none();
     p.hard_target = !is_floating(p.target.dtype);
-    if (p.label_map && !p.hard_target) refuse("target", "a label map holds integers");
   }
 
   bool has_classes() const { return native.mode != Mode::binary; }

@@ -9,7 +9,7 @@
 namespace segfuse {
 
 // What kind of value is out of range: an integer label (of a signed or an unsigned type), a float label, a probability.
-enum class ValueKind : int { label, unsigned_label, soft_label, probability };
+enum class ValueKind : int { label, unsigned_label, float_label, soft_label, probability };
 
 // Values that are neither in range nor ignored: their number, and the first. Only the first kind is counted: labels
 // before probabilities.

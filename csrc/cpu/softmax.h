@@ -62,8 +62,10 @@ struct SoftmaxTile {
       load_weight(p.weight, n, 0, first, count, w);
     else
       for (int64_t i = 0; i < count; ++i) w[i] = 1;
-    if (p.label_map) {
+    if (p.label_map && p.hard_target) {
       load_labels(p.target, n, 0, first, count, classes, job.plan.has_ignore, job.plan.ignore_index, y, w, bad);
+    } else if (p.label_map) {
+      load_float_labels(p.target, n, first, count, classes, job.plan.has_ignore, job.plan.ignore_index, y, w, bad);
     } else {
       if (!p.hard_target) load_classes(p.target, n, first, count, classes, t, size);
       for (int64_t c = 0; p.hard_target && c < classes; ++c)  // one-hot integers: 0 and 1, no ignore index

@@ -120,6 +120,45 @@ inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int6
   });
 }
 
+// The labels of a label map of floats, as Real. A label is a whole number in [0, classes). `weight` is set to 0 where
+// it is ignored or no label.
+template <class Real>
+inline void load_float_labels(const View& v, int64_t n, int64_t first, int64_t count, int64_t classes, bool has_ignore,
+                              int64_t ignore, Real* out, Real* weight, ValueReport& bad) {
+  with_floating(v.dtype, v.data, [&](auto* data) {
+    using Element = typename Pointee<decltype(data)>::type;
+    // A double is compared as a double: 1 + 1e-12 is no label.
+    using Wide = std::conditional_t<std::is_same_v<Element, double>, double, Real>;
+    constexpr int64_t block = 256;
+    const Wide limit = Wide(classes), wanted = Wide(ignore);
+    const bool can_match = has_ignore && wanted < Wide(9e18) && wanted > Wide(-9e18) && int64_t(wanted) == ignore;
+    const Wide ignored = can_match ? wanted : Wide(__builtin_nan(""));  // which matches nothing
+    for_runs(v, n, 0, first, count, [&](int64_t offset, int64_t stride, int64_t at, int64_t run) {
+      for (int64_t begin = 0; begin < run; begin += block) {
+        const int64_t length = smaller(block, run - begin);
+        Wide label[block];
+        Real* const to = out + at + begin;
+        Real* const w = weight + at + begin;
+        load_run(data + offset + begin * stride, stride, length, label);
+        uint32_t wrong = 0;  // the loop is plain, so that it vectorises
+        for (int64_t i = 0; i < length; ++i) {
+          const Wide y = label[i], known = y >= Wide(0) ? (y < limit ? y : Wide(0)) : Wide(0);
+          const Wide whole = Wide(int32_t(known));  // y, if y is a label
+          to[i] = whole == y ? (y == ignored ? Real(0) : Real(whole)) : Real(0);
+          w[i] = y == ignored ? Real(0) : w[i];
+          wrong |= whole == y ? 0u : (y == ignored ? 0u : 1u);
+        }
+        for (int64_t i = 0; wrong && i < length; ++i) {
+          const Wide y = label[i];
+          if (y == ignored || (y >= Wide(0) && y < limit && Wide(int32_t(y)) == y)) continue;
+          bad.add({1, n, 0, first + at + begin + i, 0, ValueKind::float_label, double(y)});
+          w[i] = 0;
+        }
+      }
+    });
+  });
+}
+
 // Float labels. An ignored element gets the weight 0, whatever weight it had; a NaN weight of others stays.
 template <class Real>
 inline void load_soft_labels(const View& v, int64_t n, int64_t c, int64_t first, int64_t count, bool has_ignore,

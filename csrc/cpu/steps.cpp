@@ -71,24 +71,27 @@ struct Work {
         chunks(chunks_of(job.layout, problem)) {}
 };
 
-std::string shown(double number) {
+std::string shown(double number, int digits = 9) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.9g", number);
+  std::snprintf(text, sizeof text, "%.*g", digits, number);
   return text;
 }
 
 std::string message_of(const ValueReport& bad, const Plan& plan, const Problem& problem) {
-  const bool is_label = bad.kind == ValueKind::label || bad.kind == ValueKind::unsigned_label;
+  const bool is_label = bad.kind < ValueKind::soft_label;
   const bool is_target = bad.kind != ValueKind::probability;
+  const bool is_fraction = bad.kind == ValueKind::float_label && bad.number != std::floor(bad.number);
+  const double rounded = std::round(bad.number);  // of a fraction near a whole number more digits are shown
+  const int digits = is_fraction && std::fabs(bad.number - rounded) < 1e-6 ? 17 : 9;
   const std::string value = bad.kind == ValueKind::label            ? std::to_string(bad.label)
                             : bad.kind == ValueKind::unsigned_label ? std::to_string(uint64_t(bad.label))
-                                                                    : shown(bad.number);
+                                                                    : shown(bad.number, digits);
   const std::string range =
       is_label ? "[0, " + std::to_string(problem.label_map ? problem.classes : 2) + ")" : "[0, 1]";
   const std::string noun = is_label ? "label" : "value";
-  std::string message = (is_target ? "target: " : "logits: ") + noun + " " + value + " is outside " + range + "; " +
-                        std::to_string(bad.count) + " such " + noun + "(s), the first in sample " +
-                        std::to_string(bad.sample);
+  const std::string wrong = is_fraction ? " is not a whole number; " : " is outside " + range + "; ";
+  std::string message = (is_target ? "target: " : "logits: ") + noun + " " + value + wrong + std::to_string(bad.count) +
+                        " such " + noun + "(s), the first in sample " + std::to_string(bad.sample);
   if (!problem.label_map || !is_target) message += ", channel " + std::to_string(bad.channel);
   message += " at flat position " + std::to_string(bad.position);
   if (!is_target) return message + "; from_logits=False takes probabilities: of logits leave it out";

@@ -93,18 +93,31 @@ __device__ inline Real not_a_number() {
   return Real(NAN);
 }
 
+// A float of a label map as an integer; false if it is no whole number.
+__device__ inline bool load_whole_number(const View& v, int64_t offset, int64_t& y) {
+  const auto whole = [&](auto x) {
+    y = abs(x) < decltype(x)(9e18) ? int64_t(x) : 0;
+    return decltype(x)(y) == x;
+  };
+  // A double is compared as a double: 1 + 1e-12 is no label.
+  return v.dtype == Dtype::f64 ? whole(load_number<double>(v, offset)) : whole(load_number<float>(v, offset));
+}
+
 // The label map at a position. An ignored label gets class 0 and weight 0. A label out of range gets class 0, so that
 // no address depends on it, and weight NaN, so that loss and gradient are NaN: an error would make the host wait for
 // the device.
 template <class Real, class Index>
 __device__ inline int load_class(const Job& job, int64_t n, Index i, Real& weight) {
   const Problem& p = job.problem;
-  const int64_t y = load_integer(p.target, offset_of(p.target, n, 0, i));
-  if (job.can_ignore && y == job.plan.ignore_index) {
+  const int64_t offset = offset_of(p.target, n, 0, i);
+  int64_t y = 0;
+  const bool is_whole = p.hard_target || load_whole_number(p.target, offset, y);
+  if (p.hard_target) y = load_integer(p.target, offset);
+  if (is_whole && job.can_ignore && y == job.plan.ignore_index) {
     weight = Real(0);
     return 0;
   }
-  if (uint64_t(y) < uint64_t(p.classes)) return int(y);
+  if (is_whole && uint64_t(y) < uint64_t(p.classes)) return int(y);
   if (weight != Real(0)) weight = not_a_number<Real>();
   return 0;
 }

@@ -47,8 +47,9 @@ bool is_plain(const Job& job) {
   const Plan& plan = job.plan;
   const bool cross_entropy =
       plan.pointwise[0].kind == PointwiseKind::cross_entropy && plan.pointwise[0].class_values < 0;
-  return !p.has_weight && !p.has_upstream && (!plan.pointwise_count || (plan.pointwise_count == 1 && cross_entropy)) &&
-         is_flat(p.logits, p) && is_flat(p.target, p) && (!p.output.data || is_flat(p.output, p));
+  return p.hard_target && !p.has_weight && !p.has_upstream &&
+         (!plan.pointwise_count || (plan.pointwise_count == 1 && cross_entropy)) && is_flat(p.logits, p) &&
+         is_flat(p.target, p) && (!p.output.data || is_flat(p.output, p));
 }
 
 void set_plain(const Problem& p, const Plan& plan, TilePlan& tile) {

@@ -68,8 +68,8 @@ def region_stats(
     Args:
         hard: True gives exact int64 counts of hard predictions, without a gradient. p becomes 1 where p > threshold,
             else 0; in ``"multiclass"`` 1 for the class of the largest p (if equal, the lowest index). The target must
-            be integer or bool labels. ``weight`` is a mask: pixels where it is not 0 count. The labels are checked;
-            on a GPU this waits.
+            be labels: integers, bools, or a label map of floats. ``weight`` is a mask: pixels where it is not 0 count.
+            The labels are checked; on a GPU this waits.
         threshold: for hard, in (0, 1). Not used in "multiclass".
 
     Returns:

@@ -172,7 +172,6 @@ MAPS = (  # logits, label map, error, message
     ("batch", LOGITS, LABELS[:1], ValueError, SHAPE + r"\(1, 3, 4\)"),
     ("flat", LOGITS, LABELS.flatten(), ValueError, SHAPE + r"\(24,\)"),
     ("classes of soft labels", LOGITS, MASKS[:, :3].float(), ValueError, SHAPE + r"\(2, 3, 3, 4\)"),
-    ("float map", LOGITS, LABELS.float(), TypeError, r"^target .*integer or bool.*torch\.float32"),
     ("complex target", LOGITS, LABELS + 0j, TypeError, r"^target .*torch\.complex64"),
     ("integer logits", LOGITS.long(), LABELS, TypeError, r"^logits .*floating.*torch\.int64$"),
     ("complex logits", LOGITS + 0j, LABELS, TypeError, r"^logits .*floating.*torch\.complex64$"),

@@ -100,11 +100,6 @@ def _check_target(plan: Plan, logits: Tensor, target: Tensor) -> None:
             )
         return
     if _same(t, x[:1] + x[2:]) or (len(t) == len(x) and t[1] == 1 and _same(t[:1] + t[2:], x[:1] + x[2:])):
-        if target.dtype.is_floating_point:
-            raise TypeError(
-                f"target has the shape {tuple(t)} of a label map, so it must be integer or bool; got {target.dtype} "
-                f"(soft labels have the logits' shape {tuple(x)})"
-            )
         return
     raise ValueError(
         f'mode="multiclass" wants a label map {(x[0], *x[2:])} or soft labels {tuple(x)}: {_shapes(logits, target)}'

@@ -15,7 +15,7 @@ def region_counts(plan: Plan, data: Data, threshold: float) -> Tensor:
     """tp, fp, fn, tn of every sample and class, int64, (N, C, 4). The tensors must be checked before."""
     logits, target, weight, soft = data
     multiclass = plan.mode == "multiclass"
-    if target.is_floating_point() or soft:
+    if soft or (target.is_floating_point() and not multiclass):
         raise TypeError(f"hard=True wants labels, integers or bools; got {target.dtype} of shape {tuple(target.shape)}")
     n, classes = logits.shape[0], plan.classes(logits.shape)
     if logits.numel() == 0:
@@ -36,7 +36,10 @@ def _labels(plan: Plan, target: Tensor, counted: Tensor, limit: int) -> tuple[Te
     The check waits for a GPU.
     """
     labels, wraps = target.long(), target.dtype == torch.uint64  # values from 2^63 on become negative
-    valid = counted
+    valid, fractions = counted, counted & (labels != target) if target.is_floating_point() else None
+    if fractions is not None and fractions.any():
+        value = float(target[fractions][0])
+        raise IndexError(f"target: label {value:.9g} is not a whole number; {int(fractions.sum())} such label(s)")
     if plan.ignore_index is not None and not (wraps and plan.ignore_index < 0):
         valid = valid & (labels != plan.ignore_index)
     wrong = valid & ((labels < 0) | (labels >= limit))

@@ -19,8 +19,8 @@ WIDTH = 112
 CALL = {
     "logits": 'floats of shape (N, C, *), or (N, *) in "binary". The first dimension is always the batch: in "binary" '
     "a mask (H, W) is H samples of W pixels.",
-    "target": 'labels 0 and 1, or floats in [0, 1], of the same shape as the logits. In "multiclass" a label map of '
-    "integers (N, *), or soft labels (N, C, *).",
+    "target": 'labels 0 and 1, or floats in [0, 1], of the same shape as the logits. In "multiclass" a label map (N, *) '
+    "or (N, 1, *), of integers or of floats that are whole numbers; or soft labels (N, C, *).",
     "weight": "one number per pixel, of shape (N, *) or a shape that broadcasts to it: (N, 1, 1) is one per sample, "
     "(1, H, W) one per position. A pixel of weight 0 is left out, even if it holds NaN. Weights may be negative.",
 }
@@ -30,8 +30,9 @@ TERMS = "With return_terms=True a pair: the loss, and a dict of its terms, detac
 RAISES = """Raises:
     TypeError: an unknown option, or a value of the wrong type.
     ValueError: a value out of its range, or shapes that do not fit; the message names the argument.
-    IndexError: on the CPU, a label that is out of range and not ignore_index, or a float label or probability that
-        is outside [0, 1] by more than 1e-4. On a GPU loss and gradient are NaN; segfuse.check_target says why."""
+    IndexError: on the CPU, a label that is out of range and not ignore_index, a label of a label map that is not a
+        whole number, or a soft label or probability that is outside [0, 1] by more than 1e-4. On a GPU loss and
+        gradient are NaN; segfuse.check_target says why."""
 MODE_TEXTS = {
     TWO_SIDED: "one class with a sigmoid, or C classes with a sigmoid each, which may overlap.",
     MODES: "one class with a sigmoid; C classes with a sigmoid each, which may overlap; C classes with one softmax.",

@@ -159,8 +159,6 @@ def prepare(
     if binary:
         fits = fits or target.shape == (n, 1, *shape[1:]) or (shape[1:2] == (1,) and target.shape == squeezed)
     require(fits, f"target of shape {tuple(target.shape)} does not fit logits {tuple(shape)} in mode {mode!r}")
-    if is_map and target.is_floating_point():
-        raise TypeError(f"a label map must be integer or bool, got {target.dtype}; soft labels have the logits' shape")
     if mode == "multiclass" and not is_map:
         require(ignore_index in (None, -100), f"ignore_index={ignore_index} needs a label map; use weight instead")
         ignore_index = None
@@ -177,8 +175,11 @@ def prepare(
     w = _pixel_weight(weight, logits, mode).to(logits.device, dtype).reshape(n, grid, m)
     valid = ~ignored[:, :grid] & (w != 0)
     given = logits.reshape(n, c, m).to(dtype)
-    checks = [("target", values, ~ignored & ((values < 0) | (values >= limit)), f"[0, {limit})")]
-    if target.is_floating_point():
+    in_range = (values >= 0) & (values < limit)
+    checks = [("target", values, ~ignored & ~in_range, f"[0, {limit})")]
+    if is_map and target.is_floating_point():
+        checks.append(("target", values, ~ignored & (values != values.floor()), f"the whole numbers of [0, {limit})"))
+    elif target.is_floating_point():
         checks = [("target", values, valid & ~_is_probability(values), "[0, 1]")]
     if not from_logits:  # NaN is no error: it reaches the loss
         checks.append(("logits", given.detach(), valid & ~_is_probability(given) & ~given.isnan(), "[0, 1]"))
