@@ -120,6 +120,23 @@ inline void load_labels(const View& v, int64_t n, int64_t c, int64_t first, int6
   });
 }
 
+// Labels that are whole numbers in [0, limit) stay, others become 0; the weight of `ignored` becomes 0. Returns whether
+// any is neither. The loop is a function of its own, and plain: only so it vectorises (GCC 12).
+template <class Wide, class Real>
+inline bool keep_labels(const Wide* __restrict label, int64_t count, Wide limit, Wide ignored, Real* __restrict out,
+                        Real* __restrict weight) {
+  uint32_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Wide y = label[i];
+    const Wide known = y >= Wide(0) ? (y < limit ? y : Wide(0)) : Wide(0);
+    const Wide whole = Wide(int32_t(known));  // y, if y is a label
+    out[i] = whole == y ? (y == ignored ? Real(0) : Real(whole)) : Real(0);
+    weight[i] = y == ignored ? Real(0) : weight[i];
+    wrong |= whole == y ? 0u : (y == ignored ? 0u : 1u);
+  }
+  return wrong;
+}
+
 // The labels of a label map of floats, as Real. A label is a whole number in [0, classes). `weight` is set to 0 where
 // it is ignored or no label.
 template <class Real>
@@ -140,14 +157,7 @@ inline void load_float_labels(const View& v, int64_t n, int64_t first, int64_t c
         Real* const to = out + at + begin;
         Real* const w = weight + at + begin;
         load_run(data + offset + begin * stride, stride, length, label);
-        uint32_t wrong = 0;  // the loop is plain, so that it vectorises
-        for (int64_t i = 0; i < length; ++i) {
-          const Wide y = label[i], known = y >= Wide(0) ? (y < limit ? y : Wide(0)) : Wide(0);
-          const Wide whole = Wide(int32_t(known));  // y, if y is a label
-          to[i] = whole == y ? (y == ignored ? Real(0) : Real(whole)) : Real(0);
-          w[i] = y == ignored ? Real(0) : w[i];
-          wrong |= whole == y ? 0u : (y == ignored ? 0u : 1u);
-        }
+        const bool wrong = keep_labels(label, length, limit, ignored, to, w);
         for (int64_t i = 0; wrong && i < length; ++i) {
           const Wide y = label[i];
           if (y == ignored || (y >= Wide(0) && y < limit && Wide(int32_t(y)) == y)) continue;

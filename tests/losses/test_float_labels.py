@@ -53,6 +53,23 @@ def test_float_labels_against_the_oracle(case: Case, dtype: torch.dtype) -> None
         check_case(case, logits, make_target(case.mode, shape).to(dtype), ignore_index=3)
 
 
+class Wrapped(Tensor):
+    """As MONAI's MetaTensor: only `__torch_function__` differs."""
+
+
+def test_float_labels_of_a_subclass_compiled_and_differentiated_twice() -> None:
+    logits, target = make_logits(shape_of(MULTICLASS, 9, 41)).requires_grad_(), make_target(MULTICLASS, (3, 5, 9, 41))
+    criterion = 0.5 * segfuse.DiceLoss(MULTICLASS) + segfuse.CrossEntropyLoss()
+    expected = criterion(logits, target)
+    floats = target.float().as_subclass(Wrapped)
+    torch.testing.assert_close(criterion(logits, floats).as_subclass(Tensor), expected)
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, target.half()), expected)
+    assert torch.autograd.gradgradcheck(
+        lambda z: criterion(z, target[:, :2, :3].double()), logits[:, :, :2, :3].detach().double().requires_grad_()
+    )
+
+
 WRONG = (
     (0.5, r"label 0\.5 is not a whole number"),
     (-0.25, r"label -0\.25 is not a whole number"),
