@@ -182,9 +182,9 @@ def test_ignoring_is_deleting(case: Case) -> None:
         for labels, weight, index in (
             (target.masked_fill(~keep, 7), None, 7),
             (target.to(torch.int8).masked_fill(~keep, -100), None, -100),
-            (target, keep, None),
+            (target, keep[None], None),
             (target, keep.double().expand_as(target), None),
-            (target.masked_fill(~keep & half, 9), keep | half, 9),
+            (target.masked_fill(~keep & half, 9), (keep | half)[None], 9),
         ):
             found = run(case, logits, labels, weight, reduction=reduction, ignore_index=index)
             check_close(found[0], loss, 1e-12, "loss")

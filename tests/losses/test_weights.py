@@ -136,8 +136,9 @@ def test_an_upstream_gradient_that_is_not_finite_spares_ignored_pixels(case: Cas
 
 
 WEIGHT_SHAPES = (  # logits, weight, what the message says
-    ((2, 3, 4, 3), (3,), "one per column, not one per class.*class_weight=.*reshape\\(1, 1, -1\\)"),
-    ((2, 3, 4, 5), (3,), "does not broadcast.*class_weight="),
+    ((2, 3, 4, 3), (3,), r"one number per sample, \(2,\).*reshape\(1, 1, -1\).*class_weight="),
+    ((2, 3, 4, 5), (5,), r"one number per sample, \(2,\).*reshape\(1, 1, -1\)$"),
+    ((3, 3, 4, 5), (3,), r"one per sample or one per class.*reshape\(-1, 1, 1, 1\).*class_weight="),
     ((2, 3, 4, 5), (3, 1, 1), "does not broadcast.*class_weight="),
 )
 
@@ -150,6 +151,35 @@ def test_class_weights_are_no_pixel_weights(
     loss: Any = segfuse.DiceLoss(mode)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         loss(torch.zeros(shape), make_target(mode, shape), torch.ones(weight))
-    # One weight per sample, or per column when it is said so.
-    for fits in ((2, 1, 1), (1, 1, shape[-1]), (1, shape[-1])):
+    # One weight per sample, or per column when the shape says so.
+    for fits in ((shape[0], 1, 1), (1, 1, shape[-1]), (1, shape[-1]), (1,)):
         assert loss(torch.zeros(shape), make_target(mode, shape), torch.ones(fits)).isfinite()
+
+
+SAMPLES = {
+    "binary": ((3, 1, 4, 3), (3, 4, 3), (3, 5)),
+    "multilabel": ((3, 2, 4, 3), (3, 2, 3)),
+    "multiclass": ((3, 2, 4, 3), (3, 5, 3)),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sample"])
+@pytest.mark.parametrize("mode", SAMPLES)
+def test_a_weight_per_sample(mode: str, reduction: str) -> None:
+    """(N,) is (N, 1, ...), also where there are as many columns. A weight of 0 takes out a sample, NaN included."""
+    for case in (Case("dice_loss", mode), Case("focal_loss", mode, {"gamma": 1.5}), Case("tversky_loss", mode)):
+        for shape in SAMPLES[mode]:
+            logits = make_logits(shape)
+            labels = torch.randint(0, shape[1], (shape[0], *shape[2:])) if mode == "multiclass" else None
+            target = make_target(mode, shape) if labels is None else labels
+            weight = torch.tensor([0.3, 0.0, 1.7])
+            logits[1] = NAN
+            whole = weight.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+            expected = both(
+                case.module(reduction=reduction), logits, target, whole[:, :1] if mode == "multiclass" else whole
+            )
+            found = both(case.module(reduction=reduction), logits, target, weight)
+            exact = case.reference(logits, target, weight, reduction=reduction)
+            assert torch.equal(found[0], expected[0])
+            assert torch.equal(found[1], expected[1])
+            check_close(found[0], exact, 1e-6, "loss")

@@ -123,18 +123,32 @@ def _shape_hint(x: torch.Size, t: torch.Size) -> str:
     return ""
 
 
+def _sample_weight(plan: Plan, logits: Tensor, weight: Tensor, per_class: str) -> Tensor:
+    """A weight of shape (N,), one number per sample, shaped to broadcast."""
+    count, samples, given = weight.shape[0], logits.shape[0], tuple(weight.shape)
+    per_sample = (-1, *[1] * (logits.dim() - 1))
+    if count != samples:
+        looks_per_class = plan.mode != "binary" and count == logits.shape[1]
+        raise ValueError(
+            f"weight of shape {given} must have one number per sample, ({samples},); for one per column pass "
+            f"weight.reshape({'1, ' * (logits.dim() - 2)}-1){per_class if looks_per_class else ''}"
+        )
+    if plan.mode != "binary" and count == logits.shape[1]:
+        raise ValueError(
+            f"weight of shape {given} could be one per sample or one per class; for one per sample pass "
+            f"weight.reshape{per_sample}{per_class}"
+        )
+    return weight.reshape(per_sample)
+
+
 def _expand_weight(plan: Plan, logits: Tensor, weight: Tensor) -> Tensor:
     grid = list(logits.shape)
     if plan.mode == "multiclass":
         grid[1] = 1
     given = tuple(weight.shape)
     per_class = "; class weights are an option of the loss: class_weight=, pos_weight=, alpha="
-    is_row = plan.mode != "binary" and logits.dim() > 2 and weight.dim() == 1
-    if is_row and weight.shape[0] == logits.shape[1] == logits.shape[-1]:
-        raise ValueError(
-            f"weight of shape {given} would be one per column, not one per class{per_class}; "
-            f"for one per column pass weight.reshape({'1, ' * (logits.dim() - 2)}-1)"
-        )
+    if weight.dim() == 1 and logits.dim() > (1 if plan.mode == "binary" else 2) and given[0] != 1:
+        return _sample_weight(plan, logits, weight, per_class).expand(grid)
     has_channel = plan.mode != "binary" or (logits.dim() > 1 and logits.shape[1] == 1)
     if has_channel and weight.dim() == logits.dim() - 1 and weight.dim() > 0:
         weight = weight.unsqueeze(1)

@@ -21,7 +21,7 @@ CALL = {
     "a mask (H, W) is H samples of W pixels.",
     "target": 'labels 0 and 1, or floats in [0, 1], of the same shape as the logits. In "multiclass" a label map '
     "(N, *) or (N, 1, *), of integers or of floats that are whole numbers; or soft labels (N, C, *).",
-    "weight": "one number per pixel, of shape (N, *) or a shape that broadcasts to it: (N, 1, 1) is one per sample, "
+    "weight": "one number per pixel, of shape (N, *) or a shape that broadcasts to it. (N,) is one per sample, "
     "(1, H, W) one per position. A pixel of weight 0 is left out, even if it holds NaN. Weights may be negative.",
 }
 CALL_TYPES = {"logits": "Tensor", "target": "Tensor", "weight": "Tensor | None, default None"}

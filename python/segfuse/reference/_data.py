@@ -116,7 +116,14 @@ def _pixel_weight(weight: Tensor | None, logits: Tensor, mode: str) -> Tensor:
     if weight is None:
         return torch.ones(grid, device=logits.device)
     w = weight
-    if w.ndim == logits.ndim - 1 and (mode != "binary" or shape[1:2] == (1,)):  # logits (N, H, W) have no channel axis
+    if w.ndim == 1 and logits.ndim > (1 if mode == "binary" else 2) and w.shape[0] != 1:  # one per sample
+        require(
+            w.shape[0] == shape[0], f"weight of shape {tuple(w.shape)} must have {shape[0]} numbers, one per sample"
+        )
+        w = w.reshape(-1, *[1] * (logits.ndim - 1))
+    elif w.ndim == logits.ndim - 1 and (
+        mode != "binary" or shape[1:2] == (1,)
+    ):  # logits (N, H, W) have no channel axis
         w = w.unsqueeze(1)
     elif mode == "binary" and w.ndim == logits.ndim + 1 and w.shape[1] == 1:
         w = w.squeeze(1)
