@@ -65,6 +65,7 @@ HD bool reads_negatives(RegionKind kind) {
   }
   return false;
 }
+
 struct PointwiseTerm {
   PointwiseKind kind;
   double parameter[kParameters];
