@@ -62,7 +62,7 @@ def test_expanded_tensors(case: Case) -> None:
     check_case(case, one.expand(shape), make_target(case.mode, shape))
     target = make_target(case.mode, shape)
     check_case(case, make_logits(shape), target[1:2].expand(target.shape))
-    row = torch.rand(10) + 0.1
+    row = torch.rand(1, 10) + 0.1
     check_case(case, make_logits(shape), target, row)  # broadcasts over everything else
 
 
