@@ -17,15 +17,16 @@ HD int64_t size_of(Dtype t) {
   return one ? 1 : eight ? 8 : two ? 2 : 4;
 }
 
-// Whether an integer type can hold a value. A uint8 does not hold -100: it would become 156.
+inline bool is_floating(Dtype t) { return t <= Dtype::bf16; }
+
+// Whether labels of a type can be a value. A uint8 cannot be -100: it would become 156. A float may be any value.
 inline bool holds(Dtype t, int64_t value) {
+  if (is_floating(t)) return true;
   const bool is_signed = t == Dtype::i8 || t == Dtype::i16 || t == Dtype::i32 || t == Dtype::i64;
   const int bits = int(size_of(t)) * 8 - (is_signed ? 1 : 0);
   const int64_t limit = bits >= 63 ? INT64_MAX : (int64_t(1) << bits) - 1;
   return value <= limit && value >= (is_signed ? -limit - 1 : 0);
 }
-
-inline bool is_floating(Dtype t) { return t <= Dtype::bf16; }
 
 namespace {
 

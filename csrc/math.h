@@ -137,7 +137,7 @@ HD float log1p_unit(float x) { return log1p_unit_single(x); }
 HD double log1p_unit(double x) { return ::log1p(x); }
 
 // LateLog1p is log(1 + e), not computed yet; LinearLog is linear + log(1 + e). A sum of many of them needs one
-// logarithm: that of the product of all 1 + e.
+// logarithm: the logarithm of the product of all 1 + e.
 template <class V>
 struct LateLog1p {
   V e;

@@ -190,6 +190,8 @@ struct Problem : Sizes {
   bool label_map;                 // multiclass: target holds class indices
   bool hard_target;               // target is integer or bool
   bool wide;                      // float64 logits: everything in double
+
+  bool has_labels() const { return hard_target || label_map; }  // else target holds probabilities
 };
 
 // The plan, with the fields filled in that depend on the problem.

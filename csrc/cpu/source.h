@@ -160,7 +160,7 @@ inline void load_float_labels(const View& v, int64_t n, int64_t first, int64_t c
         const bool wrong = keep_labels(label, length, limit, ignored, to, w);
         for (int64_t i = 0; wrong && i < length; ++i) {
           const Wide y = label[i];
-          if (y == ignored || (y >= Wide(0) && y < limit && Wide(int32_t(y)) == y)) continue;
+          if (y == ignored || Wide(to[i]) == y) continue;  // to[i] is y where y is a label, else 0
           bad.add({1, n, 0, first + at + begin + i, 0, ValueKind::float_label, double(y)});
           w[i] = 0;
         }

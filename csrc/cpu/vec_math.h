@@ -6,7 +6,7 @@
 namespace segfuse {
 namespace {
 
-// Minimax polynomials (Chebyshev fits). The error of each is noted at its table; it is below that of the arithmetic.
+// Minimax polynomials (Chebyshev fits). A comment beside each table gives its error. The arithmetic has a larger error.
 
 template <class T>
 struct Tables;

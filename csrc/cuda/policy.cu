@@ -74,7 +74,7 @@ bool has_one_factor(const Plan& plan, const Problem& p) {
 
 // Whether every pixel is likely to count, so that the gradient will not have to be multiplied.
 bool is_likely(const Job& job) {
-  const bool soft_ignore = job.plan.has_ignore && !job.problem.hard_target && !job.problem.label_map;
+  const bool soft_ignore = job.plan.has_ignore && !job.problem.has_labels();
   // -100 is the default of cross-entropy: it says nothing about the labels.
   return !job.problem.has_weight && !soft_ignore && (!job.can_ignore || job.plan.ignore_index == -100);
 }
@@ -223,9 +223,7 @@ Job make_job(const Call& call) {
   job.constants = call.constants;
   job.layout = Layout(plan, problem);
   job.chunks = chunks_of(job.layout.domains, job.layout.domain_sums(), problem.pixels);
-  const bool has_labels = problem.hard_target || problem.label_map;
-  job.can_ignore =
-      plan.has_ignore && has_labels && (!problem.hard_target || holds(problem.target.dtype, plan.ignore_index));
+  job.can_ignore = plan.has_ignore && problem.has_labels() && holds(problem.target.dtype, plan.ignore_index);
   if (plan.fits_label_map(problem.label_map) && !problem.wide && problem.pixels <= INT32_MAX)
     choose_tile(job, tile_memory());
   return job;

@@ -102,7 +102,8 @@ void run_statistics(Step step, Job& job, double* partial, cudaStream_t stream) {
   add_chunks(job, stream);
 }
 
-// A few blocks per multiprocessor, each of which takes several parts: mostly there is nothing to do.
+// A few blocks per multiprocessor. Each block multiplies several parts of the gradient. Mostly the factor is 1, and the
+// blocks do nothing.
 int64_t rescale_blocks(const Problem& p) {
   int device = 0, processors = 0;
   check(cudaGetDevice(&device), "device");

@@ -157,8 +157,8 @@ def _expand_weight(plan: Plan, logits: Tensor, weight: Tensor) -> Tensor:
     try:
         return weight.expand(grid)
     except RuntimeError as error:
-        is_table = plan.mode != "binary" and weight.numel() == logits.shape[1] in given
+        looks_per_class = plan.mode != "binary" and weight.numel() == logits.shape[1] in given
         raise ValueError(
             f"weight of shape {given} does not broadcast to {tuple(grid)} (logits have shape {tuple(logits.shape)})"
-            f"{per_class if is_table else ''}"
+            f"{per_class if looks_per_class else ''}"
         ) from error

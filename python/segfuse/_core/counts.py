@@ -36,10 +36,12 @@ def _labels(plan: Plan, target: Tensor, counted: Tensor, limit: int) -> tuple[Te
     The check waits for a GPU.
     """
     labels, wraps = target.long(), target.dtype == torch.uint64  # values from 2^63 on become negative
-    valid, fractions = counted, counted & (labels != target) if target.is_floating_point() else None
-    if fractions is not None and fractions.any():
-        value = float(target[fractions][0])
-        raise IndexError(f"target: label {value:.9g} is not a whole number; {int(fractions.sum())} such label(s)")
+    if target.is_floating_point():
+        fractions = counted & (labels != target)
+        if fractions.any():
+            value = float(target[fractions][0])
+            raise IndexError(f"target: label {value:.9g} is not a whole number; {int(fractions.sum())} such label(s)")
+    valid = counted
     if plan.ignore_index is not None and not (wraps and plan.ignore_index < 0):
         valid = valid & (labels != plan.ignore_index)
     wrong = valid & ((labels < 0) | (labels >= limit))
